@@ -1,0 +1,157 @@
+"""Makes the components of a run out of its config. What is impossible is refused before any weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gotr1_core.config import ComponentConfig, PromptsConfig, RunConfig, SamplingConfig
+from gotr1_core.errors import UsageError
+from gotr1_core.hookspecs import Kind
+from gotr1_core.lora import add_lora
+from gotr1_core.plugins import Registry, load, options_of
+from gotr1_core.protocols import Planner, Policy, Renderer, RewardJudge, RLAlgorithm
+from gotr1_core.reward import Expression
+from gotr1_core.rollout import Judges
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Sampling, SegmentName
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The components of a run. Planner and renderer are one object where one policy has both roles."""
+
+    planner: Planner
+    renderer: Renderer
+    judges: Judges
+    algorithm: RLAlgorithm
+
+    @property
+    def unified(self) -> bool:
+        return self.planner is self.renderer  # type: ignore[comparison-overlap]
+
+    def trained(self, train: str) -> dict[str, tuple[Policy, tuple[SegmentName, ...]]]:
+        """The policies that train, by role, and their segments that do."""
+        wanted: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
+        if self.unified:
+            return {"planner": (self.planner, wanted[train])}
+        roles: dict[str, tuple[Policy, tuple[SegmentName, ...]]] = {
+            "planner": (self.planner, (PLAN,)),
+            "renderer": (self.renderer, (IMAGE,)),
+        }
+        return {role: pair for role, pair in roles.items() if train in (role, "both")}
+
+
+def component(registry: Registry, kind: Kind, config: ComponentConfig, **more: Any) -> Any:
+    """One component by its registered name, its options checked."""
+    found = registry.find(kind, config.name).component
+    return load(found.target)(options_of(found, config.options), **more)
+
+
+def check(registry: Registry, config: RunConfig) -> None:
+    """Names and options of every component, and the reward; loads no weights."""
+    named: list[tuple[Kind, ComponentConfig]] = [("planner", config.planner), ("renderer", config.renderer), ("algorithm", config.algorithm)]
+    named += [("judge", judge) for judge in config.judge]
+    named += [("source", config.prompts.source)] if config.prompts.source else []
+    for kind, part in named:
+        found = registry.find(kind, part.name).component
+        if part.options or not _shares(registry, config, kind):
+            options_of(found, part.options)
+    Expression.parse(config.reward)
+    if config.images == 1 and config.algorithm.options.get("credit") == "split":
+        raise UsageError("credit: split compares the images of a plan, and images is 1", hint="set images=2 or more, or algorithm.credit=joint")
+    if config.prompts.source is None and config.prompts.file is None:
+        raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
+
+
+def _shares(registry: Registry, config: RunConfig, kind: Kind) -> bool:
+    """Whether the renderer is the planner's own policy: the same class, and no options of its own or the same ones."""
+    if kind != "renderer":
+        return False
+    same = registry.find("planner", config.planner.name).component.target == registry.find("renderer", config.renderer.name).component.target
+    return same and config.renderer.options in ({}, config.planner.options)
+
+
+def build(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> Parts:
+    """The components, weights loaded, adapters in place."""
+    check(registry, config)
+    judges = make_judges(registry, config)
+    planner = component(registry, "planner", config.planner, device=device)
+    renderer = planner if _shares(registry, config, "renderer") else component(registry, "renderer", config.renderer, device=device)
+    parts = Parts(planner, renderer, judges, component(registry, "algorithm", config.algorithm))
+    trained = [policy for policy, _ in parts.trained(config.train).values()]
+    for policy in {id(p): p for p in (planner, renderer)}.values():
+        if policy not in trained:
+            policy.module.requires_grad_(False)
+        elif config.lora is not None:
+            add_lora(policy, config.lora)
+        if policy in trained and config.gradient_checkpointing:
+            policy.enable_gradient_checkpointing()
+    return parts
+
+
+def make_judges(registry: Registry, config: RunConfig) -> Judges:
+    """The judges and the reward; the metric and what else evaluation wants is scored besides."""
+    judges: dict[str, RewardJudge] = {judge.name: component(registry, "judge", judge) for judge in config.judge}
+    return Judges(judges, Expression.parse(config.reward))
+
+
+def make_sampling(config: SamplingConfig) -> Sampling:
+    """The settings as the core uses them."""
+    return Sampling(**config.model_dump())
+
+
+class FilePrompts:
+    """Prompts of a file, in their order, again and again."""
+
+    def __init__(self, path: Path) -> None:
+        self.all = read_prompts(path)
+
+    def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
+        """``count`` prompts from number ``start`` on."""
+        del split, seed
+        return [self.all[i % len(self.all)] for i in range(start, start + count)]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a text file, one a line, or of a JSONL file with ``prompt`` and, if wanted, ``id``, ``category``, ``metadata``."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give a file with one prompt a line, or JSONL") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", hint="give a file with one prompt a line, or JSONL") from None
+    if not lines:
+        raise UsageError(f"{path} has no prompts", hint="give a file with one prompt a line, or JSONL")
+    if path.suffix != ".jsonl":
+        return [Prompt(line.strip(), f"{path.stem}-{i}") for i, line in enumerate(lines)]
+    prompts = []
+    for i, line in enumerate(lines):
+        try:
+            row: Mapping[str, Any] = json.loads(line)
+            prompts.append(Prompt(row["prompt"], str(row.get("id", f"{path.stem}-{i}")), row.get("category", ""), row.get("metadata", {})))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(f'{path}, line {i + 1}, is not {{"prompt": …}}', hint="one JSON object a line") from None
+    return prompts
+
+
+def training_prompts(registry: Registry, config: PromptsConfig) -> Any:
+    """The source of training prompts."""
+    if config.file is not None:
+        return FilePrompts(config.file)
+    assert config.source is not None
+    return component(registry, "source", config.source)
+
+
+def held_out_prompts(registry: Registry, config: PromptsConfig) -> list[Prompt]:
+    """The prompts of evaluation: a file's, or the first of the source's validation split."""
+    if isinstance(config.held_out, Path):
+        return read_prompts(config.held_out)
+    if config.source is None:
+        raise UsageError("a prompt file needs held-out prompts of its own", hint="set prompts.held_out=FILE")
+    source = component(registry, "source", config.source)
+    return list(source.prompts("validation", config.held_out, config.seed))

@@ -1,0 +1,410 @@
+"""Generation chains: prose with named regions. Parse, format, strip the boxes, draw on a canvas. Pure.
+
+A chain is prose in which `<|obj_start|>phrase<|obj_end|>` marks an object, which
+`<|box_start|>(x1,y1),(x2,y2)<|box_end|>` may follow (after optional whitespace): integers 0-999, x of the
+width and y of the height. PIL is imported only to draw.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from gotr1_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font: TypeAlias = FreeTypeFont | ImageFont
+
+OBJ_START: Final = "<|obj_start|>"
+OBJ_END: Final = "<|obj_end|>"
+BOX_START: Final = "<|box_start|>"
+BOX_END: Final = "<|box_end|>"
+SCALE: Final = 999
+"""The largest coordinate: the right or the bottom edge."""
+
+MAX_PROBLEMS: Final = 20
+Box: TypeAlias = tuple[int, int, int, int]
+
+_END: Final = {OBJ_START: OBJ_END, BOX_START: BOX_END}
+_TAG: Final = re.compile(r"(<\|(?:obj|box)_(?:start|end)\|>)")
+_NUMBER: Final = r"(0|[1-9][0-9]*)"
+_BOX: Final = re.compile(rf"\({_NUMBER},{_NUMBER}\),\({_NUMBER},{_NUMBER}\)")
+# What a malformed box leaves in prose: the start tag and whatever looks like coordinates after it.
+_LOOSE_BOX: Final = re.compile(r"<\|box_start\|>[0-9(),.\s-]*")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A phrase marked as an object, without a box. `phrase` is as written, without tags and not blank."""
+
+    phrase: str
+
+    @property
+    def text(self) -> str:
+        """The written form, with tags."""
+        return f"{OBJ_START}{self.phrase}{OBJ_END}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object of a chain and where it belongs.
+
+    Attributes:
+        phrase: as written, without tags and not blank.
+        box: (x1, y1, x2, y2), integers 0-999 with x1 < x2 and y1 < y2, in thousandths of width and height.
+        gap: the whitespace between phrase and box, as written.
+
+    Nothing is checked here: `Chain.of` reports what is wrong with a part as a problem of the chain.
+    """
+
+    phrase: str
+    box: Box
+    gap: str = ""
+
+    @property
+    def text(self) -> str:
+        """The written form, with tags."""
+        x1, y1, x2, y2 = self.box
+        return f"{OBJ_START}{self.phrase}{OBJ_END}{self.gap}{BOX_START}({x1},{y1}),({x2},{y2}){BOX_END}"
+
+
+Part: TypeAlias = str | Mention | Region
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain as read by `parse` or built by `Chain.of`; it always equals `parse(chain.raw)`.
+
+    Attributes:
+        raw: the text, verbatim.
+        parts: prose, mentions and regions in order. What could not be read stays prose, tags included.
+        problems: what is malformed, as short sentences, without repeats and at most `MAX_PROBLEMS`.
+    """
+
+    raw: str
+    parts: tuple[Part, ...]
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, parts: Iterable[Part]) -> Chain:
+        """A chain of these parts. Neighbouring prose is joined; an impossible part shows up in `problems`."""
+        return parse(_join(parts))
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether nothing is malformed. Prose without any tag is well-formed."""
+        return not self.problems
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions in order; of a malformed chain those that could be read."""
+        return tuple(part for part in self.parts if isinstance(part, Region))
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The phrases of all mentions and regions in order, as written."""
+        return tuple(part.phrase for part in self.parts if not isinstance(part, str))
+
+    def without_boxes(self) -> str:
+        """The chain as plain prose: no tags, no boxes, the phrases kept, runs of whitespace made one space."""
+        words: list[str] = []
+        after_box = False
+        for part in self.parts:
+            plain = _TAG.sub("", _LOOSE_BOX.sub(" ", part)) if isinstance(part, str) else part.phrase
+            if after_box and plain[:1].isalnum():
+                words.append(" ")  # the box was all that stood between two words
+            words.append(plain)
+            after_box = isinstance(part, Region)
+        return " ".join("".join(words).split())
+
+
+def parse(text: str) -> Chain:
+    """Read a chain. Never raises and takes linear time; what is malformed is listed in `problems`."""
+    pieces = _TAG.split(text)  # prose, tag, prose, tag, ..., prose
+    problems = _Problems()
+    parts: list[Part] = []
+    prose = [pieces[0]]
+    at = 1  # always at a tag
+    while at < len(pieces):
+        found, end = _read(pieces, at, problems)
+        if found is None:
+            prose += pieces[at:end]
+        else:
+            _flush(prose, parts)
+            parts.append(found)
+        prose.append(pieces[end])
+        at = end + 1
+    _flush(prose, parts)
+    return Chain(text, tuple(parts), tuple(problems.seen))
+
+
+def format(chain: Chain) -> str:
+    """The text of a chain, rebuilt from its parts; `format(parse(text)) == text` for every text."""
+    return _join(chain.parts)
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union, in [0, 1], of two boxes (x1, y1, x2, y2); 0 for a reversed or empty box."""
+    both = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    union = _area(a) + _area(b) - both
+    return both / union if both > 0 else 0.0
+
+
+def _area(box: Sequence[float]) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _join(parts: Iterable[Part]) -> str:
+    return "".join(part if isinstance(part, str) else part.text for part in parts)
+
+
+def _flush(prose: list[str], parts: list[Part]) -> None:
+    """Move gathered prose into the parts as one string."""
+    if text := "".join(prose):
+        parts.append(text)
+    prose.clear()
+
+
+class _Problems:
+    """Problems in order of appearance, each once, a bounded number of them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, None] = {}
+
+    def add(self, sentence: str) -> None:
+        if len(self.seen) < MAX_PROBLEMS:
+            self.seen.setdefault(sentence)
+
+
+def _read(pieces: list[str], at: int, problems: _Problems) -> tuple[Mention | Region | None, int]:
+    """What starts at the tag `pieces[at]`, and the index of the prose after it; None: kept as prose."""
+    tag = pieces[at]
+    if tag not in _END:
+        problems.add(f"{tag} without {_start_of(tag)}.")
+        return None, at + 1
+    if _tag_at(pieces, at + 2) != _END[tag]:
+        following = _tag_at(pieces, at + 2)
+        nested = following in _END
+        problems.add(f"nested tag: {following} inside {tag}." if nested else f"{tag} without {_END[tag]}.")
+        return None, at + 1
+    if tag == BOX_START:
+        problems.add(f"box without a phrase directly before it: {_short(pieces[at + 1])}.")
+        _box(pieces[at + 1], problems)
+        return None, at + 3
+    return _read_object(pieces, at, problems)
+
+
+def _read_object(pieces: list[str], at: int, problems: _Problems) -> tuple[Mention | Region | None, int]:
+    """The mention or region whose start tag is `pieces[at]`; its end tag is known to follow."""
+    phrase, gap = pieces[at + 1], pieces[at + 3]
+    if not phrase.strip():
+        problems.add("empty phrase.")
+        return None, at + 3
+    boxed = not gap.strip() and _tag_at(pieces, at + 4) == BOX_START and _tag_at(pieces, at + 6) == BOX_END
+    if not boxed:
+        return Mention(phrase), at + 3
+    box = _box(pieces[at + 5], problems)
+    if box is None:
+        # Step over the bad box here, or it would be reported again as one without a phrase.
+        return _keep_mention(pieces, at)
+    return Region(phrase, box, gap), at + 7
+
+
+def _keep_mention(pieces: list[str], at: int) -> tuple[Mention, int]:
+    """A mention whose box could not be read: the box becomes part of the prose that follows."""
+    pieces[at + 7] = "".join(pieces[at + 3 : at + 8])
+    return Mention(pieces[at + 1]), at + 7
+
+
+def _box(text: str, problems: _Problems) -> Box | None:
+    """The box written in `text`, or None and a problem."""
+    match = _BOX.fullmatch(text)
+    if match is None:
+        problems.add(f"box not written as (x1,y1),(x2,y2): {_short(text)}.")
+        return None
+    digits = match.groups()
+    if any(len(number) > len(str(SCALE)) for number in digits):  # int() refuses thousands of digits
+        problems.add(f"coordinate out of range 0-{SCALE}: {_short(text)}.")
+        return None
+    x1, y1, x2, y2 = (int(number) for number in digits)
+    if x1 >= x2 or y1 >= y2:
+        problems.add(f"reversed or empty box: {_short(text)}.")
+        return None
+    return x1, y1, x2, y2
+
+
+def _tag_at(pieces: list[str], at: int) -> str | None:
+    return pieces[at] if at < len(pieces) else None
+
+
+def _start_of(end: str) -> str:
+    return OBJ_START if end == OBJ_END else BOX_START
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+# Dark enough for white letters, and far enough apart to be told from one another.
+PALETTE: Final[tuple[tuple[int, int, int], ...]] = (
+    (200, 30, 35),
+    (25, 100, 175),
+    (25, 125, 50),
+    (185, 90, 0),
+    (125, 65, 165),
+    (0, 120, 125),
+    (200, 40, 135),
+    (105, 65, 40),
+)
+
+
+def draw(chain: Chain, size: tuple[int, int] = (448, 448), image: Image | None = None) -> Image:
+    """The chain's regions drawn on a canvas, which is what a spatial judge looks at.
+
+    Each box is outlined in its own colour (`PALETTE`, cycling), its phrase in a filled label at its top-left
+    corner, moved only as far as needed to stay inside the canvas and off an earlier label. A phrase too long
+    for the canvas is cut with dots; characters that the built-in font lacks become their base letter or "?".
+
+    Args:
+        chain: any chain, malformed ones too; only its regions are drawn.
+        size: (width, height) of the result, pixels.
+        image: the background; blank white without one. Enlarged by whole numbers it keeps its pixels
+            (nearest), else it is resized bicubically.
+
+    Returns:
+        A new RGB image of `size`.
+
+    Raises:
+        UsageError: a size that is not positive.
+    """
+    from PIL import ImageDraw
+
+    if min(size) < 1:
+        raise UsageError(f"a canvas of {size[0]}x{size[1]} pixels cannot be drawn on", hint="give a positive width and height")
+    canvas = _background(size, image)
+    pen = ImageDraw.Draw(canvas)
+    width = max(1, round(min(size) / 150))
+    corners = [_pixels(region.box, size) for region in chain.regions]
+    for index, corner in enumerate(corners):
+        pen.rectangle(corner, outline=_colour(index), width=width)
+    # Labels last, so that no outline crosses a name.
+    _label_all(pen, [region.phrase for region in chain.regions], corners, size)
+    return canvas
+
+
+def _background(size: tuple[int, int], image: Image | None) -> Image:
+    from PIL import Image as images
+
+    if image is None:
+        return images.new("RGB", size, (255, 255, 255))
+    whole = size[0] % image.width == 0 and size[1] % image.height == 0
+    filter = images.Resampling.NEAREST if whole else images.Resampling.BICUBIC
+    return image.convert("RGB").resize(size, filter)
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _pixels(box: Box, size: tuple[int, int]) -> Box:
+    """The box in pixels, both corners inclusive: 0 is the first pixel and 999 the last."""
+    x1, y1, x2, y2 = box
+    right, bottom = size[0] - 1, size[1] - 1
+    return round(x1 * right / SCALE), round(y1 * bottom / SCALE), round(x2 * right / SCALE), round(y2 * bottom / SCALE)
+
+
+def _label_all(pen: ImageDraw, phrases: Sequence[str], corners: Sequence[Box], size: tuple[int, int]) -> None:
+    """Write each phrase on a filled rectangle at the top-left of its box."""
+    if not phrases:
+        return
+    font, pad = _font(size), max(1, round(min(size) / 220))
+    lacks = _Glyphs(font)
+    _, top, _, bottom = font.getbbox("Ág|")  # one height for all labels, so that baselines agree
+    high = round(bottom - top) + 2 * pad
+    placed: list[Box] = []
+    for index, (phrase, corner) in enumerate(zip(phrases, corners, strict=True)):
+        text = _fit(lacks.printable(phrase), font, size[0] - 2 * pad)
+        wide = round(font.getlength(text) + 0.5) + 2 * pad
+        label = _place(corner, (wide, high), size, placed)
+        placed.append(label)
+        pen.rectangle(label, fill=_colour(index))
+        pen.text((label[0] + pad, label[1] + pad - top), text, fill=(255, 255, 255), font=font)
+
+
+def _font(size: tuple[int, int]) -> Font:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=max(8, round(min(size) / 28)))
+
+
+def _place(corner: Box, label: tuple[int, int], size: tuple[int, int], placed: Sequence[Box]) -> Box:
+    """Where a label of (width, height) goes: the corner, inside the canvas, below labels that are in the way."""
+    left = max(0, min(corner[0], size[0] - label[0]))
+    first = top = max(0, min(corner[1], size[1] - label[1]))
+    while (below := _hit(left, top, label, placed)) is not None:
+        top = below
+        if top + label[1] > size[1]:
+            top = first  # no room: better on top of another name than off the canvas
+            break
+    return left, top, min(left + label[0], size[0]) - 1, min(top + label[1], size[1]) - 1
+
+
+def _hit(left: int, top: int, label: tuple[int, int], placed: Sequence[Box]) -> int | None:
+    """The first row below some placed label that this one would cover, if any."""
+    right, bottom = left + label[0] - 1, top + label[1] - 1
+    for x1, y1, x2, y2 in placed:
+        if left <= x2 and x1 <= right and top <= y2 and y1 <= bottom:
+            return y2 + 1
+    return None
+
+
+def _fit(text: str, font: Font, width: int) -> str:
+    """The text, or as much of its beginning as fits with dots into `width` pixels (one character at least)."""
+    if font.getlength(text) <= width:
+        return text
+    fits, fails = 0, len(text)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if font.getlength(text[:middle].rstrip() + "...") <= width:
+            fits = middle
+        else:
+            fails = middle
+    return text[:fits].rstrip() + "..." if fits else text[:1]
+
+
+class _Glyphs:
+    """Which characters a font can show, told by comparing them with the glyph it shows for none."""
+
+    def __init__(self, font: Font) -> None:
+        self._font = font
+        self._missing = self._shape("\U0010fffe")
+        self._known: dict[str, str] = {}
+
+    def printable(self, phrase: str) -> str:
+        """The phrase on one line, in characters that the font has, cut to what could ever be drawn."""
+        from unicodedata import normalize
+
+        words = normalize("NFC", " ".join(phrase[:2000].split())[:1000])
+        return "".join(self._known.get(letter) or self._look_up(letter) for letter in words)
+
+    def _look_up(self, letter: str) -> str:
+        from unicodedata import normalize
+
+        for candidate in (letter, normalize("NFKD", letter)[:1]):
+            if candidate.isprintable() and self._shape(candidate) != self._missing:
+                return self._known.setdefault(letter, candidate)
+        return self._known.setdefault(letter, "?")
+
+    def _shape(self, letter: str) -> bytes | None:
+        """The letter's pixels; None where the font cannot even be asked (a bitmap font beyond Latin-1)."""
+        try:
+            mask = self._font.getmask(letter)
+        except (UnicodeError, ValueError, OSError):
+            return None
+        return repr(mask.size).encode() + bytes(mask)

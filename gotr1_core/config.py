@@ -1,0 +1,270 @@
+"""A run in one pydantic model: YAML, presets and KEY=VALUE overrides. Unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gotr1_core.errors import UsageError
+
+
+class Strict(BaseModel):
+    """Frozen, and without room for a typo."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComponentConfig(BaseModel):
+    """A registered component by name; its other keys are its options, which the plugin's own model checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    return [_named(v) for v in (value if isinstance(value, list) else [value])]
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+Named = Annotated[ComponentConfig, BeforeValidator(_named)]
+
+
+class SamplingConfig(Strict):
+    """See :class:`gotr1_core.samples.Sampling`."""
+
+    temperature: float = Field(1.0, ge=0, description="Of the plan's tokens; 0 decodes greedily.")
+    image_temperature: float = Field(1.0, ge=0, description="Of the picture's tokens; 0 decodes greedily.")
+    guidance_scale: float = Field(5.0, ge=0, description="Classifier-free guidance u + w (c - u); 1 is none.")
+    max_chain_tokens: int = Field(600, gt=0, description="A chain that has not ended by then is cut.")
+    log_prob: Literal["guided", "conditional"] = Field("guided", description="Distribution under which guided images are scored.")
+
+
+class OptimizerConfig(Strict):
+    """AdamW; one for each policy."""
+
+    rate: float = Field(1e-5, gt=0, description="Learning rate at its peak.")
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: int = Field(0, ge=0, description="Updates of linear warm-up.")
+    floor: float = Field(0.0, ge=0, le=1, description="Where the schedule ends, as a share of the rate.")
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (arXiv 2106.09685) instead of full weights."""
+
+    rank: int = Field(32, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Layers, within what the policy lets LoRA adapt.")
+
+
+class SegmentConfig(Strict):
+    """What belongs to a segment and not to a policy."""
+
+    weight: float = Field(1.0, ge=0, description="Of the segment's loss; 0 leaves it out.")
+    clip_low: float = Field(0.2, gt=0, le=1, description="The ratio is clipped below 1 - clip_low.")
+    clip_high: float = Field(0.2, gt=0, description="... and above 1 + clip_high (larger than clip_low: DAPO, arXiv 2503.14476).")
+    kl: float = Field(0.0, ge=0, description="Weight of the divergence from the starting policy; 0 does without a reference pass.")
+    entropy: float = Field(0.0, ge=0, description="Weight of an entropy bonus.")
+
+
+class SegmentsConfig(Strict):
+    """The two segments."""
+
+    plan: SegmentConfig = SegmentConfig()
+    image: SegmentConfig = SegmentConfig()
+
+
+class PromptsConfig(Strict):
+    """Where prompts come from: a source, or a file of your own (text, one prompt a line, or JSONL with "prompt")."""
+
+    source: Named | None = None
+    file: Path | None = None
+    held_out: int | Path = Field(300, description="Held-out prompts: how many of the source's validation split, or a file.")
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationConfig(Strict):
+    """Held-out evaluation during a run."""
+
+    every: int = Field(20, ge=0, description="Steps between evaluations; 0 evaluates before and after only.")
+    prompts: int = Field(60, gt=0, description="Held-out prompts of the evaluations on the way.")
+    metric: str = Field("reward", description="What the best checkpoint is best in: a reward's name, or reward.")
+    best_of: int = Field(0, ge=0, description="Also show the untrained model's best of so many by the training reward; 0 does not.")
+    greedy: bool = Field(False, description="Also show the untrained model decoded greedily.")
+    seed: int = Field(1, ge=0)
+    batch: int = Field(64, gt=0, description="Prompts drawn at the same time.")
+    sampling: SamplingConfig | None = Field(None, description="If other than training's.")
+
+
+class RunConfig(Strict):
+    """Everything about a training run."""
+
+    planner: Named
+    renderer: Named
+    judge: Annotated[list[ComponentConfig], BeforeValidator(_listed)]
+    algorithm: Named = ComponentConfig(name="grpo")
+    prompts: PromptsConfig = PromptsConfig()
+    reward: str = "pi * (sem + spa) / 2 * ri"
+    train: Literal["planner", "renderer", "both"] = "both"
+    steps: int = Field(1000, gt=0)
+    groups: int = Field(8, gt=0, description="Prompts of a step, over all processes.")
+    plans: int = Field(16, gt=0, description="Plans of a prompt (N).")
+    images: int = Field(1, gt=0, description="Images of a plan (M).")
+    updates: int = Field(1, gt=0, description="Optimizer updates on a rollout; with more than one, ratios leave 1 and are clipped.")
+    micro_batch: int = Field(16, gt=0, description="Plans, with their images, in one forward and backward pass.")
+    rollout_groups: int = Field(8, gt=0, description="Prompt groups sampled together; results do not depend on it, memory does.")
+    constant_groups: Literal["keep", "skip", "refill"] = Field(
+        "keep", description="Groups without a difference: kept in the denominators, left out, or replaced by new prompts (DAPO)."
+    )
+    refill_limit: int = Field(3, gt=0, description="Rounds of new prompts a step may draw for refill.")
+    prune: bool = Field(True, description="Do not draw images whose total is 0 whatever they are.")
+    mask_truncated: bool = Field(False, description="Chains that were cut carry no gradient.")
+    nan_limit: float = Field(0.5, gt=0, le=1, description="A larger share of samples without a reward stops the run.")
+    constant_limit: int = Field(20, gt=0, description="So many steps in a row with nothing but constant groups stop the run.")
+    seed: int = Field(0, ge=0)
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    segments: SegmentsConfig = SegmentsConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    renderer_optimizer: OptimizerConfig | None = Field(None, description="The renderer's, where it is a model of its own; else as the planner's.")
+    lora: LoraConfig | None = LoraConfig()
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    output: Path = Path("runs")
+    name: str | None = Field(None, description="Of the run's folder; a date and time if not given.")
+    save_samples: int = Field(10, ge=0, description="Steps between saved samples with pictures; 0 saves none.")
+
+
+class SftConfig(Strict):
+    """Everything about stage one."""
+
+    policy: Named
+    kind: Literal["planner", "renderer"] = "planner"
+    data: Annotated[ComponentConfig | Path, BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v))]
+    steps: int = Field(1000, gt=0)
+    batch: int = Field(64, gt=0)
+    micro_batch: int = Field(64, gt=0)
+    sort_window: int = Field(1, gt=0, description="So many batches are sorted by length together, which saves padding.")
+    weights: dict[Literal["plan", "image"], float] = Field(default_factory=lambda: {"plan": 1.0, "image": 1.0})
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = None
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = Field(0, ge=0)
+    save_every: int = Field(500, gt=0)
+    output: Path = Path("runs/sft")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, str) and "name" in old:
+            value = old if old["name"] == value else {"name": value}
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = "name" in value and "name" in old and value["name"] != old["name"]
+            value = dict(value) if renamed else merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def overrides(words: Sequence[str]) -> dict[str, Any]:
+    """``a.b=VALUE`` words as nested mappings; split at the first ``=``, values read as YAML."""
+    tree: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"the value of {key} is not YAML: {value}", hint="quote it") from None
+        if isinstance(read, str) and _is_number(read):
+            read = float(read)  # YAML 1.1 takes 1e-4 for a string
+        branch: dict[str, Any] = {}
+        leaf = branch
+        *path, last = key.split(".")
+        for part in path:
+            leaf = leaf.setdefault(part, {})
+        leaf[last] = read
+        tree = merge(tree, branch)
+    return tree
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.lower() not in ("nan", "inf", "-inf", "infinity")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 plus floats without a dot, such as 1e-4."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; ``${HERE}`` in it is the file's own folder."""
+    try:
+        text = path.read_text(encoding="utf-8").replace("${HERE}", str(path.parent.resolve()))
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}", hint="see examples/ for configs") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is not a mapping of keys to values", hint="see examples/ for configs")
+    return data
+
+
+def validate(model: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
+    """The checked config; the first complaint as an error that names the nearest key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where, keys(model), 1, cutoff=0.4)
+            raise UsageError(f"unknown key {where}", hint=f"did you mean {near[0]}?" if near else "see the config reference") from None
+        given = "" if first["type"] == "missing" else f", not {first['input']!r}"
+        raise UsageError(f"{where}: {first['msg']}{given}", hint="see the config reference") from None
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a config model."""
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type) and issubclass(t, Strict)]
+        for kind in inner:
+            found += keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def dump(config: BaseModel) -> str:
+    """A config as YAML that reads back equal."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,86 @@
+"""Draws held-out prompts, has them judged, and compares two models prompt by prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from gotr1_core.protocols import Planner, Renderer
+from gotr1_core.rollout import Judges, roll_out
+from gotr1_core.samples import Prompt, Sample, Sampling
+
+EVALUATION = "evaluation"
+REWARD = "reward"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the half width of its 95 % interval."""
+
+    mean: float
+    half_width: float
+    count: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of what is not NaN, with a normal interval."""
+    kept = [v for v in values if not math.isnan(v)]
+    if not kept:
+        return Estimate(math.nan, math.nan, 0)
+    mean = sum(kept) / len(kept)
+    if len(kept) == 1:
+        return Estimate(mean, math.nan, 1)
+    variance = sum((v - mean) ** 2 for v in kept) / (len(kept) - 1)
+    return Estimate(mean, 1.96 * math.sqrt(variance / len(kept)), len(kept))
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """The mean difference after - before, prompt by prompt, where both are known."""
+    return estimate([b - a for a, b in zip(before, after, strict=True)])
+
+
+def evaluate(
+    planner: Planner,
+    renderer: Renderer,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    *,
+    sampling: Sampling,
+    seed: int,
+    batch: int = 64,
+    best_of: int = 1,
+) -> list[Sample]:
+    """One sample per prompt, or the one of ``best_of`` with the largest reward; the same seeds whenever it is called.
+
+    Every judge is asked for all it can score, so nothing is pruned.
+    """
+    everything = replace(judges, also=frozenset(judges.offered()))
+    with torch.no_grad():
+        drawn = roll_out(
+            planner,
+            renderer,
+            everything,
+            prompts,
+            plans=best_of,
+            images=1,
+            sampling=sampling,
+            seed=(EVALUATION, seed),
+            chunk=max(1, batch // best_of),
+            prune=False,
+        )
+    groups = [drawn.samples[i : i + best_of] for i in range(0, len(drawn.samples), best_of)]
+    return [max(group, key=lambda s: -math.inf if math.isnan(s.reward) else s.reward) for group in groups]
+
+
+def columns(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Every score and the reward, a list over samples each."""
+    names = list(samples[0].scores)
+    return {REWARD: [s.reward for s in samples]} | {n: [s.scores[n] for s in samples] for n in names}
+
+
+def summary(samples: Sequence[Sample]) -> Mapping[str, Estimate]:
+    """Means of every score and the reward."""
+    return {name: estimate(values) for name, values in columns(samples).items()}

@@ -1,0 +1,36 @@
+"""The frozen reference policy: a copy of everything that trains, as it was when training began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class Reference:
+    """Holds copies of a module's trainable parameters and lends them to it.
+
+    A copy, and not "the adapter switched off": an adapter that continues an earlier training does not begin at zero, and heads
+    may train beside it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._pairs = [(p, p.detach().clone()) for p in module.parameters() if p.requires_grad]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the module answers as the reference, without gradients."""
+        with torch.no_grad():
+            self._swap()
+            try:
+                yield
+            finally:
+                self._swap()
+
+    def _swap(self) -> None:
+        for index, (parameter, frozen) in enumerate(self._pairs):
+            current = parameter.data
+            parameter.data = frozen
+            self._pairs[index] = (parameter, current)

@@ -1,0 +1,198 @@
+"""The tree of samples of a step: P prompts x N plans x M images, drawn, pruned and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gotr1_core.errors import UsageError
+from gotr1_core.protocols import Planner, Renderer, RewardJudge
+from gotr1_core.reward import Expression
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, SegmentName, join
+from gotr1_core.sampling import seed_for
+
+Seed = Callable[[int, int, int | str], int]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges of a run and the reward made of their scores."""
+
+    judges: Mapping[str, RewardJudge]
+    expression: Expression
+    also: frozenset[str] = frozenset()  # scores wanted beside those that the reward needs
+
+    def __post_init__(self) -> None:
+        self.expression.check(self.offered())
+        unknown = self.also - self.offered().keys()
+        if unknown:
+            raise UsageError(f"no judge scores {sorted(unknown)[0]!r}", hint=f"offered: {', '.join(sorted(self.offered()))}")
+
+    def offered(self) -> dict[str, SegmentName]:
+        """What can be scored, and what a judge must see for it."""
+        return {name: stage for judge in self.judges.values() for name, stage in judge.rewards.items()}
+
+    def score(self, samples: Sequence[Sample], stage: SegmentName) -> list[dict[str, float]]:
+        """The wanted scores of one stage for every sample; only what is wanted is computed."""
+        wanted = self.expression.names | self.also
+        rows: list[dict[str, float]] = [{} for _ in samples]
+        for judge in self.judges.values():
+            names = [n for n, s in judge.rewards.items() if s == stage and n in wanted]
+            if names and samples:
+                for name, values in judge.score(samples, names).items():
+                    for row, value in zip(rows, values, strict=True):
+                        row[name] = float(value)
+        return rows
+
+    def totals(self, scores: Sequence[Mapping[str, float]]) -> Tensor:
+        """Total rewards ``[B]``, float64, NaN where there is none."""
+        return self.expression.evaluate(self._columns(scores))
+
+    def settled(self, scores: Sequence[Mapping[str, float]]) -> Tensor:
+        """Which totals are 0 whatever the scores that are not known yet, ``[B]``."""
+        return self.expression.settled(self._columns(scores), (len(scores),))
+
+    def _columns(self, scores: Sequence[Mapping[str, float]]) -> dict[str, Tensor]:
+        names = [n for n in self.expression.names if all(n in row for row in scores)]
+        return {n: torch.tensor([row[n] for row in scores], dtype=torch.float64) for n in names}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step drew. Samples lie in lineage order; ``place [K]`` is the sample that row k of ``images`` belongs to."""
+
+    prompts: tuple[Prompt, ...]
+    plans: Rollout
+    images: Rollout | None
+    place: Tensor
+    samples: tuple[Sample, ...]
+    totals: Tensor  # [P, N, M]
+
+    def segments(self, plan_rows: Tensor) -> tuple[dict[SegmentName, Rollout], Tensor]:
+        """Plans ``plan_rows`` with their images, as a module scores them, and the rows of the images."""
+        found: dict[SegmentName, Rollout] = {PLAN: self.plans.rows(plan_rows)}
+        if self.images is None:
+            return found, plan_rows[:0]
+        parent = self.images.tensors["parent"].cpu()
+        local = torch.full((len(self.plans),), -1)
+        local[plan_rows] = torch.arange(len(plan_rows))
+        rows = (local[parent] >= 0).nonzero().flatten()
+        if len(rows):
+            images = self.images.rows(rows)
+            mine = local[parent[rows]].to(images.tensors["parent"].device)
+            found[IMAGE] = replace(images, tensors={**images.tensors, "parent": mine})
+        return found, rows
+
+    def keep(self, groups: Sequence[int]) -> Batch:
+        """The batch of some of its prompts."""
+        _, plans, images = self.totals.shape
+        chosen = torch.tensor(list(groups), dtype=torch.long)
+        rows = (chosen.unsqueeze(1) * plans + torch.arange(plans)).flatten()
+        segments, drawn = self.segments(rows)
+        local = torch.full((len(self.plans),), -1)
+        local[rows] = torch.arange(len(rows))
+        place = local[self.place[drawn] // images] * images + self.place[drawn] % images
+        samples = tuple(self.samples[r * images + k] for r in rows.tolist() for k in range(images))
+        kept_prompts = tuple(self.prompts[g] for g in groups)
+        return Batch(kept_prompts, segments[PLAN], segments.get(IMAGE), place, samples, self.totals[chosen])
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Batches of the same N and M as one."""
+    plans = join([b.plans for b in batches])
+    images, places, before, samples_before = [], [], 0, 0
+    for b in batches:
+        if b.images is not None:
+            images.append(replace(b.images, tensors={**b.images.tensors, "parent": b.images.tensors["parent"] + before}))
+            places.append(b.place + samples_before)
+        before += len(b.plans)
+        samples_before += len(b.samples)
+    return Batch(
+        tuple(p for b in batches for p in b.prompts),
+        plans,
+        join(images) if images else None,
+        torch.cat(places) if places else torch.zeros(0, dtype=torch.long),
+        tuple(s for b in batches for s in b.samples),
+        torch.cat([b.totals for b in batches]),
+    )
+
+
+def roll_out(
+    planner: Planner,
+    renderer: Renderer,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    *,
+    plans: int,
+    images: int,
+    sampling: Sampling,
+    seed: Sequence[int | str],
+    first: int = 0,
+    chunk: int = 8,
+    prune: bool = True,
+) -> Batch:
+    """Draws, prunes and scores the tree, ``chunk`` whole groups at a time.
+
+    ``first`` is the number of the first prompt in the step, over all processes: with ``seed`` it fixes every sample's own seed, so
+    neither chunks nor processes change what is drawn.
+    """
+    parts = []
+    for start in range(0, len(prompts), chunk):
+        part = prompts[start : start + chunk]
+        parts.append(_one_chunk(planner, renderer, judges, part, plans, images, sampling, tuple(seed), first + start, prune))
+    return join_batches(parts)
+
+
+def _one_chunk(
+    planner: Planner,
+    renderer: Renderer,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    plans: int,
+    images: int,
+    sampling: Sampling,
+    seed: tuple[int | str, ...],
+    first: int,
+    prune: bool,
+) -> Batch:
+    lineage = [(i, j) for i in range(len(prompts)) for j in range(plans)]
+    planned = planner.plan(
+        [prompts[i] for i, _ in lineage], seeds=[seed_for(*seed, first + i, j, "plan") for i, j in lineage], sampling=sampling
+    )
+    drafts = [Sample(prompts[i], planned.chains[r], None, (first + i, j, 0)) for r, (i, j) in enumerate(lineage)]
+    known = judges.score(drafts, PLAN)
+    settled = judges.settled(known) if prune else torch.zeros(len(known), dtype=torch.bool)
+    rows = [r for r in range(len(lineage)) if not settled[r] for _ in range(images)]
+    place = [r * images + k for r in range(len(lineage)) if not settled[r] for k in range(images)]
+    drawn = None
+    if rows:
+        drawn = renderer.render(
+            [drafts[r].prompt for r in rows],
+            [drafts[r].chain for r in rows],
+            seeds=[seed_for(*seed, *drafts[p // images].lineage[:2], p % images, "image") for p in place],
+            sampling=sampling,
+            plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,
+        )
+        parent = torch.tensor(rows, device=drawn.tensors["mask"].device)
+        drawn = replace(drawn, tensors={**drawn.tensors, "parent": parent})
+    samples = _scored(judges, drafts, known, drawn, place, images)
+    totals = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(len(prompts), plans, images)
+    return Batch(tuple(prompts), planned, drawn, torch.tensor(place, dtype=torch.long), tuple(samples), totals)
+
+
+def _scored(
+    judges: Judges, drafts: Sequence[Sample], known: Sequence[Mapping[str, float]], drawn: Rollout | None, place: Sequence[int], images: int
+) -> list[Sample]:
+    """Every sample of the tree with its scores and reward; a pruned one has no image, and the reward 0 it would have had."""
+    samples = [replace(d, lineage=(*d.lineage[:2], k), scores=dict(s)) for d, s in zip(drafts, known, strict=True) for k in range(images)]
+    if drawn is not None:
+        for row, at in enumerate(place):
+            samples[at] = replace(samples[at], image=drawn.images[row])
+        for at, more in zip(place, judges.score([samples[at] for at in place], IMAGE), strict=True):
+            samples[at] = replace(samples[at], scores={**samples[at].scores, **more})
+    image_names = [n for n, stage in judges.offered().items() if stage == IMAGE and n in judges.expression.names]
+    columns = [{**dict.fromkeys(image_names, float("nan")), **s.scores} for s in samples]
+    return [replace(s, reward=float(t)) for s, t in zip(samples, judges.totals(columns), strict=True)]

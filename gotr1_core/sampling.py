@@ -1,0 +1,123 @@
+"""Sampling and scoring of tokens, shared by every autoregressive policy, so that what is sampled is what is scored.
+
+Every sample owns its randomness: one uniform number per position is drawn ahead of time from a generator seeded by the
+sample's own seed, and a token is found by inverting the cumulative distribution. So a token depends on its own
+seed and its own logits, not on the batch it is in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def seed_for(*lineage: int | str) -> int:
+    """A 63-bit seed from a lineage such as (run seed, step, prompt, plan, image)."""
+    text = "/".join(str(part) for part in lineage)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def uniforms(seeds: Sequence[int], length: int) -> Tensor:
+    """One number in [0,1) per sample and position, ``float64 [B, length]`` on the CPU."""
+    rows = [torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, length, dtype=torch.float64)
+
+
+def guide(conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
+    """Classifier-free guidance, ``u + w * (c - u)``; the conditional alone where there is no unconditional."""
+    if unconditional is None:
+        return conditional
+    return unconditional + scale * (conditional - unconditional)
+
+
+def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens ``[B]`` by inverse CDF from ``logits [B, V]``, and their log-probabilities ``[B]``; temperature 0 takes the mode."""
+    logits = logits.float()
+    if temperature == 0:
+        token = logits.argmax(-1)
+        return token, torch.zeros_like(uniform, dtype=torch.float32)
+    log_probs = torch.log_softmax(logits / temperature, -1)
+    cumulative = log_probs.double().exp().cumsum(-1)
+    target = uniform.to(cumulative.device).unsqueeze(-1) * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    return token, log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sampled tokens ``[B, T]``, their log-probabilities, a mask of what was sampled, and which rows reached the stop token."""
+
+    tokens: Tensor
+    log_prob: Tensor
+    mask: Tensor
+    finished: Tensor
+
+
+def decode(advance: Callable[[Tensor | None], Tensor], uniform: Tensor, temperature: float, stop: int | None = None) -> Tokens:
+    """Samples up to ``uniform.shape[1]`` tokens per row, the stop token included.
+
+    ``advance(None)`` gives the first logits ``[B, V]``, ``advance(tokens [B])`` those after these tokens. Rows that have
+    stopped are fed the stop token until the last row has, and masked.
+    """
+    logits = advance(None)
+    uniform = uniform.to(logits.device)
+    tokens = torch.zeros(uniform.shape, dtype=torch.long, device=logits.device)
+    log_prob = torch.zeros(uniform.shape, dtype=torch.float32, device=logits.device)
+    mask = torch.zeros(uniform.shape, dtype=torch.bool, device=logits.device)
+    alive = torch.ones(len(uniform), dtype=torch.bool, device=logits.device)
+    length = uniform.shape[1]
+    for t in range(length):
+        token, chosen = pick(logits, uniform[:, t], temperature)
+        if stop is not None:
+            token = torch.where(alive, token, stop)
+        tokens[:, t], log_prob[:, t], mask[:, t] = token, torch.where(alive, chosen, 0.0), alive
+        if stop is not None:
+            alive = alive & (token != stop)
+            if not alive.any():
+                length = t + 1
+                break
+        if t + 1 < length:
+            logits = advance(token)
+    return Tokens(tokens[:, :length], log_prob[:, :length], mask[:, :length], ~alive)
+
+
+def score(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    *,
+    temperature: float,
+    unconditional: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies ``[N]`` of ``tokens [N]`` given features ``hidden [N, H]``, as the sampler computed them.
+
+    Logits exist for ``chunk`` positions at a time and are computed again in the backward pass. Temperature 0 was greedy decoding; it is
+    scored at temperature 1.
+    """
+
+    def one(part: Tensor, other: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = guide(head(part).float(), None if other is None else head(other).float(), guidance_scale)
+        log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), entropy
+
+    chosen, entropies = [], []
+    for start in range(0, len(tokens), chunk):
+        span = slice(start, start + chunk)
+        other = None if unconditional is None else unconditional[span]
+        if torch.is_grad_enabled() and len(tokens) > chunk:
+            part = checkpoint(one, hidden[span], other, tokens[span], use_reentrant=False)
+        else:
+            part = one(hidden[span], other, tokens[span])
+        chosen.append(part[0])
+        entropies.append(part[1])
+    if not chosen:
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(chosen), torch.cat(entropies)

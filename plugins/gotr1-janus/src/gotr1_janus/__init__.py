@@ -1,0 +1,1 @@
+"""Janus as planner and renderer of gotr1."""

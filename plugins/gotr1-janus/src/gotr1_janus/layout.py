@@ -1,0 +1,62 @@
+"""How a sample lies in one sequence of Janus: prompt, chain, begin-of-image, image tokens; left-padded in a batch.
+
+::
+
+    conditional     . . . bos p p p p  c c c c c c  boi  i i i i i i
+    unconditional   . . . bos _ _ _ _  _ _ _ _ _ _  boi  i i i i i i      _ = pad id, content that is attended to
+    padding (.)     masked by length, never by the pad id
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+def left_pad(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one ``[B, L]``, padded at the left, and their lengths ``[B]``."""
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    flipped = pad_sequence([row.flip(0) for row in rows], batch_first=True, padding_value=value)
+    return flipped.flip(1), lengths
+
+
+def right_pad(rows: Sequence[Tensor], value: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one ``[B, L]``, padded at the right, and their lengths ``[B]``."""
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    return pad_sequence(list(rows), batch_first=True, padding_value=value), lengths
+
+
+def attention(lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Mask ``[B, width]`` of what is no padding in left-padded rows, and position ids that begin at 0 in every row."""
+    offset = width - lengths.unsqueeze(1)
+    where = torch.arange(width, device=lengths.device).unsqueeze(0)
+    return where >= offset, (where - offset).clamp_min(0)
+
+
+def unconditional(context: Tensor, pad: int) -> Tensor:
+    """The context ``[C]`` of the unconditional row: first and last token kept, pad between; prompt and chain are gone."""
+    row = torch.full_like(context, pad)
+    row[0], row[-1] = context[0], context[-1]
+    return row
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Left-padded sequences with what a scorer needs to find its way in them."""
+
+    ids: Tensor  # [R, L] token ids; image tokens are codebook indices
+    is_image: Tensor  # [R, L]
+    lengths: Tensor  # [R]
+
+    @classmethod
+    def of(cls, contexts: Sequence[Tensor], images: Sequence[Tensor]) -> Sequences:
+        """Sequences of contexts followed by the image tokens that are fed back (none for a plan on its own)."""
+        ids, lengths = left_pad([torch.cat([c, i]) for c, i in zip(contexts, images, strict=True)])
+        width = ids.shape[1]
+        fed = torch.tensor([len(i) for i in images], device=ids.device).unsqueeze(1)
+        is_image = torch.arange(width, device=ids.device).unsqueeze(0) >= width - fed
+        return cls(ids, is_image, lengths)

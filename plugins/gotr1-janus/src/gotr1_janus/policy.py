@@ -1,0 +1,179 @@
+"""Planner and renderer ``janus``: one unified autoregressive policy in both roles (Janus-Pro, arXiv 2501.17811; GoT-R1, arXiv 2505.17022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, JanusForConditionalGeneration
+
+from gotr1_core.chain import Chain, parse
+from gotr1_core.errors import UsageError
+from gotr1_core.protocols import Loss
+from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
+from gotr1_core.sampling import seed_for, uniforms
+from gotr1_janus.layout import left_pad, right_pad, unconditional
+from gotr1_janus.module import JanusModule
+from gotr1_janus.options import JanusOptions
+from gotr1_janus.sampler import Sampler
+
+
+class JanusPolicy:
+    """Writes the chain and then the image tokens in one sequence; ``module`` scores both in one forward pass."""
+
+    lora_prefix = "model.model.language_model"  # LoRA elsewhere would hit the vision tower, the aligners or the heads (facts.md)
+
+    def __init__(self, options: JanusOptions, *, device: torch.device | str = "cpu") -> None:
+        self.options = options
+        self.tokenizer = AutoTokenizer.from_pretrained(options.model)
+        model = JanusForConditionalGeneration.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
+        model.model.language_model.set_attn_implementation(options.attention)
+        model.eval()  # no dropout, in sampling as in scoring
+        boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
+        self.module = JanusModule(model, bos=self.tokenizer.bos_token_id, boi=boi, pad=self.tokenizer.pad_token_id, chunk=options.chunk)
+        for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
+            part.requires_grad_(False)  # the picture's code is given; text-to-image does not use the understanding path
+        self.image_tokens = model.model.vqmodel.config.num_patches ** 2
+
+    # -- text ---------------------------------------------------------------------------------------------------------------
+
+    def encode_prompt(self, prompt: Prompt) -> Tensor:
+        """Ids of the conversation up to where the model begins to write."""
+        text = self.options.instruction.format(prompt=prompt.text)
+        message = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+        written = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        return torch.tensor(self.tokenizer(written, add_special_tokens=False).input_ids)
+
+    def encode_chain(self, chain: Chain) -> Tensor:
+        """Ids of a chain, begin-of-image not included."""
+        return torch.tensor(self.tokenizer(chain.raw, add_special_tokens=False).input_ids, dtype=torch.long)
+
+    def decode_chain(self, ids: Tensor) -> Chain:
+        """The chain that ids spell; special tokens are kept, or the boxes would be lost."""
+        return parse(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    # -- pictures -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Codes ``[B, I]`` of pictures: the code nearest in *direction*, as ``decode`` looks codes up normalised (facts.md)."""
+        vq = self.module.model.model.vqmodel
+        side = vq.config.num_patches * 2 ** (len(vq.config.channel_multiplier) - 1)
+        pixels = np.stack([np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) for image in images])
+        pixels = torch.from_numpy(pixels).to(self.module.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        dtype = vq.quantize.embedding.weight.dtype
+        with torch.autocast(self.module.device.type, enabled=False):
+            latents = F.normalize(vq.quant_conv(vq.encoder(pixels.to(dtype))).float().permute(0, 2, 3, 1), dim=-1)
+            codes = F.normalize(vq.quantize.embedding.weight.float(), dim=-1)
+            return (latents @ codes.T).argmax(-1).flatten(1)
+
+    @torch.no_grad()
+    def decode_images(self, tokens: Tensor) -> tuple[Image.Image, ...]:
+        """Pictures of codes ``[B, I]``."""
+        if not len(tokens):
+            return ()
+        vq = self.module.model.model.vqmodel
+        with torch.autocast(self.module.device.type, enabled=False):
+            pixels = torch.cat([vq.decode(part) for part in tokens.split(32)])
+        pixels = (pixels.float().clamp(-1, 1) + 1) * 127.5
+        return tuple(Image.fromarray(p) for p in pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+
+    # -- the two roles ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
+        """One chain per prompt and seed. Equal prompts that stand together share the prefill of their prefix."""
+        device = self.module.device
+        context, context_length = left_pad([self.encode_prompt(p).to(device) for p in prompts], self.module.pad)
+        uniform = uniforms(seeds, sampling.max_chain_tokens)
+        sampler = Sampler(self.module, context, context_length, steps=sampling.max_chain_tokens, cache=self.options.cache)
+        drawn = sampler.text(uniform, sampling.temperature)
+        length = drawn.mask.sum(1) - drawn.finished.long()
+        chains = tuple(self.decode_chain(row[:n]) for row, n in zip(drawn.tokens, length.tolist(), strict=True))
+        prompt, prompt_length = right_pad([row[len(row) - n :] for row, n in zip(context, context_length.tolist(), strict=True)])
+        tensors = {"prompt": prompt, "prompt_length": prompt_length, "tokens": drawn.tokens, "length": length}
+        tensors |= {"mask": drawn.mask, "log_prob": drawn.log_prob, "truncated": ~drawn.finished}
+        return Rollout(PLAN, sampling, tensors, chains=chains)
+
+    @torch.no_grad()
+    def render(
+        self,
+        prompts: Sequence[Prompt],
+        chains: Sequence[Chain],
+        *,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        plans: Rollout | None = None,
+    ) -> Rollout:
+        """One picture per prompt, chain and seed. ``plans`` are the chains in this policy's own tokens, where it wrote them itself."""
+        if plans is None:
+            plans = self._teach(prompts, chains, sampling)
+        t = plans.tensors
+        device = self.module.device
+        parts = zip(t["prompt"], t["prompt_length"].tolist(), t["tokens"], t["length"].tolist(), strict=True)
+        boi = torch.tensor([self.module.boi], device=device)
+        contexts = [torch.cat([p[:n].to(device), c[:m].to(device), boi]) for p, n, c, m in parts]
+        guided = sampling.guidance_scale != 1
+        rows = contexts + [unconditional(c, self.module.pad) for c in contexts] if guided else contexts
+        context, length = left_pad(rows, self.module.pad)
+        sampler = Sampler(self.module, context, length, steps=self.image_tokens, cache=self.options.cache)
+        scale = sampling.guidance_scale
+        drawn = sampler.image(uniforms(seeds, self.image_tokens), sampling.image_temperature, scale if guided else None)
+        tensors = {"prompt": t["prompt"], "prompt_length": t["prompt_length"], "plan": t["tokens"], "plan_length": t["length"]}
+        tensors |= {"tokens": drawn.tokens, "mask": drawn.mask, "log_prob": drawn.log_prob, "parent": torch.arange(len(seeds), device=device)}
+        return Rollout(IMAGE, sampling, tensors, images=self.decode_images(drawn.tokens))
+
+    def _teach(self, prompts: Sequence[Prompt], chains: Sequence[Chain], sampling: Sampling) -> Rollout:
+        """Given chains as a plan rollout, begin-of-image as its last token."""
+        device = self.module.device
+        boi = torch.tensor([self.module.boi])
+        prompt, prompt_length = right_pad([self.encode_prompt(p) for p in prompts])
+        tokens, full = right_pad([torch.cat([self.encode_chain(c), boi]) for c in chains])
+        mask = torch.arange(tokens.shape[1]).unsqueeze(0) < full.unsqueeze(1)
+        tensors = {"prompt": prompt, "prompt_length": prompt_length, "tokens": tokens, "length": full - 1, "mask": mask}
+        tensors |= {"log_prob": torch.full(mask.shape, float("nan")), "truncated": torch.zeros(len(full), dtype=torch.bool)}
+        return Rollout(PLAN, sampling, {k: v.to(device) for k, v in tensors.items()}, chains=tuple(chains))
+
+    # -- stage one ----------------------------------------------------------------------------------------------------------
+
+    def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
+        """-log p of chains and image tokens. In a share of the samples the condition is dropped, and the picture alone is learnt."""
+        sampling = Sampling(guidance_scale=1.0)
+        prompts = [e.prompt for e in examples]
+        images = [e.image for e in examples if e.image is not None]
+        if len(images) != len(examples):
+            raise ValueError("janus learns from prompt, chain and picture; an example has no picture")
+        plan = self._teach(prompts, [e.chain for e in examples], sampling)
+        device = self.module.device
+        dropped = uniforms([seed_for(seed, "drop")], len(examples))[0].to(device) < self.options.drop_conditions
+        tokens = self.encode_images(images)
+        t = plan.tensors
+        tensors = {"prompt": t["prompt"], "prompt_length": t["prompt_length"], "plan": t["tokens"], "plan_length": t["length"]}
+        tensors |= {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool), "dropped": dropped}
+        tensors["parent"] = torch.arange(len(examples), device=device)
+        plan.tensors["mask"].masked_fill_(dropped.unsqueeze(1), False)  # type: ignore[index]
+        image = Rollout(IMAGE, sampling, tensors)
+        scored = module({PLAN: plan, IMAGE: image})
+        masks = {PLAN: plan.tensors["mask"], IMAGE: image.tensors["mask"]}
+        sums = {name: -(scored[name].log_prob * masks[name]).sum() for name in masks}
+        return Loss(sums, {name: mask.sum() for name, mask in masks.items()})
+
+    def enable_gradient_checkpointing(self) -> None:
+        """In the language model, while gradients are taken. Refused where the model has dropout, which would then be on."""
+        language = self.module.model.model.language_model
+        if language.config.attention_dropout:
+            raise UsageError("gradient_checkpointing: the language model has attention dropout", hint="set attention_dropout to 0 in its config")
+        language.gradient_checkpointing_enable({"use_reentrant": False})
+        self.module.checkpointing = True
+
+    # -- on disk ------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """The whole model as a transformers checkpoint, tokenizer included."""
+        self.module.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,99 @@
+"""GRPO and its relatives: group-normalised advantages and a clipped surrogate, no value model.
+
+Group relative policy optimization is from DeepSeekMath (arXiv 2402.03300). What differs from that paper, each by an option: the
+deviation can be left out (Dr. GRPO, arXiv 2503.20783), ratios can be per sequence (GSPO, arXiv 2507.18071), clipping can be
+asymmetric (DAPO, arXiv 2503.14476; ``segments.*.clip_high``). The loss is a mean over all tokens of a segment, as in DAPO, not a
+mean of per-sample means.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gotr1_core.config import SegmentConfig
+from gotr1_core.credit import Credit, joint, split
+from gotr1_core.protocols import Loss
+from gotr1_core.samples import Scored, SegmentName
+
+
+class GrpoOptions(BaseModel):
+    """Each option names its paper."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    credit: Literal["joint", "split"] = Field("joint", description="How a tree's totals become advantages: GoT-R1's, or per level.")
+    scale: bool = Field(True, description="Divide advantages by the group's deviation (arXiv 2402.03300), or not (arXiv 2503.20783).")
+    ratio: Literal["token", "sequence"] = Field("token", description="Importance ratios per token, or per sequence (GSPO, arXiv 2507.18071).")
+    kl: Literal["k3", "k2"] = Field("k3", description="Estimator of the divergence from the reference (GRPO's k3, or half the squared log-ratio).")
+
+
+def surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """PPO's clipped objective (arXiv 1707.06347, eq. 7) per action, to maximise, and whether the clip held the gradient back."""
+    ratio = log_ratio.exp()
+    free, clipped = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    return torch.minimum(free, clipped), clipped < free
+
+
+def divergence(log_prob: Tensor, reference: Tensor, estimator: str) -> Tensor:
+    """Per-token estimates of KL(policy, reference): k3 = r - 1 - log r with r = reference / policy, or k2 = (log r)^2 / 2.
+
+    As a loss, k3's gradient is in expectation that of the reverse direction KL(reference, policy), and k2's that of
+    KL(policy, reference) (Schulman, "Approximating KL Divergence"; Tang & Munos, arXiv 2506.09477).
+    """
+    gap = reference - log_prob
+    return 0.5 * gap.square() if estimator == "k2" else gap.exp() - 1 - gap
+
+
+class Grpo:
+    """Group relative policy optimization."""
+
+    def __init__(self, options: GrpoOptions) -> None:
+        self.options = options
+
+    def credit(self, totals: Tensor) -> Credit:
+        """Advantages from totals ``[P, N, M]``."""
+        return (split if self.options.credit == "split" else joint)(totals, scale=self.options.scale)
+
+    def count(self, mask: Tensor) -> Tensor:
+        """What the loss's sums are divided by: tokens, or sequences with sequence ratios."""
+        return mask.sum() if self.options.ratio == "token" else mask.any(1).sum()
+
+    def loss(
+        self,
+        segment: SegmentName,
+        scored: Scored,
+        old: Tensor,
+        reference: Tensor | None,
+        advantages: Tensor,
+        mask: Tensor,
+        settings: SegmentConfig,
+    ) -> Loss:
+        """To minimise: -(surrogate) + kl * divergence - entropy * bonus, summed over the masked actions ``[B, T]``."""
+        log_ratio = torch.where(mask, scored.log_prob - old, 0.0)
+        weight = advantages.to(log_ratio.dtype).unsqueeze(1)
+        if self.options.ratio == "sequence":
+            mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
+            gain, held = surrogate(mean, weight, settings.clip_low, settings.clip_high)
+            counted = mask.any(1, keepdim=True)
+        else:
+            gain, held = surrogate(log_ratio, weight, settings.clip_low, settings.clip_high)
+            counted = mask
+        actions = mask.sum()
+        total = -torch.where(counted, gain, 0.0).sum()
+        statistics = {
+            "ratio": (torch.where(mask, log_ratio.detach().exp(), 0.0).sum(), actions),
+            "clipped": ((held & counted).sum(), counted.sum()),
+            "entropy": (torch.where(mask, scored.entropy.detach(), 0.0).sum(), actions),
+        }
+        per_action = self.count(mask) / actions.clamp_min(1)  # sums over tokens, on the scale of what the loss is divided by
+        if reference is not None:
+            apart = torch.where(mask, divergence(scored.log_prob, reference, self.options.kl), 0.0).sum()
+            total = total + settings.kl * per_action * apart
+            statistics["kl"] = (apart.detach(), actions)
+        if settings.entropy:
+            total = total - settings.entropy * per_action * torch.where(mask, scored.entropy, 0.0).sum()
+        return Loss({segment: total}, {segment: self.count(mask)}, statistics)

@@ -1,0 +1,76 @@
+"""Paints a scene: the ground truth that the miniature learns to draw and that the judge must read back without error."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, SHAPES, SIZES, TEXTURES, Look, Scene, Thing
+
+BACKGROUND = (240, 240, 240)
+STRIPE = (20, 20, 20)
+
+
+@cache
+def mask(shape: str, size: int) -> NDArray[np.bool_]:
+    """The pixels ``[size, size]`` that a shape covers in its box."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    half = size / 2
+    if shape == "square":
+        return np.ones((size, size), bool)
+    if shape == "circle":
+        return np.asarray((x - half) ** 2 + (y - half) ** 2 <= half**2)
+    if shape == "triangle":
+        return np.asarray(np.abs(x - half) <= y / 2 + 0.3)
+    return np.asarray((np.abs(x - half) < GRID / 2) | (np.abs(y - half) < GRID / 2))
+
+
+def paint(scene: Scene) -> Image.Image:
+    """The picture of a scene, RGB, 48x48."""
+    return Image.fromarray(paint_array(scene))
+
+
+def paint_array(scene: Scene) -> NDArray[np.uint8]:
+    """The picture of a scene as ``uint8 [48, 48, 3]``."""
+    canvas = np.empty((CANVAS, CANVAS, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    for thing in scene:
+        x1, y1, x2, y2 = thing.box
+        assert thing.look.shape is not None and thing.look.color is not None
+        inside = mask(thing.look.shape, x2 - x1)
+        patch = canvas[y1:y2, x1:x2]
+        patch[inside] = COLORS[thing.look.color]
+        if thing.look.texture == "striped":
+            rows = (np.arange(y2 - y1) % 4 >= 2)[:, None]
+            patch[inside & rows] = STRIPE
+    return canvas
+
+
+def patches(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The 8x8 patches ``[h * w, 8, 8, 3]`` of a picture ``[H, W, 3]``, row by row."""
+    height, width = (n // CELL for n in picture.shape[:2])
+    return picture.reshape(height, CELL, width, CELL, 3).swapaxes(1, 2).reshape(-1, CELL, CELL, 3)
+
+
+@cache
+def patch_table() -> dict[bytes, int]:
+    """Every patch that can occur, numbered: the empty one first, then by what is in it."""
+    table: dict[bytes, int] = {paint_array(())[:CELL, :CELL].tobytes(): 0}
+    for color in COLORS:
+        for texture in TEXTURES:
+            for shape in SHAPES:
+                for size in SIZES:
+                    for x, y in ((0, 0), (GRID, 0), (0, GRID), (GRID, GRID)):
+                        scene = (Thing(Look(shape, color, texture), (x, y, x + size, y + size)),)
+                        for patch in patches(paint_array(scene)):
+                            table.setdefault(patch.tobytes(), len(table))
+    return table
+
+
+def patch_numbers(picture: NDArray[np.uint8]) -> list[int]:
+    """The numbers of a painted picture's patches, row by row."""
+    table = patch_table()
+    return [table[patch.tobytes()] for patch in patches(picture)]

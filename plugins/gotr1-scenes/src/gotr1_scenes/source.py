@@ -1,0 +1,60 @@
+"""Prompt source ``scenes``: prompts of the embedded world, and supervised examples for stage one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gotr1_core.samples import Example, Prompt
+from gotr1_scenes.annotate import annotated
+from gotr1_scenes.language import Phrase, phrase
+from gotr1_scenes.painter import paint
+
+
+class ScenesSourceOptions(BaseModel):
+    """What the examples are like."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clean: bool = Field(False, description="Leave out the annotation noise of the supervised examples.")
+
+
+def as_prompt(made: Phrase, name: str) -> Prompt:
+    """A phrase as a prompt that carries its wish."""
+    metadata = made.wish.as_metadata() | {"hard": made.hard, "held_out": made.held_out, "phrasing": made.phrasing}
+    return Prompt(made.text, name, made.category, metadata)
+
+
+class ScenesSource:
+    """Deterministic splits of any size: prompt number i of a split depends on the split, the seed and i alone."""
+
+    def __init__(self, options: ScenesSourceOptions) -> None:
+        self.options = options
+
+    def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
+        """``count`` prompts of ``train`` or ``validation`` from number ``start`` on, categories in turn."""
+        return [as_prompt(phrase(split, seed, i), f"{split}-{seed}-{i}") for i in range(start, start + count)]
+
+    def examples(self, split: str, start: int, count: int, seed: int) -> Sequence[Example]:
+        """Examples ``start`` to ``start + count``: prompt, chain and the painted picture, wrong ones among them."""
+        made = [annotated(split, seed, i, clean=self.options.clean) for i in range(start, start + count)]
+        return [Example(as_prompt(m.phrase, f"{split}-{seed}-{start + i}"), m.chain, paint(m.scene)) for i, m in enumerate(made)]
+
+
+def write_jsonl(folder: Path, count: int, *, split: str = "train", seed: int = 0, clean: bool = False) -> Path:
+    """Supervised examples on disk: ``data.jsonl`` with prompt, chain and picture (a PNG beside it); returns its path."""
+    source = ScenesSource(ScenesSourceOptions(clean=clean))
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    path = folder / "data.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for i, example in enumerate(source.examples(split, 0, count, seed)):
+            picture = f"pictures/{i:06d}.png"
+            assert example.image is not None
+            example.image.save(folder / picture)
+            prompt = example.prompt
+            row = {"prompt": prompt.text, "chain": example.chain.raw, "image": picture, "category": prompt.category, "metadata": prompt.metadata}
+            file.write(json.dumps(row) + "\n")
+    return path
