@@ -54,7 +54,11 @@ def component(registry: Registry, kind: Kind, config: ComponentConfig, **more: A
 
 def check(registry: Registry, config: RunConfig) -> None:
     """Names and options of every component, and the reward; loads no weights."""
-    named: list[tuple[Kind, ComponentConfig]] = [("planner", config.planner), ("renderer", config.renderer), ("algorithm", config.algorithm)]
+    named: list[tuple[Kind, ComponentConfig]] = [
+        ("planner", config.planner),
+        ("renderer", config.renderer),
+        ("algorithm", config.algorithm),
+    ]
     named += [("judge", judge) for judge in config.judge]
     named += [("source", config.prompts.source)] if config.prompts.source else []
     for kind, part in named:
@@ -63,7 +67,9 @@ def check(registry: Registry, config: RunConfig) -> None:
             options_of(found, part.options)
     Expression.parse(config.reward)
     if config.images == 1 and config.algorithm.options.get("credit") == "split":
-        raise UsageError("credit: split compares the images of a plan, and images is 1", hint="set images=2 or more, or algorithm.credit=joint")
+        raise UsageError(
+            "credit: split compares the images of a plan, and images is 1", hint="set images=2 or more, or algorithm.credit=joint"
+        )
     if config.prompts.source is None and config.prompts.file is None:
         raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
 
@@ -72,7 +78,9 @@ def _shares(registry: Registry, config: RunConfig, kind: Kind) -> bool:
     """Whether the renderer is the planner's own policy: the same class, and no options of its own or the same ones."""
     if kind != "renderer":
         return False
-    same = registry.find("planner", config.planner.name).component.target == registry.find("renderer", config.renderer.name).component.target
+    same = (
+        registry.find("planner", config.planner.name).component.target == registry.find("renderer", config.renderer.name).component.target
+    )
     return same and config.renderer.options in ({}, config.planner.options)
 
 

@@ -50,7 +50,9 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
 def load_trainable(module: nn.Module, path: Path) -> None:
     """Puts saved parameters back; every one that trains must be there, with its shape, and no other."""
     if not path.is_file():
-        raise UsageError(f"{path.parent} is not a checkpoint: {path.name} is missing", hint="give the folder of a run, or of one of its checkpoints")
+        raise UsageError(
+            f"{path.parent} is not a checkpoint: {path.name} is missing", hint="give the folder of a run, or of one of its checkpoints"
+        )
     try:
         saved = load_file(path)
     except Exception as error:  # safetensors raises its own error type for a torn file

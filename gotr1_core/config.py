@@ -143,7 +143,9 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     segments: SegmentsConfig = SegmentsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    renderer_optimizer: OptimizerConfig | None = Field(None, description="The renderer's, where it is a model of its own; else as the planner's.")
+    renderer_optimizer: OptimizerConfig | None = Field(
+        None, description="The renderer's, where it is a model of its own; else as the planner's."
+    )
     lora: LoraConfig | None = LoraConfig()
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -157,7 +159,9 @@ class SftConfig(Strict):
 
     policy: Named
     kind: Literal["planner", "renderer"] = "planner"
-    data: Annotated[ComponentConfig | Path, BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v))]
+    data: Annotated[
+        ComponentConfig | Path, BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v))
+    ]
     steps: int = Field(1000, gt=0)
     batch: int = Field(64, gt=0)
     micro_batch: int = Field(64, gt=0)
@@ -230,7 +234,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; ``${HERE}`` in it is the file's own folder."""
     try:
         text = path.read_text(encoding="utf-8").replace("${HERE}", str(path.parent.resolve()))
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:

@@ -11,6 +11,7 @@ import torch
 from gotr1_core.protocols import Planner, Renderer
 from gotr1_core.rollout import Judges, roll_out
 from gotr1_core.samples import Prompt, Sample, Sampling
+from gotr1_core.sampling import seed_for
 
 EVALUATION = "evaluation"
 REWARD = "reward"
@@ -73,6 +74,24 @@ def evaluate(
         )
     groups = [drawn.samples[i : i + best_of] for i in range(0, len(drawn.samples), best_of)]
     return [max(group, key=lambda s: -math.inf if math.isnan(s.reward) else s.reward) for group in groups]
+
+
+@torch.no_grad()
+def draw(
+    planner: Planner, renderer: Renderer, prompts: Sequence[Prompt], *, sampling: Sampling, seed: int, batch: int = 64
+) -> list[Sample]:
+    """One sample per prompt, not judged; the same that :func:`evaluate` draws with this seed."""
+    samples = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        numbers = range(start, start + len(part))
+        plans = planner.plan(part, seeds=[seed_for(EVALUATION, seed, i, 0, "plan") for i in numbers], sampling=sampling)
+        seeds = [seed_for(EVALUATION, seed, i, 0, 0, "image") for i in numbers]
+        own = plans if planner is renderer else None  # type: ignore[comparison-overlap]
+        drawn = renderer.render(part, plans.chains, seeds=seeds, sampling=sampling, plans=own)
+        rows = zip(part, plans.chains, drawn.images, numbers, strict=True)
+        samples += [Sample(prompt, chain, image, (i, 0, 0)) for prompt, chain, image, i in rows]
+    return samples
 
 
 def columns(samples: Sequence[Sample]) -> dict[str, list[float]]:

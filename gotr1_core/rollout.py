@@ -174,7 +174,7 @@ def _one_chunk(
             [drafts[r].chain for r in rows],
             seeds=[seed_for(*seed, *drafts[p // images].lineage[:2], p % images, "image") for p in place],
             sampling=sampling,
-            plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,
+            plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,  # type: ignore[comparison-overlap],
         )
         parent = torch.tensor(rows, device=drawn.tensors["mask"].device)
         drawn = replace(drawn, tensors={**drawn.tensors, "parent": parent})

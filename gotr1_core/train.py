@@ -7,9 +7,7 @@ do that), no early stop (the best checkpoint is kept).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +25,7 @@ from gotr1_core.protocols import PromptSource
 from gotr1_core.reference import Reference
 from gotr1_core.rollout import Batch, join_batches, roll_out
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.update import Learner, update
-
-
-@dataclass
-class Clock:
-    """Seconds of a step by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+from gotr1_core.update import Clock, Learner, update
 
 
 class Trainer:
@@ -113,11 +98,9 @@ class Trainer:
         batch = drawn if self.config.constant_groups == "keep" or constant.all() else drawn.keep((~constant).nonzero().flatten().tolist())
         credit = self.parts.algorithm.credit(batch.totals)
         metrics = describe(drawn)
-        with clock.phase("update"):
-            for role, learner in self.learners.items():
-                done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, self.config.steps * self.config.updates)
-                metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in done.items()}
-                clock.seconds["scoring"] = clock.seconds.get("scoring", 0.0) + done.get("seconds.scoring", 0.0)
+        for role, learner in self.learners.items():
+            done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, clock)
+            metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in done.items()}
         seconds = time.perf_counter() - begun
         metrics |= {f"seconds.{name}": value for name, value in clock.seconds.items()} | {"seconds": seconds}
         return metrics, drawn

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +41,19 @@ class Slice:
     segments: Mapping[SegmentName, Rollout]
     advantages: Mapping[SegmentName, Tensor]
     masks: Mapping[SegmentName, Tensor]
+
+
+@dataclass
+class Clock:
+    """Seconds of a step by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
 
 @dataclass
@@ -101,35 +115,39 @@ def score_slices(accelerator: Accelerator, learner: Learner, parts: Sequence[Sli
 
 
 def update(
-    accelerator: Accelerator, learner: Learner, algorithm: RLAlgorithm, batch: Batch, credit: Credit, config: RunConfig, total_updates: int
+    accelerator: Accelerator, learner: Learner, algorithm: RLAlgorithm, batch: Batch, credit: Credit, config: RunConfig, clock: Clock
 ) -> dict[str, float]:
     """``config.updates`` optimizer updates of one policy on one batch; returns means of the statistics.
 
     Losses are sums, divided by counts over the whole update and all processes: neither micro-batches nor processes change the
     gradient. With one update ``old`` is the scoring pass itself, so the ratio is 1 and its gradient that of log p.
     """
+    total_updates = config.steps * config.updates
     parts = slices(batch, credit, learner, config)
     local = counts(batch, learner, algorithm, config)
     scale = {name: accelerator.num_processes / accelerator.reduce(n, "sum").item() for name, n in local.items()}
     tally = Tally()
-    references = _reference_scores(accelerator, learner, parts)
-    olds = score_slices(accelerator, learner, parts) if config.updates > 1 else [None] * len(parts)
+    with clock.phase("scoring"):
+        references = _reference_scores(accelerator, learner, parts)
+        olds = score_slices(accelerator, learner, parts) if config.updates > 1 else [None] * len(parts)
     for number in range(config.updates if parts else 0):
         set_rate(learner.optimizer, rate_at(learner.settings, learner.updates, total_updates))
         for index, (part, old, reference) in enumerate(zip(parts, olds, references, strict=True)):
             with _sync(accelerator, learner.module, last=index + 1 == len(parts)), accelerator.autocast():
-                scored = learner.module(part.segments)
+                with clock.phase("scoring"):
+                    scored = learner.module(part.segments)
                 losses = []
                 for name, rollout in part.segments.items():
                     before = scored[name].log_prob.detach() if old is None else old[name]
                     if number == 0:
                         _deviation(tally, name, rollout, before)
                     losses.append(_segment_loss(algorithm, learner, part, name, scored[name], before, reference, tally) * scale[name])
-                accelerator.backward(torch.stack(losses).sum())
-        norm = clip(learner.module.parameters(), learner.settings.clip)
-        tally.add("gradient_norm", norm, torch.ones(()))
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=True)
+                with clock.phase("update"):
+                    accelerator.backward(torch.stack(losses).sum())
+        with clock.phase("update"):
+            tally.add("gradient_norm", clip(learner.module.parameters(), learner.settings.clip), torch.ones(()))
+            learner.optimizer.step()
+            learner.optimizer.zero_grad(set_to_none=True)
         learner.updates += 1
     return tally.means() | {"rate": rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
-from gotr1_core.sampling import score
 from gotr1_core.samples import IMAGE, PLAN, Rollout, Scored, SegmentName
+from gotr1_core.sampling import score
 from gotr1_janus.layout import Sequences, attention, unconditional
 
 
@@ -108,7 +108,9 @@ class JanusModule(nn.Module):
         kept = None if other is None else other[:, -count:]
         settings = image.sampling
         head = self.model.model.generation_head
-        return self._fill(head, hidden[:, -count:], tokens, image.tensors["mask"], settings.image_temperature, kept, settings.guidance_scale)
+        return self._fill(
+            head, hidden[:, -count:], tokens, image.tensors["mask"], settings.image_temperature, kept, settings.guidance_scale
+        )
 
     def _fill(
         self, head: nn.Module, hidden: Tensor, tokens: Tensor, mask: Tensor, temperature: float, other: Tensor | None, scale: float

@@ -17,7 +17,11 @@ class JanusOptions(BaseModel):
     model: str = Field("deepseek-community/Janus-Pro-1B", description="A folder or a hub name of a transformers Janus checkpoint.")
     instruction: str = Field(INSTRUCTION, description="What the user says to the model; {prompt} is the prompt.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights.")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel; eager is fastest for a small model on a CPU.")
-    cache: Literal["dynamic", "static"] = Field("dynamic", description="KV cache of the sampler; static keeps one shape, for compiled kernels.")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="Attention kernel; eager is fastest for a small model on a CPU."
+    )
+    cache: Literal["dynamic", "static"] = Field(
+        "dynamic", description="KV cache of the sampler; static keeps one shape, for compiled kernels."
+    )
     chunk: int = Field(4096, gt=0, description="Positions whose logits exist at the same time while scoring.")
     drop_conditions: float = Field(0.1, ge=0, le=1, description="SFT: share of samples whose prompt and chain are dropped, for guidance.")

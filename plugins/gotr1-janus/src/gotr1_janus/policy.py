@@ -38,7 +38,7 @@ class JanusPolicy:
         self.module = JanusModule(model, bos=self.tokenizer.bos_token_id, boi=boi, pad=self.tokenizer.pad_token_id, chunk=options.chunk)
         for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
             part.requires_grad_(False)  # the picture's code is given; text-to-image does not use the understanding path
-        self.image_tokens = model.model.vqmodel.config.num_patches ** 2
+        self.image_tokens = model.model.vqmodel.config.num_patches**2
 
     # -- text ---------------------------------------------------------------------------------------------------------------
 
@@ -125,7 +125,12 @@ class JanusPolicy:
         scale = sampling.guidance_scale
         drawn = sampler.image(uniforms(seeds, self.image_tokens), sampling.image_temperature, scale if guided else None)
         tensors = {"prompt": t["prompt"], "prompt_length": t["prompt_length"], "plan": t["tokens"], "plan_length": t["length"]}
-        tensors |= {"tokens": drawn.tokens, "mask": drawn.mask, "log_prob": drawn.log_prob, "parent": torch.arange(len(seeds), device=device)}
+        tensors |= {
+            "tokens": drawn.tokens,
+            "mask": drawn.mask,
+            "log_prob": drawn.log_prob,
+            "parent": torch.arange(len(seeds), device=device),
+        }
         return Rollout(IMAGE, sampling, tensors, images=self.decode_images(drawn.tokens))
 
     def _teach(self, prompts: Sequence[Prompt], chains: Sequence[Chain], sampling: Sampling) -> Rollout:
@@ -167,7 +172,9 @@ class JanusPolicy:
         """In the language model, while gradients are taken. Refused where the model has dropout, which would then be on."""
         language = self.module.model.model.language_model
         if language.config.attention_dropout:
-            raise UsageError("gradient_checkpointing: the language model has attention dropout", hint="set attention_dropout to 0 in its config")
+            raise UsageError(
+                "gradient_checkpointing: the language model has attention dropout", hint="set attention_dropout to 0 in its config"
+            )
         language.gradient_checkpointing_enable({"use_reentrant": False})
         self.module.checkpointing = True
 

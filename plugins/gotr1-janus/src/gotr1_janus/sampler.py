@@ -24,7 +24,9 @@ class Sampler:
         mask, _ = attention(lengths, width)
         self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], 1)
         static = cache == "static"
-        self.cache = StaticCache(config=self.language.config, max_cache_len=width + steps) if static else DynamicCache(config=self.language.config)
+        self.cache = (
+            StaticCache(config=self.language.config, max_cache_len=width + steps) if static else DynamicCache(config=self.language.config)
+        )
         self.at = width
 
     def _run(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:

@@ -27,8 +27,12 @@ class GrpoOptions(BaseModel):
 
     credit: Literal["joint", "split"] = Field("joint", description="How a tree's totals become advantages: GoT-R1's, or per level.")
     scale: bool = Field(True, description="Divide advantages by the group's deviation (arXiv 2402.03300), or not (arXiv 2503.20783).")
-    ratio: Literal["token", "sequence"] = Field("token", description="Importance ratios per token, or per sequence (GSPO, arXiv 2507.18071).")
-    kl: Literal["k3", "k2"] = Field("k3", description="Estimator of the divergence from the reference (GRPO's k3, or half the squared log-ratio).")
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="Importance ratios per token, or per sequence (GSPO, arXiv 2507.18071)."
+    )
+    kl: Literal["k3", "k2"] = Field(
+        "k3", description="Estimator of the divergence from the reference (GRPO's k3, or half the squared log-ratio)."
+    )
 
 
 def surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,7 @@ CATEGORIES = ("color", "shape", "texture", "spatial", "numeracy", "complex")
 HARD_SHARE = 0.5
 VALIDATION_SHARE = 4  # one text in so many belongs to validation
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-HELD_OUT_PAIRS = frozenset(
-    (color, shape) for c, color in enumerate(COLORS) for s, shape in enumerate(SHAPES) if (c + s) % 3 == 0
-)
+HELD_OUT_PAIRS = frozenset((color, shape) for c, color in enumerate(COLORS) for s, shape in enumerate(SHAPES) if (c + s) % 3 == 0)
 
 # Phrasings of a relation: how each of left, right, above, below reads; in inverted ones B is named first.
 WORDS = dict(zip(RELATIONS, ("to the left of", "to the right of", "above", "below"), strict=True))
@@ -61,7 +59,7 @@ def noun(look: Look, *, article: bool = True, plural: bool = False) -> str:
 
 
 def listing(parts: list[str]) -> str:
-    """"x", "x and y", "x, y and z"."""
+    """ "x", "x and y", "x, y and z"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 

@@ -16,4 +16,6 @@ def gotr1_components() -> Iterator[Component]:
     )
     yield Component("judge", "scenes", "gotr1_scenes.judge:ScenesJudge", None, "reads plan and picture exactly: sem, spa, ri, pi, correct")
     yield Component("benchmark", "scenes", "gotr1_scenes.benchmark:ScenesBenchmark", None, "held-out prompts of the embedded world")
-    yield Component("preset", "scenes", "gotr1_scenes:presets/scenes.yaml", None, "the embedded world on a laptop: the default of gotr1 train")
+    yield Component(
+        "preset", "scenes", "gotr1_scenes:presets/scenes.yaml", None, "the embedded world on a laptop: the default of gotr1 train"
+    )

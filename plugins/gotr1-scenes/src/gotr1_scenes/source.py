@@ -55,6 +55,12 @@ def write_jsonl(folder: Path, count: int, *, split: str = "train", seed: int = 0
             assert example.image is not None
             example.image.save(folder / picture)
             prompt = example.prompt
-            row = {"prompt": prompt.text, "chain": example.chain.raw, "image": picture, "category": prompt.category, "metadata": prompt.metadata}
+            row = {
+                "prompt": prompt.text,
+                "chain": example.chain.raw,
+                "image": picture,
+                "category": prompt.category,
+                "metadata": prompt.metadata,
+            }
             file.write(json.dumps(row) + "\n")
     return path

@@ -1,6 +1,6 @@
 """Puts an untrained miniature together: tokenizer, small Janus, the trained VQ model. ``gotr1 sft`` then trains its language part.
 
-    python -m gotr1_scenes.recipe.miniature --vq build/vq --out build/untrained
+python -m gotr1_scenes.recipe.miniature --vq build/vq --out build/untrained
 """
 
 from __future__ import annotations

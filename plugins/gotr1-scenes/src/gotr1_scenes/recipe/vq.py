@@ -114,7 +114,10 @@ def update(model: JanusVQVAE, optimizer: torch.optim.Optimizer, pixels: Tensor, 
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     right = (cosines.argmax(-1) == numbers.flatten())[numbers.flatten() > 0].float().mean()
-    return {name: round(float(value.detach()), 5) for name, value in {"rebuilt": rebuilt, "apart": apart, "l1": difference.abs().mean(), "codes_right": right}.items()}
+    return {
+        name: round(float(value.detach()), 5)
+        for name, value in {"rebuilt": rebuilt, "apart": apart, "l1": difference.abs().mean(), "codes_right": right}.items()
+    }
 
 
 def save(out: Path, model: JanusVQVAE, optimizer: torch.optim.Optimizer, step: int) -> None:

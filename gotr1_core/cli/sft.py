@@ -1,0 +1,49 @@
+"""``gotr1 sft``"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gotr1_core.cli.common import config_or_words, device
+from gotr1_core.errors import UsageError
+
+
+def command(
+    config: Annotated[str | None, typer.Argument(help="A YAML config, or the first KEY=VALUE.", show_default=False)] = None,
+    override: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as steps=20 or policy=janus.")
+    ] = None,
+) -> None:
+    """Stage one: trains a policy on prompts, chains and pictures. Run again, it goes on where it stopped."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from gotr1_core.build import component
+    from gotr1_core.config import SftConfig, merge, overrides, read_yaml, validate
+    from gotr1_core.plugins import Registry
+    from gotr1_core.sft import from_examples, from_source, read_examples, train_supervised
+
+    path, words = config_or_words(config, override or [])
+    settings = validate(SftConfig, merge(read_yaml(path) if path else {}, overrides(words)))
+    registry = Registry()
+    import torch
+
+    torch.manual_seed(settings.seed)  # what LoRA draws
+    policy = component(registry, settings.kind, settings.policy, device=device())
+    if isinstance(settings.data, str) or not hasattr(settings.data, "name"):
+        raise UsageError("data is neither a source nor a .jsonl file")
+    if hasattr(settings.data, "options"):
+        batches = from_source(component(registry, "source", settings.data), settings.batch, settings.seed, settings.sort_window)
+    else:
+        batches = from_examples(read_examples(settings.data), settings.batch, settings.seed, settings.sort_window)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with (settings.output / "log.jsonl").open("a", encoding="utf-8") as log:
+        for row in track(train_supervised(settings, policy, batches), "training", total=settings.steps, console=console):
+            if row["step"] % 20 == 0 or row["step"] + 1 == settings.steps:
+                print(json.dumps(row), file=log, flush=True)
+    console.print(f"the model is in {settings.output / 'model' / 'weights'}")
