@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from gotr1_core.config import ComponentConfig, PromptsConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
+from gotr1_core.evaluate import REWARD
 from gotr1_core.hookspecs import Kind
 from gotr1_core.lora import add_lora
 from gotr1_core.plugins import Registry, load, options_of
@@ -49,11 +50,17 @@ class Parts:
 def component(registry: Registry, kind: Kind, config: ComponentConfig, **more: Any) -> Any:
     """One component by its registered name, its options checked."""
     found = registry.find(kind, config.name).component
-    return load(found.target)(options_of(found, config.options), **more)
+    options = options_of(found, config.options)
+    make = load(found.target)
+    try:
+        return make(options, **more)
+    except OSError as error:  # weights that are not where the config says, most often
+        first = str(error).strip().split("\n")[0]
+        raise UsageError(f"the {kind} {config.name!r} cannot be made: {first}", hint="see its options; is the path right?") from error
 
 
 def check(registry: Registry, config: RunConfig) -> None:
-    """Names and options of every component, and the reward; loads no weights."""
+    """Names and options of every component, the reward and the prompts; loads no weights."""
     named: list[tuple[Kind, ComponentConfig]] = [
         ("planner", config.planner),
         ("renderer", config.renderer),
@@ -61,10 +68,11 @@ def check(registry: Registry, config: RunConfig) -> None:
     ]
     named += [("judge", judge) for judge in config.judge]
     named += [("source", config.prompts.source)] if config.prompts.source else []
-    for kind, part in named:
-        found = registry.find(kind, part.name).component
-        if part.options or not _shares(registry, config, kind):
-            options_of(found, part.options)
+    _check_options(registry, config, named)
+    judges = [judge.name for judge in config.judge]
+    twice = sorted(name for name in set(judges) if judges.count(name) > 1)
+    if twice:
+        raise UsageError(f"the judge {twice[0]!r} is named twice", hint="its scores have one name each; give it once")
     Expression.parse(config.reward)
     if config.images == 1 and config.algorithm.options.get("credit") == "split":
         raise UsageError(
@@ -72,6 +80,15 @@ def check(registry: Registry, config: RunConfig) -> None:
         )
     if config.prompts.source is None and config.prompts.file is None:
         raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
+    if config.prompts.source is None and not isinstance(config.prompts.held_out, Path):
+        raise UsageError("a prompt file needs held-out prompts of its own", hint="set prompts.held_out=FILE")
+
+
+def _check_options(registry: Registry, config: RunConfig, named: Sequence[tuple[Kind, ComponentConfig]]) -> None:
+    for kind, part in named:
+        found = registry.find(kind, part.name).component
+        if part.options or not _shares(registry, config, kind):
+            options_of(found, part.options)
 
 
 def _shares(registry: Registry, config: RunConfig, kind: Kind) -> bool:
@@ -88,8 +105,10 @@ def build(registry: Registry, config: RunConfig, *, device: torch.device | str =
     """The components, weights loaded, adapters in place."""
     check(registry, config)
     judges = make_judges(registry, config)
-    planner = component(registry, "planner", config.planner, device=device)
-    renderer = planner if _shares(registry, config, "renderer") else component(registry, "renderer", config.renderer, device=device)
+    metrics = [REWARD, *judges.offered()]
+    if config.evaluation.metric not in metrics:
+        raise UsageError(f"evaluation.metric: no judge scores {config.evaluation.metric!r}", hint=f"known: {', '.join(metrics)}")
+    planner, renderer = policies(registry, config, device=device)
     parts = Parts(planner, renderer, judges, component(registry, "algorithm", config.algorithm))
     trained = [policy for policy, _ in parts.trained(config.train).values()]
     for policy in {id(p): p for p in (planner, renderer)}.values():
@@ -100,6 +119,15 @@ def build(registry: Registry, config: RunConfig, *, device: torch.device | str =
         if policy in trained and config.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
     return parts
+
+
+def policies(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> tuple[Planner, Renderer]:
+    """Planner and renderer with their weights: all that drawing needs. One object where one policy has both roles."""
+    _check_options(registry, config, [("planner", config.planner), ("renderer", config.renderer)])
+    planner: Planner = component(registry, "planner", config.planner, device=device)
+    if _shares(registry, config, "renderer"):
+        return planner, planner  # type: ignore[return-value]
+    return planner, component(registry, "renderer", config.renderer, device=device)
 
 
 def make_judges(registry: Registry, config: RunConfig) -> Judges:
@@ -128,23 +156,32 @@ class FilePrompts:
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a text file, one a line, or of a JSONL file with ``prompt`` and, if wanted, ``id``, ``category``, ``metadata``."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Newlines alone end a line: a JSON string may hold any other separator. Some editors begin a file with a byte order mark.
+        text = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give a file with one prompt a line, or JSONL") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", hint="give a file with one prompt a line, or JSONL") from None
+    lines = [(number, line.strip()) for number, line in enumerate(text, 1) if line.strip()]
     if not lines:
         raise UsageError(f"{path} has no prompts", hint="give a file with one prompt a line, or JSONL")
     if path.suffix != ".jsonl":
-        return [Prompt(line.strip(), f"{path.stem}-{i}") for i, line in enumerate(lines)]
-    prompts = []
-    for i, line in enumerate(lines):
-        try:
-            row: Mapping[str, Any] = json.loads(line)
-            prompts.append(Prompt(row["prompt"], str(row.get("id", f"{path.stem}-{i}")), row.get("category", ""), row.get("metadata", {})))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UsageError(f'{path}, line {i + 1}, is not {{"prompt": …}}', hint="one JSON object a line") from None
-    return prompts
+        return [Prompt(line, f"{path.stem}-{i}") for i, (_, line) in enumerate(lines)]
+    return [_read_row(path, number, line, f"{path.stem}-{i}") for i, (number, line) in enumerate(lines)]
+
+
+def _read_row(path: Path, number: int, line: str, name: str) -> Prompt:
+    """One line of JSONL."""
+    try:
+        row = json.loads(line)
+        prompt, category, metadata = row["prompt"], row.get("category", ""), row.get("metadata", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UsageError(f'{path}, line {number}, is not {{"prompt": …}}', hint="one JSON object a line") from None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError(f"{path}, line {number}: the prompt is no text", hint='one {"prompt": "…"} a line')
+    if not isinstance(category, str) or not isinstance(metadata, dict):
+        raise UsageError(f"{path}, line {number}: category is a text and metadata an object", hint="leave out what you do not need")
+    return Prompt(prompt, str(row.get("id", name)), category, metadata)
 
 
 def training_prompts(registry: Registry, config: PromptsConfig) -> Any:

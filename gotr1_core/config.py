@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from gotr1_core.errors import UsageError
 
@@ -96,7 +96,7 @@ class PromptsConfig(Strict):
 
     source: Named | None = None
     file: Path | None = None
-    held_out: int | Path = Field(300, description="Held-out prompts: how many of the source's validation split, or a file.")
+    held_out: PositiveInt | Path = Field(300, description="Held-out prompts: how many of the source's validation split, or a file.")
     seed: int = Field(0, ge=0)
 
 
@@ -166,7 +166,7 @@ class SftConfig(Strict):
     batch: int = Field(64, gt=0)
     micro_batch: int = Field(64, gt=0)
     sort_window: int = Field(1, gt=0, description="So many batches are sorted by length together, which saves padding.")
-    weights: dict[Literal["plan", "image"], float] = Field(default_factory=lambda: {"plan": 1.0, "image": 1.0})
+    weights: dict[Literal["plan", "image"], float] = {"plan": 1.0, "image": 1.0}
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = None
     gradient_checkpointing: bool = False
@@ -181,6 +181,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"name": old}  # a component given by its name alone, and now its options
         if isinstance(old, Mapping) and isinstance(value, str) and "name" in old:
             value = old if old["name"] == value else {"name": value}
         elif isinstance(old, Mapping) and isinstance(value, Mapping):
@@ -191,53 +193,65 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
-    """``a.b=VALUE`` words as nested mappings; split at the first ``=``, values read as YAML."""
-    tree: dict[str, Any] = {}
+    """``a.b=VALUE`` words as nested mappings; split at the first ``=``, values read as YAML.
+
+    Of two words for one key the later holds. ``a=NAME`` counts before ``a.b=VALUE`` wherever it stands, so that a component does
+    not lose the options given with it.
+    """
+    pairs = []
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
             raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
         try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError:
+            pairs.append((key.split("."), _load(value)))
+        except _NOT_YAML:
             raise UsageError(f"the value of {key} is not YAML: {value}", hint="quote it") from None
-        if isinstance(read, str) and _is_number(read):
-            read = float(read)  # YAML 1.1 takes 1e-4 for a string
-        branch: dict[str, Any] = {}
-        leaf = branch
-        *path, last = key.split(".")
-        for part in path:
-            leaf = leaf.setdefault(part, {})
-        leaf[last] = read
-        tree = merge(tree, branch)
+    tree: dict[str, Any] = {}
+    for path, read in sorted(pairs, key=lambda pair: len(pair[0])):
+        for part in reversed(path):
+            read = {part: read}
+        tree = merge(tree, read)
     return tree
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.lower() not in ("nan", "inf", "-inf", "infinity")
+# ValueError comes from scalars that only look right, such as 0x_; RecursionError from thousands of brackets.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 plus floats without a dot, such as 1e-4."""
+    """YAML 1.1, but 1e-4 is a number although it has no dot, and a date stays the text it is."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _placed(value: Any, here: str) -> Any:
+    """``${HERE}`` replaced in every text; after reading, so that no folder's name can be taken for YAML."""
+    if isinstance(value, str):
+        return value.replace("${HERE}", here)
+    if isinstance(value, list):
+        return [_placed(v, here) for v in value]
+    return {k: _placed(v, here) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; ``${HERE}`` in it is the file's own folder."""
     try:
-        text = path.read_text(encoding="utf-8").replace("${HERE}", str(path.parent.resolve()))
-        data = yaml.load(text, Loader=_Loader)
+        data = _placed(_load(path.read_text(encoding="utf-8-sig")), str(path.parent.resolve()))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except _NOT_YAML as error:
         raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}", hint="see examples/ for configs") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} is not a mapping of keys to values", hint="see examples/ for configs")
@@ -252,7 +266,9 @@ def validate(model: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where, keys(model), 1, cutoff=0.4)
+            known, last = keys(model), where.rpartition(".")[2]
+            # The right key in the wrong place is nearer than any other.
+            near = [key for key in known if key.rpartition(".")[2] == last] or difflib.get_close_matches(where, known, 1, cutoff=0.4)
             raise UsageError(f"unknown key {where}", hint=f"did you mean {near[0]}?" if near else "see the config reference") from None
         given = "" if first["type"] == "missing" else f", not {first['input']!r}"
         raise UsageError(f"{where}: {first['msg']}{given}", hint="see the config reference") from None

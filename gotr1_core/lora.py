@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from gotr1_core.config import LoraConfig
 from gotr1_core.errors import UsageError
@@ -23,6 +23,21 @@ def add_lora(policy: Policy, config: LoraConfig) -> None:
     inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0), policy.module)
     for name, parameter in policy.module.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state under the names it has without adapters, each adapter added to its layer: what others can load."""
+    from peft.tuners.lora import LoraLayer
+
+    state = module.state_dict()
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            mine = {key: state.pop(key) for key in [k for k in state if k.startswith(f"{name}.")]}
+            base = f"{name}.base_layer."
+            state |= {f"{name}.{key.removeprefix(base)}": value for key, value in mine.items() if key.startswith(base)}
+            for adapter in layer.active_adapters:
+                state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter).detach()
+    return state
 
 
 def layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]:

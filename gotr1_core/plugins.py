@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from gotr1_core import hookspecs
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import KINDS, Component, Kind
 
 GROUP = "gotr1"
@@ -54,21 +55,24 @@ class Registry:
         version = point.dist.version if point.dist else ""
         try:
             self.add(point.load(), distribution, version)
-        except Exception as error:  # a third party's code may raise anything, and must not take the command line down
-            self.broken.append(Broken(point.name, distribution, f"{type(error).__name__}: {error}"))
-            print(f"warning: plugin {point.name} of {distribution} does not load: {type(error).__name__}: {error}", file=sys.stderr)
+        except (Exception, SystemExit) as error:  # a third party's code may raise anything, and must not take the command line down
+            shown = " ".join(f"{type(error).__name__}: {error}".split())  # one line, whatever it says
+            self.broken.append(Broken(point.name, distribution, shown))
+            print(f"warning: plugin {point.name} of {distribution} does not load: {shown}", file=sys.stderr)
 
     def add(self, plugin: object, distribution: str, version: str = "") -> None:
         """Registers a plugin, a module or an object with hooks."""
-        name = self.manager.register(plugin, name=distribution)
         implementation = getattr(plugin, "gotr1_components", None)
         try:
+            self.manager.register(plugin)  # not under the distribution's name: one may have several plugins
+            self.manager.check_pending()  # a hook that does not exist, such as a misspelt one
             found = [Provided(c, distribution, version) for c in (implementation() if implementation else ())]
-            wrong = [p.component for p in found if not isinstance(p.component, Component) or p.component.kind not in KINDS]
+            wrong = [p.component for p in found if not _is_component(p.component)]
             if wrong:
                 raise TypeError(f"registers {wrong[0]!r}, which is no Component")
-        except Exception:
-            self.manager.unregister(name=name)
+        except (Exception, SystemExit):
+            if self.manager.is_registered(plugin):  # pluggy keeps what it had accepted before it found a wrong hook
+                self.manager.unregister(plugin)
             raise
         self.provided += found
 
@@ -93,15 +97,35 @@ class Registry:
     def preset(self, name: str) -> Path:
         """The YAML file of a preset."""
         package, _, path = self.find("preset", name).component.target.partition(":")
-        module = importlib.import_module(package)
+        module = _module(package)
         assert module.__file__ is not None
         return Path(module.__file__).parent / path
+
+
+def _is_component(thing: object) -> bool:
+    """Whether a plugin's word can be taken for it: nothing looks into a component again before it is used."""
+    if not isinstance(thing, Component) or thing.kind not in KINDS:
+        return False
+    return all(isinstance(part, str) for part in (thing.name, thing.target, thing.options or "", thing.summary)) and ":" in thing.target
 
 
 def load(target: str) -> Any:
     """The object that ``module:name`` names."""
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(_module(module), name)
+    except AttributeError as error:
+        raise Gotr1Error(f"{target} cannot be loaded: {error}", hint=_REINSTALL) from error
+
+
+_REINSTALL = "install the plugin that provides it again, with what it depends on"
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Gotr1Error(f"{name} cannot be imported: {error}", hint=_REINSTALL) from error
 
 
 def options_of(component: Component, given: Mapping[str, Any]) -> Any:

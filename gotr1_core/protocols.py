@@ -114,7 +114,10 @@ class RLAlgorithm(Protocol):
         mask: Tensor,
         settings: SegmentConfig,
     ) -> Loss:
-        """The loss to minimise on one segment, summed over actions. ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``."""
+        """The loss to minimise on one segment, summed over actions.
+
+        ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``.
+        """
         ...
 
 

@@ -49,7 +49,7 @@ class Judges:
 
     def totals(self, scores: Sequence[Mapping[str, float]]) -> Tensor:
         """Total rewards ``[B]``, float64, NaN where there is none."""
-        return self.expression.evaluate(self._columns(scores))
+        return self.expression.evaluate(self._columns(scores)).expand(len(scores))  # a reward without names is one number
 
     def settled(self, scores: Sequence[Mapping[str, float]]) -> Tensor:
         """Which totals are 0 whatever the scores that are not known yet, ``[B]``."""
@@ -174,7 +174,7 @@ def _one_chunk(
             [drafts[r].chain for r in rows],
             seeds=[seed_for(*seed, *drafts[p // images].lineage[:2], p % images, "image") for p in place],
             sampling=sampling,
-            plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,  # type: ignore[comparison-overlap],
+            plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,  # type: ignore[comparison-overlap]
         )
         parent = torch.tensor(rows, device=drawn.tensors["mask"].device)
         drawn = replace(drawn, tensors={**drawn.tensors, "parent": parent})

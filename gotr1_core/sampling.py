@@ -43,6 +43,7 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, T
         return token, torch.zeros_like(uniform, dtype=torch.float32)
     log_probs = torch.log_softmax(logits / temperature, -1)
     cumulative = log_probs.double().exp().cumsum(-1)
+    # In float64 u * s rounds below s for every u < 1, so the search never ends behind the last token that has a probability.
     target = uniform.to(cumulative.device).unsqueeze(-1) * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
     return token, log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1)

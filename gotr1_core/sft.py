@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gotr1_core.chain import parse
-from gotr1_core.checkpoint import load_optimizer_tensors, optimizer_tensors, replacing
+from gotr1_core.checkpoint import TRAINABLE, load_optimizer_tensors, load_trainable, optimizer_tensors, replacing, trainable
 from gotr1_core.config import SftConfig, dump
 from gotr1_core.errors import UsageError
 from gotr1_core.lora import add_lora
@@ -61,11 +61,18 @@ def from_source(source: PromptSource, size: int, seed: int, window: int) -> Batc
 def from_examples(examples: Sequence[Example], size: int, seed: int, window: int) -> Batches:
     """Batches of a list of examples, shuffled anew every epoch."""
 
+    kept: dict[int, list[Sequence[Example]]] = {}
+
     def batch(step: int) -> Sequence[Example]:
         block, place = divmod(step, window)
-        numbers = range(block * window * size, (block + 1) * window * size)
-        picked = [examples[_shuffled(len(examples), seed_for(seed, n // len(examples)))[n % len(examples)]] for n in numbers]
-        return _sorted_batches(picked, size, seed_for(seed, block))[place]
+        if block not in kept:
+            numbers = range(block * window * size, (block + 1) * window * size)
+            epochs = {n // len(examples) for n in numbers}
+            orders = {epoch: _shuffled(len(examples), seed_for(seed, epoch)) for epoch in epochs}
+            kept.clear()
+            picked = [examples[orders[n // len(examples)][n % len(examples)]] for n in numbers]
+            kept[block] = _sorted_batches(picked, size, seed_for(seed, block))
+        return kept[block][place]
 
     return batch
 
@@ -109,6 +116,7 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
                 accelerator.backward(total(loss, config.weights) * (len(part) / len(examples)))
             for name, value in loss.sums.items():
                 row[name] = row.get(name, 0.0) + (value / loss.counts[name].clamp_min(1)).item() * len(part) / len(examples)
+        accelerator.unscale_gradients(optimizer)  # of fp16, before they are clipped
         row["gradient_norm"] = float(clip(module.parameters(), config.optimizer.clip))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -123,6 +131,8 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
 def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, step: int) -> None:
     with replacing(config.output / "model") as part:
         policy.save(part / "weights")
+        if config.lora is not None:  # the weights above have them merged, and a merged adapter cannot go on training
+            save_file(trainable(policy.module), part / TRAINABLE)
         save_file(optimizer_tensors(optimizer), part / "optimizer.safetensors")
         (part / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
         (part / "config.yaml").write_text(dump(config), encoding="utf-8")
@@ -132,9 +142,13 @@ def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> i
     """Goes on with what ``_save`` wrote; 0 where there is nothing."""
     if not (output / "model" / "state.json").is_file():
         return 0
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted((output / "model" / "weights").glob("*.safetensors")):
-        weights |= load_file(file)
-    policy.module.model.load_state_dict(weights, strict=False)
+    if (output / "model" / TRAINABLE).is_file():
+        load_trainable(policy.module, output / "model" / TRAINABLE)
+    else:
+        weights: dict[str, torch.Tensor] = {}
+        for file in sorted((output / "model" / "weights").glob("*.safetensors")):
+            weights |= load_file(file)
+        model: Any = policy.module.model  # where every policy keeps its library's model
+    model.load_state_dict(weights, strict=False)
     load_optimizer_tensors(optimizer, load_file(output / "model" / "optimizer.safetensors"))
     return int(json.loads((output / "model" / "state.json").read_text(encoding="utf-8"))["step"])

@@ -23,11 +23,18 @@ def new_folder(config: RunConfig) -> Path:
     """The run's own folder; one that is there is never written into."""
     name = config.name or time.strftime("%Y%m%d-%H%M%S")
     folder = config.output / name
+    check_free(config)
     try:
         folder.mkdir(parents=True)
-    except FileExistsError:
-        raise UsageError(f"{folder} is there already", hint="choose another name=…, or remove it") from None
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror}", hint="choose another output=…") from None
     return folder
+
+
+def check_free(config: RunConfig) -> None:
+    """Refuses a name that is taken; cheap, so that it can be asked before anything is loaded."""
+    if config.name and (config.output / config.name).exists():
+        raise UsageError(f"{config.output / config.name} is there already", hint="choose another name=…, or remove it")
 
 
 def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
@@ -40,6 +47,7 @@ def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
             continue
     used = [("planner", config.planner.name), ("renderer", config.renderer.name), ("algorithm", config.algorithm.name)]
     used += [("judge", judge.name) for judge in config.judge]
+    used += [("source", config.prompts.source.name)] if config.prompts.source else []
     found = {f"{kind} {name}": registry.find(kind, name) for kind, name in used}  # type: ignore[arg-type]
     components = {key: {"distribution": p.distribution, "version": p.version} for key, p in found.items()}
     return {"python": platform.python_version(), "machine": platform.platform(), "packages": packages, "components": components}
@@ -55,12 +63,17 @@ class Records:
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
-        print(json.dumps(row), file=self._metrics, flush=True)
+        """Appends one row; NaN becomes null, which JSON can say."""
+        print(json.dumps({name: null_for_nan(value) for name, value in row.items()}), file=self._metrics, flush=True)
 
     def samples(self, step: int, samples: Sequence[Sample], most: int = 16) -> None:
         """Some samples of a step, with their pictures."""
         write_samples(self.folder / "samples" / f"step-{step:06d}", samples[:most])
+
+    def held_out(self, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+        """Every held-out score, sample by sample, of the models compared at the end: what paired intervals are made of."""
+        known = {model: {name: [null_for_nan(v) for v in values] for name, values in row.items()} for model, row in rows.items()}
+        (self.folder / "held-out.json").write_text(json.dumps(known), encoding="utf-8")
 
     def close(self) -> None:
         self._metrics.close()
@@ -68,7 +81,10 @@ class Records:
 
 def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     """Pictures as PNG, the boxes drawn over them, and a row of JSON each; returns the pictures' paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {folder}: {error.strerror}", hint="choose another folder") from None
     paths = []
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for number, sample in enumerate(samples):
@@ -93,7 +109,7 @@ def overlay(sample: Sample) -> Any:
 
 def as_row(sample: Sample) -> dict[str, Any]:
     """A sample as JSON: prompt, chain (text and regions), scores; NaN becomes null."""
-    scores = {name: None if value != value else value for name, value in sample.scores.items()}
+    scores = {name: null_for_nan(value) for name, value in sample.scores.items()}
     return {
         "prompt": sample.prompt.text,
         "chain": sample.chain.raw,
@@ -102,5 +118,10 @@ def as_row(sample: Sample) -> dict[str, Any]:
         "regions": [{"phrase": r.phrase, "box": list(r.box)} for r in sample.chain.regions],
         "lineage": list(sample.lineage),
         "scores": scores,
-        "reward": None if sample.reward != sample.reward else sample.reward,
+        "reward": null_for_nan(sample.reward),
     }
+
+
+def null_for_nan(value: Any) -> Any:
+    """The value, or None for NaN."""
+    return None if value != value else value

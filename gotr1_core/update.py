@@ -72,7 +72,7 @@ class Tally:
 
 def slices(batch: Batch, credit: Credit, learner: Learner, config: RunConfig) -> list[Slice]:
     """Micro-batches of the plans whose gradient is not known to be zero."""
-    _, plans, images = batch.totals.shape
+    *_, images = batch.totals.shape
     flat = {PLAN: credit.plan.flatten(), IMAGE: credit.image.flatten()}
     work = torch.zeros(len(batch.plans), dtype=torch.bool)
     for name, settings in learner.segments.items():
@@ -80,7 +80,7 @@ def slices(batch: Batch, credit: Credit, learner: Learner, config: RunConfig) ->
         work |= moves | bool(settings.kl or settings.entropy)
     rows = work.nonzero().flatten()
     found = []
-    for part in rows.split(config.micro_batch):
+    for part in rows.split(config.micro_batch) if len(rows) else ():  # nothing would be split into one empty slice
         segments, drawn = batch.segments(part)
         chosen = {name: segments[name] for name in learner.segments if name in segments}
         advantages = {PLAN: flat[PLAN][part], IMAGE: flat[IMAGE][batch.place[drawn]]}
@@ -125,7 +125,8 @@ def update(
     total_updates = config.steps * config.updates
     parts = slices(batch, credit, learner, config)
     local = counts(batch, learner, algorithm, config)
-    scale = {name: accelerator.num_processes / accelerator.reduce(n, "sum").item() for name, n in local.items()}
+    # Where every action of a segment is masked there is nothing to divide, either.
+    scale = {name: accelerator.num_processes / max(1.0, accelerator.reduce(n, "sum").item()) for name, n in local.items()}
     tally = Tally()
     with clock.phase("scoring"):
         references = _reference_scores(accelerator, learner, parts)
@@ -145,6 +146,7 @@ def update(
                 with clock.phase("update"):
                     accelerator.backward(torch.stack(losses).sum())
         with clock.phase("update"):
+            accelerator.unscale_gradients(learner.optimizer)  # of fp16, before they are clipped
             tally.add("gradient_norm", clip(learner.module.parameters(), learner.settings.clip), torch.ones(()))
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)

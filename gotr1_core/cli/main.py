@@ -18,13 +18,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (train, sft, generate, evaluate, plugins):
-    app.command()(module.command)
+    app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     """Trains text-to-image models to plan before they draw, with reinforcement learning."""
-    main.debug = debug  # type: ignore[attr-defined]
+    del debug  # `call` reads it from the arguments: it must know when reading them fails
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -34,8 +34,6 @@ def run(arguments: list[str] | None = None) -> None:
 
 def call(arguments: list[str]) -> int:
     """Runs a command; returns the exit status instead of exiting."""
-    for module in (train, sft, generate, evaluate, plugins):
-        module.command.__name__ = module.__name__.rsplit(".", 1)[-1]
     try:
         status = app(arguments, standalone_mode=False, prog_name="gotr1")
         return status if isinstance(status, int) else 0
@@ -50,8 +48,9 @@ def call(arguments: list[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except typer.TyperException as error:
-        shown = getattr(error, "format_message", lambda: str(error))()
-        return _say(shown, "see `gotr1 --help`", 2)
+        shown = error.format_message() if hasattr(error, "format_message") else str(error)
+        # Without any argument Typer has printed the help, and has nothing to say.
+        return _say(shown, "see `gotr1 --help`", 2) if shown else 2
 
 
 def _say(message: str, hint: str | None, code: int) -> int:

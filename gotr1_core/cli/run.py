@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,30 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from rich.table import Table
 
-from gotr1_core.build import build, held_out_prompts, training_prompts
+from gotr1_core.build import build, check, held_out_prompts, training_prompts
 from gotr1_core.cli.view import View
 from gotr1_core.config import RunConfig
 from gotr1_core.evaluate import REWARD, estimate, paired, summary
 from gotr1_core.plugins import Registry
-from gotr1_core.tracking import Records, new_folder, write_samples
+from gotr1_core.tracking import Records, check_free, new_folder, write_samples
 from gotr1_core.train import Trainer, train
 
 
 def run_training(registry: Registry, config: RunConfig, *, device: str, live: bool) -> Path:
     """Trains as the config says; returns the run's folder."""
+    check(registry, config)
+    check_free(config)
+    source, held_out = training_prompts(registry, config.prompts), held_out_prompts(registry, config.prompts)
     set_seed(config.seed)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=device == "cpu")
     parts = build(registry, config, device=accelerator.device)
-    source, held_out = training_prompts(registry, config.prompts), held_out_prompts(registry, config.prompts)
     trainer = Trainer(config, parts, source, accelerator)
     folder = new_folder(config)
     console = Console(stderr=True)
     records = Records(folder, registry, config)
     registry.manager.hook.gotr1_run_started(run=folder, config=config.model_dump(mode="json"))
 
-    with View(console, config, folder, live=live) as view:
+    with closing(records), View(console, config, folder, live=live) as view:
 
         def report(event: str, data: Mapping[str, Any]) -> None:
             if event == "step":
@@ -49,9 +52,9 @@ def run_training(registry: Registry, config: RunConfig, *, device: str, live: bo
             view.show(event, data)
 
         result = train(trainer, held_out, folder, report)
-    records.close()
-    closing = {"rows": {name: {k: estimate(v).mean for k, v in row.items()} for name, row in result["rows"].items()}}
-    registry.manager.hook.gotr1_run_finished(run=folder, summary=closing)
+    records.held_out(result["rows"])
+    means = {"rows": {name: {k: estimate(v).mean for k, v in row.items()} for name, row in result["rows"].items()}}
+    registry.manager.hook.gotr1_run_finished(run=folder, summary=means)
     show_result(console, folder, result)
     return folder
 

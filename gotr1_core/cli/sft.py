@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli.common import config_or_words, device
-from gotr1_core.errors import UsageError
+from gotr1_core.cli.common import ConfigOrWord, config_or_words, device
 
 
 def command(
-    config: Annotated[str | None, typer.Argument(help="A YAML config, or the first KEY=VALUE.", show_default=False)] = None,
+    config: ConfigOrWord = None,
     override: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as steps=20 or policy=janus.")
     ] = None,
@@ -23,7 +22,7 @@ def command(
     from rich.progress import track
 
     from gotr1_core.build import component
-    from gotr1_core.config import SftConfig, merge, overrides, read_yaml, validate
+    from gotr1_core.config import ComponentConfig, SftConfig, merge, overrides, read_yaml, validate
     from gotr1_core.plugins import Registry
     from gotr1_core.sft import from_examples, from_source, read_examples, train_supervised
 
@@ -34,9 +33,7 @@ def command(
 
     torch.manual_seed(settings.seed)  # what LoRA draws
     policy = component(registry, settings.kind, settings.policy, device=device())
-    if isinstance(settings.data, str) or not hasattr(settings.data, "name"):
-        raise UsageError("data is neither a source nor a .jsonl file")
-    if hasattr(settings.data, "options"):
+    if isinstance(settings.data, ComponentConfig):
         batches = from_source(component(registry, "source", settings.data), settings.batch, settings.seed, settings.sort_window)
     else:
         batches = from_examples(read_examples(settings.data), settings.batch, settings.seed, settings.sort_window)

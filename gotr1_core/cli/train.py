@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli.common import config_or_words, device, load_config
+from gotr1_core.cli.common import ConfigOrWord, PlannerName, PresetName, RendererName, config_or_words, device, load_config
 
 
 def command(
-    config: Annotated[str | None, typer.Argument(help="A YAML config, or the first KEY=VALUE.", show_default=False)] = None,
+    config: ConfigOrWord = None,
     override: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as steps=20 or planner.model=PATH.")
     ] = None,
-    planner: Annotated[str | None, typer.Option(help="What writes the chain.")] = None,
-    renderer: Annotated[str | None, typer.Option(help="What draws it.")] = None,
+    planner: PlannerName = None,
+    renderer: RendererName = None,
     judge: Annotated[list[str] | None, typer.Option(help="What scores plan and picture; may be given again.")] = None,
     algorithm: Annotated[str | None, typer.Option(help="What turns rewards into gradients.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A named config to start from; scenes if nothing else is named.")] = None,
+    preset: PresetName = None,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: text, one a line, or JSONL.")] = None,
 ) -> None:
     """Trains planner, renderer or both with reinforcement learning."""
@@ -29,9 +29,8 @@ def command(
     registry = Registry()
     path, words = config_or_words(config, override or [])
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
-    data = load_config(registry, path, preset, named, words)
-    if prompts is not None:
-        data["prompts"] = {**data.get("prompts", {}), "file": str(prompts)}
+    own = {"prompts": {"file": str(prompts)} if prompts else None}
+    data = load_config(registry, path, preset, {**named, **own}, words)
     from gotr1_core.cli.run import run_training
     from gotr1_core.config import RunConfig, validate
 

@@ -70,7 +70,9 @@ class JanusModule(nn.Module):
 
     def _lay_out(self, plan: Rollout | None, image: Rollout | None) -> tuple[list[Tensor], list[Tensor], list[int]]:
         """Contexts, image tokens fed back, and for every plan the sequence in which it is scored."""
-        contexts, images, host = [], [], []
+        contexts: list[Tensor] = []
+        images: list[Tensor] = []
+        host: list[int] = []
         if image is not None:
             contexts = contexts_of(image, self.boi)
             if "dropped" in image.tensors:

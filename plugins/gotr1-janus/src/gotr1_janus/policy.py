@@ -1,4 +1,4 @@
-"""Planner and renderer ``janus``: one unified autoregressive policy in both roles (Janus-Pro, arXiv 2501.17811; GoT-R1, arXiv 2505.17022)."""
+"""Planner and renderer ``janus``: one unified autoregressive policy in both roles (Janus-Pro, arXiv 2501.17811; GoT-R1, 2505.17022)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from gotr1_core.chain import Chain, parse
 from gotr1_core.errors import UsageError
+from gotr1_core.lora import merged_state
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import seed_for, uniforms
@@ -64,8 +65,8 @@ class JanusPolicy:
         """Codes ``[B, I]`` of pictures: the code nearest in *direction*, as ``decode`` looks codes up normalised (facts.md)."""
         vq = self.module.model.model.vqmodel
         side = vq.config.num_patches * 2 ** (len(vq.config.channel_multiplier) - 1)
-        pixels = np.stack([np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) for image in images])
-        pixels = torch.from_numpy(pixels).to(self.module.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        resized = np.stack([np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) for image in images])
+        pixels = torch.from_numpy(resized).to(self.module.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         dtype = vq.quantize.embedding.weight.dtype
         with torch.autocast(self.module.device.type, enabled=False):
             latents = F.normalize(vq.quant_conv(vq.encoder(pixels.to(dtype))).float().permute(0, 2, 3, 1), dim=-1)
@@ -161,7 +162,7 @@ class JanusPolicy:
         tensors = {"prompt": t["prompt"], "prompt_length": t["prompt_length"], "plan": t["tokens"], "plan_length": t["length"]}
         tensors |= {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool), "dropped": dropped}
         tensors["parent"] = torch.arange(len(examples), device=device)
-        plan.tensors["mask"].masked_fill_(dropped.unsqueeze(1), False)  # type: ignore[index]
+        plan.tensors["mask"].masked_fill_(dropped.unsqueeze(1), False)
         image = Rollout(IMAGE, sampling, tensors)
         scored = module({PLAN: plan, IMAGE: image})
         masks = {PLAN: plan.tensors["mask"], IMAGE: image.tensors["mask"]}
@@ -175,12 +176,13 @@ class JanusPolicy:
             raise UsageError(
                 "gradient_checkpointing: the language model has attention dropout", hint="set attention_dropout to 0 in its config"
             )
-        language.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(language, "activation_checkpointing_enable", None) or language.gradient_checkpointing_enable  # the older name
+        enable({"use_reentrant": False})
         self.module.checkpointing = True
 
     # -- on disk ------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """The whole model as a transformers checkpoint, tokenizer included."""
-        self.module.model.save_pretrained(folder)
+        """The whole model as a transformers checkpoint, adapters merged and tokenizer included."""
+        self.module.model.save_pretrained(folder, state_dict=merged_state(self.module.model))
         self.tokenizer.save_pretrained(folder)

@@ -3,7 +3,7 @@
 Group relative policy optimization is from DeepSeekMath (arXiv 2402.03300). What differs from that paper, each by an option: the
 deviation can be left out (Dr. GRPO, arXiv 2503.20783), ratios can be per sequence (GSPO, arXiv 2507.18071), clipping can be
 asymmetric (DAPO, arXiv 2503.14476; ``segments.*.clip_high``). The loss is a mean over all tokens of a segment, as in DAPO, not a
-mean of per-sample means.
+mean of per-sample means; with sequence ratios it is a mean over sequences, each with the mean of its tokens' divergence and entropy.
 """
 
 from __future__ import annotations
@@ -79,25 +79,28 @@ class Grpo:
         """To minimise: -(surrogate) + kl * divergence - entropy * bonus, summed over the masked actions ``[B, T]``."""
         log_ratio = torch.where(mask, scored.log_prob - old, 0.0)
         weight = advantages.to(log_ratio.dtype).unsqueeze(1)
+        lengths = mask.sum(1, keepdim=True).clamp_min(1).to(log_ratio.dtype)
         if self.options.ratio == "sequence":
-            mean = log_ratio.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
+            mean = log_ratio.sum(1, keepdim=True) / lengths
             gain, held = surrogate(mean, weight, settings.clip_low, settings.clip_high)
             counted = mask.any(1, keepdim=True)
         else:
             gain, held = surrogate(log_ratio, weight, settings.clip_low, settings.clip_high)
             counted = mask
         actions = mask.sum()
+        # A sum over tokens, or over sequences of their means: never a share of this micro-batch, or slicing would change the gradient.
+        share = torch.ones_like(lengths) if self.options.ratio == "token" else 1 / lengths
         total = -torch.where(counted, gain, 0.0).sum()
         statistics = {
             "ratio": (torch.where(mask, log_ratio.detach().exp(), 0.0).sum(), actions),
             "clipped": ((held & counted).sum(), counted.sum()),
             "entropy": (torch.where(mask, scored.entropy.detach(), 0.0).sum(), actions),
         }
-        per_action = self.count(mask) / actions.clamp_min(1)  # sums over tokens, on the scale of what the loss is divided by
         if reference is not None:
-            apart = torch.where(mask, divergence(scored.log_prob, reference, self.options.kl), 0.0).sum()
-            total = total + settings.kl * per_action * apart
-            statistics["kl"] = (apart.detach(), actions)
+            # Masked before the exponential: after it, an infinite ratio of a position that does not count makes its gradient 0 * inf.
+            apart = divergence(torch.where(mask, scored.log_prob, 0.0), torch.where(mask, reference, 0.0), self.options.kl)
+            total = total + settings.kl * (share * apart).sum()
+            statistics["kl"] = (apart.detach().sum(), actions)
         if settings.entropy:
-            total = total - settings.entropy * per_action * torch.where(mask, scored.entropy, 0.0).sum()
+            total = total - settings.entropy * (share * torch.where(mask, scored.entropy, 0.0)).sum()
         return Loss({segment: total}, {segment: self.count(mask)}, statistics)

@@ -1,0 +1,1 @@
+"""The embedded world of gotr1: prompts, painter, exact judge, benchmark and miniature weights."""

@@ -17,7 +17,7 @@ class ScenesBenchmark:
 
     def prompts(self, count: int | None = None) -> Sequence[Prompt]:
         """Prompts with their wishes."""
-        return ScenesSource(ScenesSourceOptions()).prompts("validation", count or 300, 0)
+        return ScenesSource(ScenesSourceOptions()).prompts("validation", 300 if count is None else count, 0)
 
     def measure(self, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
         """Every score of the exact judge."""

@@ -10,7 +10,7 @@ reward          sees   formula
 ``spa``         plan   share of the wished relations that hold between boxes x share of boxes that overlap no other
 ``ri``          image  mean over regions of the IoU of the planned box with the matching thing found; a missing one counts 0
 ``pi``          image  sum A(w, thing) / max(number wished, number found) x (1 + share of relations that hold) / 2
-``plan_right``  plan   1 if the regions grant the whole wish and no more, else 0
+``plan_right``  plan   1 if the regions grant the whole wish and no more and no two boxes overlap, else 0
 ``correct``     image  1 if the things found grant the whole wish and no more, else 0
 ==============  =====  ==================================================================================================
 
@@ -22,16 +22,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import product
 
-from gotr1_core.chain import SCALE, Chain, iou
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from gotr1_core.chain import SCALE, Chain
 from gotr1_core.samples import IMAGE, PLAN, Sample, SegmentName
 from gotr1_scenes.reader import read
-from gotr1_scenes.wish import Wish, assignments, granted, kept_relations
+from gotr1_scenes.wish import Wish, granted, kept_relations
 from gotr1_scenes.world import COLORS, MAX_THINGS, SHAPES, Look, Thing
 
 NAN = float("nan")
-MOST = 2 * MAX_THINGS  # things of a plan or picture that are matched; what is more than that only counts
+MOST = 2 * MAX_THINGS  # candidates tried for a wished thing that stands in a relation; exact where no more were found
 REWARDS: dict[str, SegmentName] = {"sem": PLAN, "spa": PLAN, "plan_right": PLAN, "ri": IMAGE, "pi": IMAGE, "correct": IMAGE}
 
 
@@ -69,39 +73,70 @@ def seen(things: Sequence[Thing], size: tuple[int, int]) -> Found:
     return Found(tuple(t.look for t in things), tuple(boxes))
 
 
+def largest_sum(table: NDArray[np.float64]) -> float:
+    """The largest sum of entries of which no two share a row or a column."""
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum())
+
+
 def match(wish: Wish, found: Found) -> tuple[float, float]:
-    """Agreement of looks and share of relations, both in [0,1], under the assignment that makes their sum largest."""
-    count = max(len(wish.things), len(found.looks))
+    """Agreement of looks and share of relations, both in [0,1], under the assignment whose looks agree most; relations break ties.
+
+    Looks come first: were the sum to decide, a reversed relation could be bought by calling the blue square the red circle.
+    """
     if not found.looks:
         return 0.0, 0.0
+    count = max(len(wish.things), len(found.looks))
+    table = [[want.agreement(look) for look in found.looks] for want in wish.things]
+    if not wish.relations:
+        return largest_sum(np.array(table, float).reshape(len(wish.things), len(found.looks))) / count, 1.0
     best = (0.0, 0.0)
-    for given in assignments(wish, min(len(found.looks), MOST)):
-        agreed = sum(want.agreement(found.looks[k]) for want, k in zip(wish.things, given, strict=True) if k is not None)
-        score = (agreed / count, kept_relations(wish, given, found.boxes))
-        best = max(best, score, key=lambda s: (sum(s), s[0]))
+    for given in product(*_candidates(wish, table)):
+        taken = [k for k in given if k is not None]
+        if len(set(taken)) < len(taken):
+            continue
+        agreed = sum(row[k] for row, k in zip(table, given, strict=True) if k is not None)
+        best = max(best, (agreed / count, kept_relations(wish, given, found.boxes)), key=lambda score: (round(score[0], 9), score[1]))
     return best
+
+
+def _candidates(wish: Wish, table: Sequence[Sequence[float]]) -> list[list[int | None]]:
+    """The found things worth trying for each wished one, best agreement first; none too where there are too few.
+
+    The others take at most all but one of the best ``len(wish.things)``, so a thing in no relation needs no more than these.
+    """
+    related = {k for _, i, j in wish.relations for k in (i, j)}
+    candidates: list[list[int | None]] = []
+    for i, row in enumerate(table):
+        ranked = sorted(range(len(row)), key=lambda k: -row[k])[: MOST if i in related else len(table)]
+        candidates.append([*ranked, None] if len(row) < len(table) else [*ranked])
+    return candidates
+
+
+def overlaps(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Intersection over union ``[len(a), len(b)]`` of every box of ``a`` with every one of ``b``; no box is empty."""
+    one, other = np.array(a, float).reshape(-1, 1, 4), np.array(b, float).reshape(1, -1, 4)
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    both = sides.clip(0).prod(-1)
+    union = (one[..., 2:] - one[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1) - both
+    return np.asarray(both / union)
 
 
 def apart(found: Found) -> float:
     """The share of boxes that overlap no other; 0 without boxes."""
     if not found.boxes:
         return 0.0
-    alone = [all(iou(a, b) == 0 for j, b in enumerate(found.boxes) if j != i) for i, a in enumerate(found.boxes)]
-    return sum(alone) / len(alone)
+    touched = (overlaps(found.boxes, found.boxes) > 0).sum(1)
+    return float((touched == 1).mean())  # each overlaps itself
 
 
 def followed(plan: Found, picture: Found) -> float:
     """Mean IoU of planned boxes with found ones of the same look, matched one to one; a missing one counts 0."""
     if not plan.boxes:
         return 0.0
-    overlap = [
-        [iou(box, other) if look.admits(seen_look) else 0.0 for other, seen_look in zip(picture.boxes, picture.looks, strict=True)][:MOST]
-        for look, box in zip(plan.looks, plan.boxes, strict=True)
-    ]
-    few, many = overlap[:MOST], len(overlap[0])
-    slots: list[int | None] = [*range(many)] + [None] * max(0, len(few) - many)
-    best = max(sum(row[k] for row, k in zip(few, given, strict=True) if k is not None) for given in permutations(slots, len(few)))
-    return best / len(overlap)
+    admitted = np.array([[look.admits(other) for other in picture.looks] for look in plan.looks], bool)
+    table = overlaps(plan.boxes, picture.boxes) * admitted.reshape(len(plan.boxes), len(picture.boxes))
+    return largest_sum(table) / len(plan.boxes)
 
 
 class ScenesJudge:

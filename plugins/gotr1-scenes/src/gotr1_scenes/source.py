@@ -50,7 +50,8 @@ def write_jsonl(folder: Path, count: int, *, split: str = "train", seed: int = 0
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     path = folder / "data.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for i, example in enumerate(source.examples(split, 0, count, seed)):
+        for i in range(count):  # one at a time: all of them might not fit into memory
+            (example,) = source.examples(split, i, 1, seed)
             picture = f"pictures/{i:06d}.png"
             assert example.image is not None
             example.image.save(folder / picture)

@@ -29,13 +29,6 @@ class Wish:
         return cls(tuple(Look(**look) for look in data["things"]), tuple((r, i, j) for r, i, j in data["relations"]))
 
 
-def assignments(wish: Wish, count: int) -> list[tuple[int | None, ...]]:
-    """Every way to give each wished thing one of ``count`` found things, or none where there are too few."""
-    slots: list[int | None] = [*range(count)]
-    slots += [None] * max(0, len(wish.things) - count)
-    return list(dict.fromkeys(permutations(slots, len(wish.things))))
-
-
 def kept_relations(wish: Wish, given: Sequence[int | None], boxes: Sequence[Sequence[float]]) -> float:
     """The share of the wish's relations that hold under an assignment; 1 where it has none."""
     if not wish.relations:
@@ -51,11 +44,10 @@ def granted(wish: Wish, looks: Sequence[Look], boxes: Sequence[Sequence[float]])
     """Whether everything wished for is there and true, and nothing more is there."""
     if len(looks) != len(wish.things):
         return False
-    for given in assignments(wish, len(looks)):
-        if all(want.admits(looks[k]) for want, k in zip(wish.things, given, strict=True) if k is not None):
-            if kept_relations(wish, given, boxes) == 1:
-                return True
-    return False
+    return any(
+        all(want.admits(looks[k]) for want, k in zip(wish.things, given, strict=True)) and kept_relations(wish, given, boxes) == 1
+        for given in permutations(range(len(looks)))
+    )
 
 
 def granted_by(wish: Wish, scene: Sequence[Thing]) -> bool:

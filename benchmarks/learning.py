@@ -1,0 +1,82 @@
+"""Does `gotr1 train` learn? Runs it as a user would, for three seeds, and writes the table that README shows.
+
+    python benchmarks/learning.py --out build/learning
+
+Each seed is a process of its own, timed from outside; a seed that is done is not run again. Held-out prompts and evaluation seeds are
+the same in every run and were fixed before any result was seen. Differences are paired, prompt by prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gotr1_core.evaluate import estimate, paired
+
+SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
+
+
+def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
+    """One training run; its held-out scores, wall-clock seconds and peak memory in GB."""
+    folder = out / f"seed-{seed}"
+    done = folder / "benchmark.json"
+    if done.is_file():
+        return dict(json.loads(done.read_text()))
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "gotr1_core.cli.main", "train", f"seed={seed}", f"output={out}", f"name={folder.name}", *words]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"seed {seed} failed; remove {folder} and run again")
+    result = {
+        "seed": seed,
+        "seconds": time.perf_counter() - begun,
+        "memory": usage.ru_maxrss / 1e6,
+        "rows": json.loads((folder / "held-out.json").read_text()),
+    }
+    done.write_text(json.dumps(result))
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: means over seeds of every model compared, then each seed's change in `correct` with its paired interval."""
+    names = list(results[0]["rows"])
+    lines = ["| model | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    for name in names:
+        cells = []
+        for score in SHOWN:
+            means = [estimate(r["rows"][name][score]).mean for r in results]
+            cells.append(f"{sum(means) / len(means):.3f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| seed | change in correct | change in ri | seconds | peak GB |", "|---|---|---|---|---|"]
+    for r in results:
+        before, after = r["rows"]["before"], r["rows"]["after"]
+        changes = [paired(before[score], after[score]) for score in ("correct", "ri")]
+        shown = " | ".join(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in changes)
+        lines.append(f"| {r['seed']} | {shown} | {r['seconds']:.0f} | {r['memory']:.2f} |")
+    gains = [paired(r["rows"]["before"]["correct"], r["rows"]["after"]["correct"]).mean for r in results]
+    lines += ["", f"Mean change in `correct` over {len(gains)} seeds: {sum(gains) / len(gains):+.3f}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/learning"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("words", nargs="*", help="KEY=VALUE for gotr1 train; none for what README states")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = [run(seed, args.out, args.words) for seed in args.seeds]
+    text = table(results)
+    (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

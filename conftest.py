@@ -1,0 +1,147 @@
+"""A Janus so small that every test can afford a real one: random weights, its own tokenizer, nine image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from gotr1_core.samples import Sample, SegmentName
+    from gotr1_janus.policy import JanusPolicy
+
+BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+EXTRA = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+TAGS = ["<|box_start|>", "<|box_end|>", "<|obj_start|>", "<|obj_end|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|User|>{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}<|Assistant|>{% endif %}"
+)
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzAT0123456789(),. "
+PATCHES, STRIDE = 3, 4
+
+
+def make_tokenizer() -> Any:
+    """One token per character, so that nothing but the alphabet has to be chosen."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, BOS, EOS, "<|User|>", "<|Assistant|>", *EXTRA.values(), *TAGS]
+    words = [*special, *(c.replace(" ", "Ġ") for c in CHARACTERS)]  # Ġ is how byte-level tokenizers write a space
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, extra_special_tokens=EXTRA, padding_side="left"
+    )
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def make_model(tokenizer: Any) -> Any:
+    """Two layers of 32, two heads; weights ten times as large as usual, so that distributions are not flat."""
+    import torch
+    from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    vision = JanusVisionConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=PATCHES * STRIDE,
+        patch_size=STRIDE,
+        projection_dim=32,
+        num_image_tokens=PATCHES**2,
+    )
+    vq = JanusVQVAEConfig(
+        embed_dim=4,
+        num_embeddings=24,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=[1, 1, 1],
+        num_res_blocks=1,
+        num_patches=PATCHES,
+        projection_dim=32,
+        image_token_embed_dim=32,
+        initializer_range=0.2,
+    )
+    image_token = tokenizer.convert_tokens_to_ids(EXTRA["image_token"])
+    config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=image_token, tie_word_embeddings=False)
+    model = JanusForConditionalGeneration(config).eval()
+    boi = tokenizer.convert_tokens_to_ids(EXTRA["boi_token"])
+    with torch.no_grad():
+        for part in (model.model.generation_embeddings, model.model.generation_aligner, model.model.generation_head, model.lm_head):
+            for parameter in part.parameters():
+                parameter.normal_(std=0.3)
+        # A chain ends after about ten tokens, so that some do within a test's limit and some do not.
+        seen = model.model.language_model(input_ids=torch.randint(0, len(tokenizer), (16, 24))).last_hidden_state
+        mean = seen.flatten(0, 1).mean(0)
+        model.lm_head.weight[boi] += mean / mean.norm() ** 2
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_janus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers Janus checkpoint with its tokenizer, the same in every session."""
+    folder = tmp_path_factory.mktemp("janus") / "tiny"
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def policy(tiny_janus: Path) -> JanusPolicy:
+    """A fresh policy around the tiny checkpoint."""
+    from gotr1_janus.options import JanusOptions
+    from gotr1_janus.policy import JanusPolicy
+
+    return JanusPolicy(JanusOptions(model=str(tiny_janus), instruction="{prompt}", attention="eager"))
+
+
+class LettersJudge:
+    """Rewards that a random policy can get: the share of letters in the chain (0 for every third length), and brightness."""
+
+    def __init__(self, options: None = None) -> None:
+        from gotr1_core.samples import IMAGE, PLAN
+
+        self.rewards: Mapping[str, SegmentName] = {"letters": PLAN, "bright": IMAGE}
+        self.seen: list[int] = []
+
+    def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        import numpy as np
+
+        self.seen.append(len(samples))
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for sample in samples:
+            raw = sample.chain.raw
+            if "letters" in found:
+                found["letters"].append(0.0 if len(raw) % 3 == 0 else sum(c.isalpha() for c in raw) / len(raw))
+            if "bright" in found:
+                assert sample.image is not None
+                found["bright"].append(float(np.asarray(sample.image).mean()) / 255)
+        return found
+
+
+@pytest.fixture
+def letters_judge() -> LettersJudge:
+    return LettersJudge()

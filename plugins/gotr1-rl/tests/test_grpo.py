@@ -1,0 +1,319 @@
+"""GRPO's loss against a slow reference in plain Python, written from the papers' formulas, and what must not change it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from gotr1_core.build import component
+from gotr1_core.config import ComponentConfig, SegmentConfig
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.protocols import Loss, RLAlgorithm
+from gotr1_core.samples import PLAN, Scored
+from gotr1_rl.grpo import Grpo, GrpoOptions, divergence, surrogate
+
+NAN, INF = math.nan, math.inf
+ROUNDING = 1e-12
+"""Relative, in float64: sums of about twenty terms of size one err by about 1e-15."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a loss is made of: ``[B, T]``, and ``advantages [B]``."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    old: Tensor
+    reference: Tensor | None
+    advantages: Tensor
+    mask: Tensor
+
+    def loss(self, settings: SegmentConfig, **options: Any) -> Loss:
+        algorithm = Grpo(GrpoOptions(**options))
+        scored = Scored(self.log_prob, self.entropy)
+        return algorithm.loss(PLAN, scored, self.old, self.reference, self.advantages, self.mask, settings)
+
+    def rows(self, index: slice) -> Case:
+        parts = {name: value[index] if value is not None else None for name, value in vars(self).items()}
+        return Case(**parts)
+
+    def gradient(self, settings: SegmentConfig, **options: Any) -> Tensor:
+        leaf = self.log_prob.clone().requires_grad_()
+        total = replace(self, log_prob=leaf).loss(settings, **options).sums[PLAN]
+        return torch.autograd.grad(total, leaf)[0]
+
+
+def some(seed: int, rows: int = 5, length: int = 6) -> Case:
+    """Ratios between about exp(-1) and exp(1), so that every branch of the clip is met; ragged rows, one of them empty."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=random)
+
+    log_prob = -normal(rows, length).abs() - 0.5
+    lengths = [length, 0, *torch.randint(1, length, (rows - 2,), generator=random).tolist()]
+    mask = torch.arange(length) < torch.tensor(lengths).unsqueeze(1)
+    shape = (rows, length)
+    old, reference = log_prob + 0.4 * normal(*shape), log_prob + 0.4 * normal(*shape)
+    return Case(log_prob, normal(*shape).abs(), old, reference, normal(rows), mask)
+
+
+def slow_terms(case: Case, row: int, settings: SegmentConfig, ratio: str, kl: str) -> Iterator[float]:
+    """What one sequence adds to the loss's sum: per token (DAPO, eq. 8), or once (GSPO, eq. 5)."""
+    places = [t for t in range(case.mask.shape[1]) if case.mask[row, t]]
+    advantage = float(case.advantages[row])
+
+    def objective(r: float) -> float:
+        clipped = min(max(r, 1 - settings.clip_low), 1 + settings.clip_high)
+        return min(r * advantage, clipped * advantage)
+
+    def regularised(t: int) -> float:
+        penalty = 0.0
+        if case.reference is not None:
+            gap = float(case.reference[row, t] - case.log_prob[row, t])
+            penalty = settings.kl * (math.exp(gap) - gap - 1 if kl == "k3" else gap * gap / 2)
+        return penalty - settings.entropy * float(case.entropy[row, t])
+
+    gaps = [float(case.log_prob[row, t] - case.old[row, t]) for t in places]
+    if ratio == "token":
+        for t, gap in zip(places, gaps, strict=True):
+            yield -objective(math.exp(gap)) + regularised(t)
+    elif places:
+        yield -objective(math.exp(sum(gaps) / len(gaps))) + sum(map(regularised, places)) / len(places)
+
+
+def slow(case: Case, settings: SegmentConfig, ratio: str, kl: str) -> tuple[float, int]:
+    """The sum, and what it is divided by."""
+    terms = [term for row in range(len(case.mask)) for term in slow_terms(case, row, settings, ratio, kl)]
+    return math.fsum(terms), len(terms)
+
+
+SETTINGS = {
+    "plain": SegmentConfig(),
+    "asymmetric": SegmentConfig(clip_low=0.1, clip_high=0.35),
+    "kl": SegmentConfig(kl=0.7),
+    "entropy": SegmentConfig(entropy=0.3),
+    "all": SegmentConfig(clip_low=0.1, clip_high=0.35, kl=0.7, entropy=0.3, weight=0.1),
+}
+RATIOS, ESTIMATORS = ("token", "sequence"), ("k3", "k2")
+BOTH = list(product(RATIOS, ESTIMATORS))
+SCALED = list(product(RATIOS, (True, False)))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(("ratio", "kl"), BOTH)
+def test_the_loss_is_the_papers(settings: SegmentConfig, ratio: str, kl: str) -> None:
+    for seed in range(4):
+        case = some(seed)
+        loss = case.loss(settings, ratio=ratio, kl=kl)
+        total, count = slow(case, settings, ratio, kl)
+        assert loss.sums[PLAN].item() == pytest.approx(total, rel=ROUNDING, abs=ROUNDING)
+        assert loss.counts[PLAN].item() == count
+
+
+@pytest.mark.parametrize(("ratio", "kl"), BOTH)
+def test_its_gradient_is_the_slope_of_the_papers_loss(ratio: str, kl: str) -> None:
+    settings, step = SETTINGS["all"], 1e-6
+    case = some(1)
+    gradient = case.gradient(settings, ratio=ratio, kl=kl)
+    for row, t in case.mask.nonzero().tolist():
+        ends = []
+        for sign in (1, -1):
+            moved = case.log_prob.clone()
+            moved[row, t] += sign * step
+            ends.append(slow(replace(case, log_prob=moved), settings, ratio, kl)[0])
+        # Central differences: rounding 1e-15 / 1e-6, and a curvature of size one times 1e-12.
+        assert gradient[row, t].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
+    assert not gradient[~case.mask].any()
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_without_a_reference_there_is_no_divergence(ratio: str) -> None:
+    case = replace(some(2), reference=None)
+    loss = case.loss(SegmentConfig(kl=0.7), ratio=ratio)
+    assert loss.sums[PLAN].item() == pytest.approx(slow(case, SegmentConfig(), ratio, "k3")[0], rel=ROUNDING)
+    assert "kl" not in loss.statistics
+
+
+def test_at_the_old_policy_it_is_the_policy_gradient() -> None:
+    """Ratio 1: each token's slope is minus its advantage, exactly, whatever the clip."""
+    case = some(3)
+    case = replace(case, old=case.log_prob, reference=None)
+    expected = -case.advantages.unsqueeze(1) * case.mask
+    assert torch.equal(case.gradient(SegmentConfig(clip_low=1e-6, clip_high=1e-6)), expected)
+    per_sequence = expected / case.mask.sum(1, keepdim=True).clamp_min(1)
+    # (1/n) * A and A / n are rounded differently.
+    torch.testing.assert_close(case.gradient(SegmentConfig(), ratio="sequence"), per_sequence, rtol=1e-15, atol=0)
+
+
+def test_the_clip_by_hand() -> None:
+    ratio = torch.tensor([1.3, 1.3, 0.7, 0.7, 1.1, 0.85])
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0, -2.0])
+    gain, held = surrogate(ratio.log(), advantage, 0.2, 0.2)
+    # PPO holds back only what moves further in the direction that the advantage asks for.
+    torch.testing.assert_close(gain, torch.tensor([1.2, -1.3, 0.7, -0.8, 2.2, -1.7]))  # float32's default, 1e-6
+    assert held.tolist() == [True, False, False, True, False, False]
+    gain, held = surrogate(ratio.log(), advantage, 0.1, 0.4)
+    torch.testing.assert_close(gain, torch.tensor([1.3, -1.3, 0.7, -0.9, 2.2, -1.8]))
+    assert held.tolist() == [False, False, False, True, False, True]
+
+
+def test_statistics_are_sums_with_their_weights() -> None:
+    log_ratio = torch.tensor([[1.3, 1.1, 9.0], [0.7, 0.9, 1.3]]).log()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    case = Case(log_ratio, torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([1.0, -1.0]), mask)
+    loss = case.loss(SegmentConfig())
+    shares = {name: (value.item(), weight.item()) for name, (value, weight) in loss.statistics.items()}
+    assert shares["clipped"] == (2, 5)  # 1.3 of the good row, 0.7 of the bad one; the masked 9 does not count
+    assert shares["ratio"] == (pytest.approx(1.3 + 1.1 + 0.7 + 0.9 + 1.3), 5)
+    assert shares["entropy"] == (5, 5)
+    k3 = sum(1 / r - 1 + math.log(r) for r in (1.3, 1.1, 0.7, 0.9, 1.3))
+    assert shares["kl"] == (pytest.approx(k3, abs=1e-6), 5)  # float32
+    assert not any(value.requires_grad for value, _ in loss.statistics.values())
+    per_sequence = case.loss(SegmentConfig(), ratio="sequence").statistics["clipped"]
+    # Means of log ratios: 1.196 (within 1.2), and 0.936 of a row that is to fall (within 0.8).
+    assert [value.item() for value in per_sequence] == [0, 2]
+
+
+@pytest.mark.parametrize(("ratio", "kl"), BOTH)
+def test_what_is_masked_adds_nothing_whatever_it_is(ratio: str, kl: str) -> None:
+    settings, case = SETTINGS["all"], some(4)
+    total, gradient = case.loss(settings, ratio=ratio, kl=kl).sums[PLAN], case.gradient(settings, ratio=ratio, kl=kl)
+    assert case.reference is not None
+    for bad in (NAN, INF, -INF, -1e4):
+        spoilt = replace(
+            case,
+            **{name: torch.where(case.mask, getattr(case, name), bad) for name in ("log_prob", "entropy", "old")},
+            reference=torch.where(case.mask, case.reference, -bad),
+        )
+        assert torch.equal(spoilt.loss(settings, ratio=ratio, kl=kl).sums[PLAN], total)
+        assert torch.equal(spoilt.gradient(settings, ratio=ratio, kl=kl), gradient)
+
+
+@pytest.mark.parametrize(("ratio", "kl"), BOTH)
+def test_slices_of_any_size_add_up(ratio: str, kl: str) -> None:
+    """Sums, counts and statistics are sums over rows, although rows differ in length; so micro-batches do not change a gradient."""
+    settings, case = SETTINGS["all"], some(5, rows=7)
+    whole = case.loss(settings, ratio=ratio, kl=kl)
+    for size in (1, 2, 3):
+        parts = [case.rows(slice(at, at + size)).loss(settings, ratio=ratio, kl=kl) for at in range(0, 7, size)]
+        assert sum(p.sums[PLAN].item() for p in parts) == pytest.approx(whole.sums[PLAN].item(), rel=ROUNDING)
+        assert sum(p.counts[PLAN].item() for p in parts) == whole.counts[PLAN].item()
+        for name, (value, weight) in whole.statistics.items():
+            assert sum(p.statistics[name][0].item() for p in parts) == pytest.approx(value.item(), rel=ROUNDING)
+            assert sum(p.statistics[name][1].item() for p in parts) == weight.item()
+
+
+def test_an_empty_mask_is_no_division_by_zero() -> None:
+    case = some(6)
+    case = replace(case, mask=torch.zeros_like(case.mask))
+    for ratio in RATIOS:
+        loss = case.loss(SETTINGS["all"], ratio=ratio)
+        assert loss.sums[PLAN].item() == 0
+        assert loss.counts[PLAN].item() == 0
+        assert not case.gradient(SETTINGS["all"], ratio=ratio).any()
+
+
+# -- advantages through to gradients ----------------------------------------------------------------------------------------
+
+
+def through(totals: Tensor, settings: SegmentConfig | None = None, **options: Any) -> Tensor:
+    """The gradient on ``[P * N, T]`` log-probabilities, from totals ``[P, N, 1]``."""
+    algorithm = Grpo(GrpoOptions(**options))
+    case = some(7, rows=totals.numel())
+    advantages = algorithm.credit(totals).plan.flatten()
+    return replace(case, advantages=advantages, reference=None).gradient(settings or SegmentConfig(), **options)
+
+
+@pytest.mark.parametrize(("ratio", "scale"), SCALED)
+def test_a_constant_group_has_no_gradient(ratio: str, scale: bool) -> None:
+    totals = torch.tensor([[0.1] * 4, [0.0] * 4, [0.2, 0.4, 0.1, 0.9]], dtype=torch.float64).unsqueeze(-1)
+    gradient = through(totals, ratio=ratio, scale=scale)
+    assert not gradient[:8].any()  # exactly: not 0.1 minus a rounded mean over a rounded deviation
+    assert gradient[8:].any()
+
+
+@pytest.mark.parametrize(("ratio", "scale"), SCALED)
+def test_a_sample_without_a_reward_adds_nothing(ratio: str, scale: bool) -> None:
+    totals = torch.tensor([[0.5, NAN, 0.25, 1.0], [NAN] * 4], dtype=torch.float64).unsqueeze(-1)
+    gradient = through(totals, ratio=ratio, scale=scale)
+    assert gradient.isfinite().all()
+    assert not gradient[[1, 4, 5, 6, 7]].any()
+    assert gradient[0].any()
+    # Neither to its own slope nor to its siblings': another reward in its place would.
+    assert not torch.equal(through(totals.nan_to_num(0.0), ratio=ratio, scale=scale)[0], gradient[0])
+
+
+def test_rewards_may_be_shifted_and_scaled() -> None:
+    totals = torch.rand(3, 4, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, changed = through(totals), through(0.4 * totals - 2)
+    # Not exactly: credit.EPS = 1e-6 is added to deviations, here above 0.05 after scaling: 2e-5, relatively.
+    torch.testing.assert_close(changed, plain, rtol=4e-5, atol=0)
+    centred = through(totals, scale=False)
+    torch.testing.assert_close(through(totals + 5, scale=False), centred, rtol=1e-13, atol=1e-15)  # 5 costs three bits
+    torch.testing.assert_close(through(0.5 * totals, scale=False), 0.5 * centred, rtol=1e-14, atol=0)
+
+
+def test_split_is_asked_for_by_option() -> None:
+    totals = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
+    assert Grpo(GrpoOptions(scale=False)).credit(totals).image.tolist() == [[[-0.75, 0.25], [0.25, 0.25]]]
+    assert Grpo(GrpoOptions(scale=False, credit="split")).credit(totals).image.tolist() == [[[-0.5, 0.5], [0.0, 0.0]]]
+
+
+# -- the divergence ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-20, 0), st.floats(-20, 0))
+def test_estimates_are_never_negative(log_prob: float, reference: float) -> None:
+    pair = torch.tensor(log_prob, dtype=torch.float64), torch.tensor(reference, dtype=torch.float64)
+    # r - 1 - log r: 1e-15 is the rounding of r - 1 next to r = 1, where the truth is a square.
+    assert divergence(*pair, "k3").item() >= -1e-15
+    assert divergence(*pair, "k2").item() >= 0
+    for estimator in ESTIMATORS:
+        assert divergence(pair[0], pair[0], estimator).item() == 0
+
+
+@pytest.mark.parametrize(("ratio", "kl"), BOTH)
+def test_the_divergence_pulls_back_and_rests_at_the_reference(ratio: str, kl: str) -> None:
+    """A reference of zeros, or a divergence without gradient, would fail here (facts.md, Mistakes)."""
+    case = replace(some(8), advantages=torch.zeros(5, dtype=torch.float64))
+    assert case.reference is not None
+    apart = case.gradient(SegmentConfig(kl=0.1), ratio=ratio, kl=kl)
+    above = case.log_prob > case.reference
+    assert (apart[case.mask & above] > 0).all()  # descent lowers what is above the reference
+    assert (apart[case.mask & ~above] < 0).all()
+    resting = replace(case, reference=case.log_prob)
+    assert not resting.gradient(SegmentConfig(kl=0.1), ratio=ratio, kl=kl).any()
+    assert not case.gradient(SegmentConfig(), ratio=ratio, kl=kl).any()
+
+
+# -- as a component ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_registered_with_its_options() -> None:
+    registry = Registry()
+    made = component(registry, "algorithm", ComponentConfig(name="grpo", ratio="sequence", scale=False))
+    assert isinstance(made, Grpo)
+    assert isinstance(made, RLAlgorithm)
+    assert (made.options.ratio, made.options.scale, made.options.kl) == ("sequence", False, "k3")
+    with pytest.raises(UsageError) as caught:
+        component(registry, "algorithm", ComponentConfig(name="grpo", ratoi="sequence"))
+    assert "algorithm.ratoi" in caught.value.message
+    assert "algorithm.ratio" in (caught.value.hint or "")
+
+
+def test_options_refuse_what_is_no_choice() -> None:
+    for wrong in ({"ratio": "word"}, {"kl": "k1"}, {"credit": "all"}, {"scale": "perhaps"}, {"clip": 0.2}):
+        with pytest.raises(ValidationError):
+            GrpoOptions(**wrong)

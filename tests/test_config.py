@@ -1,0 +1,284 @@
+"""Configs: merging, KEY=VALUE words, files, and complaints that name the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, keys, merge, overrides, read_yaml, validate
+from gotr1_core.errors import UsageError
+
+LEAST: dict[str, Any] = {"planner": "toy", "renderer": "toy", "judge": "toy"}
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+trees = st.recursive(scalars | st.lists(scalars, max_size=3), lambda inner: st.dictionaries(st.text(min_size=1), inner, max_size=3))
+mappings = st.dictionaries(st.text(min_size=1), trees, max_size=3)
+
+
+def refused(data: dict[str, Any], model: Any = RunConfig) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        validate(model, data)
+    assert caught.value.code == 2
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+# -- merging ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "expected"),
+    [
+        ({"a": 1}, {"b": 2}, {"a": 1, "b": 2}),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"a": {"x": 1, "y": 3}}),
+        ({"a": {"b": {"x": 1}}}, {"a": {"b": {"y": 2}}}, {"a": {"b": {"x": 1, "y": 2}}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),  # lists are replaced
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),  # lora: null
+        # A component of another name takes nothing from the one it replaces, however it is written.
+        ({"p": {"name": "one", "x": 1}}, {"p": "two"}, {"p": {"name": "two"}}),
+        ({"p": {"name": "one", "x": 1}}, {"p": {"name": "two", "y": 2}}, {"p": {"name": "two", "y": 2}}),
+        ({"p": "one"}, {"p": {"name": "two", "y": 2}}, {"p": {"name": "two", "y": 2}}),
+        ({"p": "one"}, {"p": "two"}, {"p": "two"}),
+        # The same one keeps its options, and takes more.
+        ({"p": {"name": "one", "x": 1}}, {"p": "one"}, {"p": {"name": "one", "x": 1}}),
+        ({"p": {"name": "one", "x": 1}}, {"p": {"name": "one", "y": 2}}, {"p": {"name": "one", "x": 1, "y": 2}}),
+        ({"p": {"name": "one", "x": 1}}, {"p": {"y": 2}}, {"p": {"name": "one", "x": 1, "y": 2}}),
+        ({"p": "one"}, {"p": {"y": 2}}, {"p": {"name": "one", "y": 2}}),
+        # Deeper down as well.
+        (
+            {"prompts": {"source": {"name": "one", "x": 1}, "seed": 3}},
+            {"prompts": {"source": "two"}},
+            {"prompts": {"source": {"name": "two"}, "seed": 3}},
+        ),
+    ],
+)
+def test_merge(base: dict[str, Any], over: dict[str, Any], expected: dict[str, Any]) -> None:
+    before = repr((base, over))
+    assert merge(base, over) == expected
+    assert repr((base, over)) == before  # neither is changed
+
+
+@given(mappings)
+def test_merging_nothing_changes_nothing(tree: dict[str, Any]) -> None:
+    assert merge(tree, {}) == tree
+    assert merge({}, tree) == tree
+    assert merge(tree, tree) == tree
+
+
+# -- KEY=VALUE --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("steps=20", {"steps": 20}),
+        ("optimizer.rate=1e-4", {"optimizer": {"rate": 1e-4}}),
+        ("optimizer.rate=.5E-3", {"optimizer": {"rate": 5e-4}}),
+        ("optimizer.rate=-2.5e3", {"optimizer": {"rate": -2500.0}}),
+        ("segments.image.kl=0.1", {"segments": {"image": {"kl": 0.1}}}),
+        ("reward=pi * (sem + spa) / 2", {"reward": "pi * (sem + spa) / 2"}),
+        ("planner.model=a=b", {"planner": {"model": "a=b"}}),  # the first = counts
+        ("lora=null", {"lora": None}),
+        ("prune=false", {"prune": False}),
+        ("judge=[a, b]", {"judge": ["a", "b"]}),
+        ("planner={name: janus, model: x}", {"planner": {"name": "janus", "model": "x"}}),
+        ("name=", {"name": None}),
+        ("name='1e4'", {"name": "1e4"}),  # quoted: text
+        ("name=2026-01-02", {"name": "2026-01-02"}),  # a date stays text
+        ("name=2026-13-45", {"name": "2026-13-45"}),  # and so does what is none
+        ("name=nan", {"name": "nan"}),
+    ],
+)
+def test_words(word: str, expected: dict[str, Any]) -> None:
+    found = overrides([word])
+    assert found == expected
+    assert repr(found) == repr(expected)  # 20 is not 20.0, True is not 1
+
+
+def test_words_add_up_and_the_later_holds() -> None:
+    assert overrides(["a.x=1", "a.y=2", "b=3", "b=4"]) == {"a": {"x": 1, "y": 2}, "b": 4}
+    assert overrides([]) == {}
+
+
+def test_a_component_keeps_options_given_with_it() -> None:
+    for words in (["planner=toy", "planner.model=x"], ["planner.model=x", "planner=toy"]):
+        assert overrides(words) == {"planner": {"name": "toy", "model": "x"}}
+        assert merge({"planner": {"name": "other", "old": 1}}, overrides(words)) == {"planner": {"name": "toy", "model": "x"}}
+
+
+@pytest.mark.parametrize("word", ["steps", "=20", "", "--steps", "steps:20"])
+def test_what_is_no_word_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="is not KEY=VALUE") as caught:
+        overrides([word])
+    assert "steps=20" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "*x", "@y", "0x_", "{a: b: c}", "'", "\0", "[" * 5000])
+def test_a_value_that_is_not_yaml_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match="the value of a is not YAML"):
+        overrides([f"a={value}"])
+
+
+# -- complaints -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "unknown", "near"),
+    [
+        ("step=3", "step", "steps"),
+        ("optimiser.rate=1e-4", "optimiser", "optimizer"),
+        ("optimizer.rat=1e-4", "optimizer.rat", "optimizer.rate"),
+        ("segments.plan.kll=1", "segments.plan.kll", "segments.plan.kl"),
+        ("lora.rnak=8", "lora.rnak", "lora.rank"),
+        ("evaluation.evry=8", "evaluation.evry", "evaluation.every"),
+        # The right key in the wrong place: where it belongs.
+        ("rate=1e-4", "rate", "optimizer.rate"),
+        ("kl=0.1", "kl", "segments.plan.kl"),
+        ("guidance_scale=2", "guidance_scale", "sampling.guidance_scale"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(word: str, unknown: str, near: str) -> None:
+    error = refused(merge(LEAST, overrides([word])))
+    assert error.message == f"unknown key {unknown}"
+    assert error.hint == f"did you mean {near}?"
+
+
+def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
+    assert refused({**LEAST, "zzz": 1}).hint == "see the config reference"
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("steps=many", "steps: "),
+        ("steps=0", "steps: "),
+        ("steps=1.5", "steps: "),
+        ("train=all", "'planner', 'renderer' or 'both', not 'all'"),
+        ("sampling=3", "sampling: "),
+        ("sampling.temperature=-1", "sampling.temperature: "),
+        ("sampling.temperature=nan", "sampling.temperature: "),
+        ("optimizer.betas=[1]", "optimizer.betas.1: "),
+        ("planner=3", "planner: "),
+        ("planner={model: x}", "planner.name: Field required"),
+        ("judge=[1]", "judge.0: "),
+        ("lora.rank=0", "lora.rank: "),
+        ("prompts.held_out=0", "prompts.held_out"),
+        ("prompts.held_out=-1", "prompts.held_out"),
+        ("evaluation.every=-1", "evaluation.every: "),
+        ("nan_limit=2", "nan_limit: "),
+        ("1=2", "unknown key 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(word: str, part: str) -> None:
+    assert part in refused(merge(LEAST, overrides([word]))).message
+
+
+def test_what_is_missing_is_named() -> None:
+    assert refused({}).message == "planner: Field required"
+
+
+def test_keys_are_those_of_the_model() -> None:
+    found = keys(RunConfig)
+    assert {"planner", "segments.image.clip_high", "lora.rank", "renderer_optimizer.rate", "evaluation.sampling.temperature"} <= set(found)
+    assert len(found) == len(set(found))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------------
+
+
+def test_here_is_the_files_own_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a: b #c"  # which YAML would read otherwise, were it put in before reading
+    folder.mkdir()
+    file = folder / "run.yaml"
+    file.write_text("planner: {name: toy, model: '${HERE}/weights'}\nall: ['${HERE}', 3]\n# ${HERE}\n")
+    assert read_yaml(file) == {"planner": {"name": "toy", "model": f"{folder}/weights"}, "all": [str(folder), 3]}
+
+
+def test_numbers_read_alike_in_files_and_words(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("\ufeffrate: 1e-4\nname: 2026-01-02\nquoted: '1e-4'\n", encoding="utf-8")
+    assert read_yaml(file) == {"rate": 1e-4, "name": "2026-01-02", "quoted": "1e-4"}
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\xff", "is not YAML"),
+        (b"a: b\0", "is not YAML"),
+        (b"a: [1, 2\n", "is not YAML"),
+        (b"a: 0x_\n", "is not YAML"),
+        (b"[" * 5000, "is not YAML"),
+        (b"!!python/object/apply:os.system ['true']", "is not YAML"),  # and is not run
+        (b"", "is not a mapping"),
+        (b"- a\n- b\n", "is not a mapping"),
+        (b"just text", "is not a mapping"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: bytes, part: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=part) as caught:
+        read_yaml(file)
+    assert str(file) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_yaml(tmp_path)
+
+
+# -- there and back ---------------------------------------------------------------------------------------------------------
+
+WORDS = [
+    "planner={name: toy, model: /weights, instruction: '{prompt}', nested: {a: [1, null]}}",
+    "judge=[one, {name: two, rate: 1e-4}]",
+    "optimizer.rate=1e-7",
+    "optimizer.betas=[0.9, 0.99]",
+    "prompts.file=mine.txt",
+    "prompts.held_out=held.jsonl",
+    "evaluation.sampling.guidance_scale=1",
+    "lora.targets=[q_proj, v_proj]",
+    "renderer_optimizer.rate=2e-5",
+    "name=ünï: #1",
+]
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
+    for words in ([], WORDS, ["lora=null"]):
+        config = validate(RunConfig, merge(LEAST, overrides(words)))
+        file = tmp_path / "config.yaml"
+        file.write_text(dump(config), encoding="utf-8")
+        assert validate(RunConfig, read_yaml(file)) == config
+    assert validate(RunConfig, LEAST) != validate(RunConfig, merge(LEAST, overrides(["steps=3"])))
+
+
+def test_a_dumped_sft_config_reads_back_equal(tmp_path: Path) -> None:
+    for data in ("pairs.jsonl", "scenes", {"name": "scenes", "noise": 0.1}):
+        config = validate(SftConfig, {"policy": "toy", "data": data})
+        assert isinstance(config.data, Path) == (data == "pairs.jsonl")
+        assert validate(SftConfig, yaml.safe_load(dump(config))) == config
+
+
+def test_components_are_names_with_options() -> None:
+    config = validate(RunConfig, {**LEAST, "judge": ["one", {"name": "two", "x": 1}]})
+    assert config.planner == ComponentConfig(name="toy")
+    assert [(judge.name, judge.options) for judge in config.judge] == [("one", {}), ("two", {"x": 1})]
+
+
+def test_defaults_are_the_papers() -> None:
+    """facts.md, the training recipe."""
+    config = validate(RunConfig, LEAST)
+    assert (config.steps, config.groups, config.plans, config.images) == (1000, 8, 16, 1)
+    assert (config.optimizer.rate, config.optimizer.schedule) == (1e-5, "cosine")
+    assert config.lora is not None
+    assert (config.lora.rank, config.lora.alpha) == (32, 32)
+    assert (config.sampling.temperature, config.sampling.image_temperature, config.sampling.guidance_scale) == (1, 1, 5)
+    assert config.algorithm.name == "grpo"

@@ -1,0 +1,314 @@
+"""Plugins: found by entry points, broken ones kept apart, names made components."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from gotr1_core.build import component
+from gotr1_core.config import ComponentConfig
+from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.hookspecs import Component, hookimpl
+from gotr1_core.plugins import Provided, Registry, options_of
+
+HEAVY = ("torch", "transformers", "diffusers", "accelerate", "numpy")
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: float = Field(0.5, ge=0)
+    limit: int = 3
+
+
+class Judge:
+    def __init__(self, options: Options | None) -> None:
+        self.options = options
+
+
+def judge(name: str = "toy", options: str | None = f"{__name__}:Options", kind: Any = "judge") -> Component:
+    return Component(kind, name, f"{__name__}:Judge", options, "says yes")
+
+
+class Plugin:
+    """Registers components, and hears of steps."""
+
+    def __init__(self, *components: Any) -> None:
+        self.components = components
+        self.steps: list[int] = []
+
+    @hookimpl
+    def gotr1_components(self) -> Iterator[Any]:
+        yield from self.components
+
+    @hookimpl
+    def gotr1_step_finished(self, step: int) -> None:
+        self.steps.append(step)
+
+
+@dataclass
+class Point:
+    """As much of an entry point as the registry looks at."""
+
+    name: str
+    load: Callable[[], object]
+    distribution: str = "gotr1-toy"
+
+    @property
+    def dist(self) -> SimpleNamespace:
+        return SimpleNamespace(name=self.distribution, version="1.2")
+
+
+def registry(*points: Point) -> Registry:
+    return Registry(cast("list[EntryPoint]", points))
+
+
+def providing(*components: Any, name: str = "toy", distribution: str = "gotr1-toy") -> Point:
+    return Point(name, lambda: Plugin(*components), distribution)
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def load() -> object:
+        raise error
+
+    return load
+
+
+# -- discovery --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_projects_own_plugins_are_found() -> None:
+    found = {(p.component.kind, p.component.name, p.distribution) for p in Registry().provided}
+    assert {
+        ("planner", "janus", "gotr1-janus"),
+        ("renderer", "janus", "gotr1-janus"),
+        ("algorithm", "grpo", "gotr1-rl"),
+        ("judge", "scenes", "gotr1-scenes"),
+        ("source", "scenes", "gotr1-scenes"),
+        ("benchmark", "scenes", "gotr1-scenes"),
+        ("preset", "scenes", "gotr1-scenes"),
+    } <= found
+    assert Registry().broken == []
+
+
+def test_a_plugin_may_be_a_module_or_an_object_and_a_distribution_may_have_two() -> None:
+    module = SimpleNamespace(gotr1_components=hookimpl(lambda: [judge("from-module")]))
+    found = registry(Point("one", lambda: module), providing(judge("from-object"), name="two"))
+    assert [p.component.name for p in found.of_kind("judge")] == ["from-module", "from-object"]
+    assert found.broken == []
+    assert found.provided[0] == Provided(judge("from-module"), "gotr1-toy", "1.2")
+
+
+def test_a_plugin_without_components_may_listen() -> None:
+    plugin = SimpleNamespace(seen=[])
+    plugin.gotr1_step_finished = hookimpl(lambda run, step, metrics: plugin.seen.append((run, step, metrics)))
+    found = registry(Point("tracker", lambda: plugin))
+    found.manager.hook.gotr1_step_finished(run=Path("r"), step=3, metrics={})
+    assert plugin.seen == [(Path("r"), 3, {})]
+
+
+# -- broken ones ------------------------------------------------------------------------------------------------------------
+
+
+class Misspelt(Plugin):
+    @hookimpl
+    def gotr1_componets(self) -> list[Component]:
+        return []
+
+
+class WrongArguments(Plugin):
+    @hookimpl
+    def gotr1_run_finished(self, rune: Path) -> None:
+        """There is no ``rune``."""
+
+
+class Raising(Plugin):
+    @hookimpl
+    def gotr1_components(self) -> Iterator[Any]:
+        yield judge("half")
+        raise RuntimeError("no\n  more")
+
+
+BROKEN: dict[str, tuple[Callable[[], object], str]] = {
+    "import": (raising(ImportError("no module named nothing")), "ImportError: no module named nothing"),
+    "syntax": (raising(SyntaxError("invalid")), "SyntaxError: invalid"),
+    "exit": (raising(SystemExit(3)), "SystemExit: 3"),
+    "midway": (lambda: Raising(judge()), "RuntimeError: no more"),  # in one line
+    "nonsense": (lambda: Plugin(judge("half"), "a judge"), "TypeError: registers 'a judge'"),
+    "kind": (lambda: Plugin(judge(kind="referee")), "TypeError: registers Component(kind='referee'"),
+    "name": (lambda: Plugin(judge(name=cast("str", None))), "TypeError: registers Component(kind='judge', name=None"),
+    "target": (lambda: Plugin(Component("judge", "toy", "no_colon")), "TypeError: registers Component("),
+    "none": (lambda: SimpleNamespace(gotr1_components=lambda: 3), "TypeError: "),
+    "misspelt": (lambda: Misspelt(judge()), "PluginValidationError: "),
+    "arguments": (lambda: WrongArguments(judge()), "PluginValidationError: "),
+}
+
+
+@pytest.mark.parametrize(("load", "error"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_plugin_costs_one_line_and_nothing_else(
+    load: Callable[[], object], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[object] = []
+
+    def keep() -> object:
+        kept.append(load())
+        return kept[-1]
+
+    found = registry(Point("a-bad", keep, "gotr1-bad"), providing(judge("good"), name="b-good"))
+    [broken] = found.broken
+    assert (broken.name, broken.distribution) == ("a-bad", "gotr1-bad")
+    assert broken.error.startswith(error)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"warning: plugin a-bad of gotr1-bad does not load: {broken.error}\n"
+    # Nothing of it is left, not even what came before the mistake.
+    assert [p.component.name for p in found.provided] == ["good"]
+    found.manager.hook.gotr1_step_finished(run=Path(), step=1, metrics={})
+    assert not [step for plugin in kept for step in getattr(plugin, "steps", [])]
+
+
+def test_an_interrupt_is_no_broken_plugin() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        registry(Point("slow", raising(KeyboardInterrupt())))
+
+
+# -- names ------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_plugins_may_claim_a_name() -> None:
+    found = registry(
+        providing(judge("same"), name="a", distribution="gotr1-one"), providing(judge("same"), name="b", distribution="gotr1-two")
+    )
+    with pytest.raises(UsageError, match="more than one plugin provides the judge 'same'") as caught:
+        found.find("judge", "same")
+    assert caught.value.hint == "say gotr1-one:same or gotr1-two:same"
+    assert found.find("judge", "gotr1-one:same").distribution == "gotr1-one"
+    assert found.find("judge", "gotr1-two:same").distribution == "gotr1-two"
+
+
+def test_kinds_do_not_claim_each_others_names() -> None:
+    found = registry(providing(judge("same"), judge("same", kind="planner")))
+    assert found.find("judge", "same").component.kind == "judge"
+    assert found.find("planner", "same").component.kind == "planner"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("detectr", "did you mean 'detector'? known: detector, hps"),
+        ("other:detector", "did you mean 'detector'? known: detector, hps"),
+        ("zzz", "known: detector, hps"),
+        ("", "known: detector, hps"),
+    ],
+)
+def test_an_unknown_name_names_the_nearest(name: str, hint: str) -> None:
+    found = registry(providing(judge("hps"), judge("detector")))
+    with pytest.raises(UsageError, match="there is no judge") as caught:
+        found.find("judge", name)
+    assert caught.value.hint == hint
+    assert repr(name) in caught.value.message
+
+
+def test_where_there_is_nothing_the_hint_says_so() -> None:
+    with pytest.raises(UsageError) as caught:
+        registry().find("benchmark", "scenes")
+    assert caught.value.hint == "known: none; install a plugin"
+
+
+# -- components and their options -------------------------------------------------------------------------------------------
+
+
+def test_a_component_is_called_with_its_options() -> None:
+    found = registry(providing(judge(), judge("bare", options=None)))
+    made = component(found, "judge", ComponentConfig(name="toy", threshold=0.25))
+    assert isinstance(made, Judge)
+    assert made.options == Options(threshold=0.25)
+    assert component(found, "judge", ComponentConfig(name="bare")).options is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"treshold": 1}, "unknown key judge.treshold", "did you mean judge.threshold?"),
+        ({"zzz": 1}, "unknown key judge.zzz", "known: threshold, limit"),
+        ({"threshold": "high"}, "judge.threshold: Input should be a valid number, unable to parse string as a number, not 'high'", "see "),
+        ({"threshold": -1}, "judge.threshold: Input should be greater than or equal to 0, not -1", "see "),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        options_of(judge(), options)
+    assert caught.value.message == message
+    assert (caught.value.hint or "").startswith(hint)
+
+
+def test_options_of_what_has_none_are_refused() -> None:
+    with pytest.raises(UsageError, match="judge 'toy' has no options, but threshold was given"):
+        options_of(judge(options=None), {"threshold": 1})
+    assert options_of(judge(options=None), {}) is None
+
+
+@pytest.mark.parametrize("target", ["gotr1_nothing.judge:Judge", f"{__name__}:Nothing"])
+def test_a_target_that_is_not_there_is_said(target: str) -> None:
+    found = registry(providing(Component("judge", "toy", target)))
+    with pytest.raises(Gotr1Error, match="cannot be") as caught:
+        component(found, "judge", ComponentConfig(name="toy"))
+    assert caught.value.code == 1  # the plugin's fault, not the user's
+    assert "install" in (caught.value.hint or "")
+
+
+def test_a_preset_is_a_file_of_its_package() -> None:
+    path = Registry().preset("scenes")
+    assert path.is_file()
+    assert path.suffix == ".yaml"
+    with pytest.raises(UsageError, match="there is no preset 'scene'"):
+        Registry().preset("scene")
+
+
+# -- a whole process --------------------------------------------------------------------------------------------------------
+
+
+def python(*words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Another process; what ``path`` holds is installed in it."""
+    start = f"import sys; sys.path.insert(0, {str(path)!r}); " if path else ""
+    return subprocess.run([sys.executable, "-c", start + words[0], *words[1:]], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["train", "--help"]])
+def test_looking_costs_no_heavy_import(arguments: list[str]) -> None:
+    script = (
+        "import sys; from gotr1_core.cli.main import call; status = call(sys.argv[1:]); "
+        f"print(status, sorted({set(HEAVY)!r} & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = python(script, *arguments)
+    assert done.stderr == "0 []\n"
+    assert len(done.stdout) > 100
+
+
+def test_a_broken_distribution_is_listed_and_the_rest_works(tmp_path: Path) -> None:
+    (tmp_path / "gotr1_bad.py").write_text("import a_module_that_is_not_there\n")
+    info = tmp_path / "gotr1_bad-0.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gotr1-bad\nVersion: 0.3\n")
+    (info / "entry_points.txt").write_text("[gotr1]\nbad = gotr1_bad\n")
+    script = "import sys; from gotr1_core.cli.main import run; run(sys.argv[1:])"
+    done = python(script, "plugins", "--json", path=tmp_path)
+    assert done.returncode == 0
+    listed = json.loads(done.stdout)
+    assert listed["failed"] == [{"plugin": "gotr1-bad", "error": "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"}]
+    assert "grpo" in [row["name"] for row in listed["components"]]
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("warning: plugin bad of gotr1-bad does not load: ModuleNotFoundError")
+    shown = python(script, "plugins", path=tmp_path)
+    assert "failed" in shown.stdout
+    assert "gotr1-bad" in shown.stdout
