@@ -1,6 +1,6 @@
 """README's picture: the same held-out prompts and seeds before and after a run, plans drawn over the pictures.
 
-    python benchmarks/before_after.py runs/NAME docs/pictures/before-after.png
+python benchmarks/before_after.py runs/NAME docs/pictures/before-after.png
 """
 
 from __future__ import annotations

@@ -80,8 +80,6 @@ def check(registry: Registry, config: RunConfig) -> None:
         )
     if config.prompts.source is None and config.prompts.file is None:
         raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
-    if config.prompts.source is None and not isinstance(config.prompts.held_out, Path):
-        raise UsageError("a prompt file needs held-out prompts of its own", hint="set prompts.held_out=FILE")
 
 
 def _check_options(registry: Registry, config: RunConfig, named: Sequence[tuple[Kind, ComponentConfig]]) -> None:
@@ -142,10 +140,10 @@ def make_sampling(config: SamplingConfig) -> Sampling:
 
 
 class FilePrompts:
-    """Prompts of a file, in their order, again and again."""
+    """Prompts in their order, again and again."""
 
-    def __init__(self, path: Path) -> None:
-        self.all = read_prompts(path)
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.all = prompts
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
         """``count`` prompts from number ``start`` on."""
@@ -187,16 +185,30 @@ def _read_row(path: Path, number: int, line: str, name: str) -> Prompt:
 def training_prompts(registry: Registry, config: PromptsConfig) -> Any:
     """The source of training prompts."""
     if config.file is not None:
-        return FilePrompts(config.file)
+        return FilePrompts(_split(config)[0])
     assert config.source is not None
     return component(registry, "source", config.source)
 
 
+def _split(config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
+    """Your own prompts for training and for evaluation. Without a source and a file for the latter, the last ones are held out."""
+    assert config.file is not None
+    prompts = read_prompts(config.file)
+    if isinstance(config.held_out, Path) or config.source is not None:
+        return prompts, []
+    if config.held_out >= len(prompts):
+        raise UsageError(
+            f"{config.file} has {len(prompts)} prompts, and prompts.held_out={config.held_out} holds out the last of them",
+            hint="set prompts.held_out to a smaller number, or to a file of its own",
+        )
+    return prompts[: -config.held_out], prompts[-config.held_out :]
+
+
 def held_out_prompts(registry: Registry, config: PromptsConfig) -> list[Prompt]:
-    """The prompts of evaluation: a file's, or the first of the source's validation split."""
+    """The prompts of evaluation: a file's, the first of the source's validation split, or the last of your own file."""
     if isinstance(config.held_out, Path):
         return read_prompts(config.held_out)
     if config.source is None:
-        raise UsageError("a prompt file needs held-out prompts of its own", hint="set prompts.held_out=FILE")
+        return _split(config)[1]
     source = component(registry, "source", config.source)
     return list(source.prompts("validation", config.held_out, config.seed))

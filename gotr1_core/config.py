@@ -36,6 +36,12 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _algorithm(value: Any) -> Any:
+    """``algorithm.ratio=token`` alone sets an option of the default."""
+    named = _named(value)
+    return {"name": "grpo", **named} if isinstance(named, dict) else named
+
+
 def _listed(value: Any) -> Any:
     return [_named(v) for v in (value if isinstance(value, list) else [value])]
 
@@ -96,7 +102,10 @@ class PromptsConfig(Strict):
 
     source: Named | None = None
     file: Path | None = None
-    held_out: PositiveInt | Path = Field(300, description="Held-out prompts: how many of the source's validation split, or a file.")
+    held_out: PositiveInt | Path = Field(
+        300,
+        description="Held-out prompts: how many of the source's validation split (of your own file without a source: its last), or a file.",
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -119,7 +128,7 @@ class RunConfig(Strict):
     planner: Named
     renderer: Named
     judge: Annotated[list[ComponentConfig], BeforeValidator(_listed)]
-    algorithm: Named = ComponentConfig(name="grpo")
+    algorithm: Annotated[ComponentConfig, BeforeValidator(_algorithm)] = ComponentConfig(name="grpo")
     prompts: PromptsConfig = PromptsConfig()
     reward: str = "pi * (sem + spa) / 2 * ri"
     train: Literal["planner", "renderer", "both"] = "both"

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pluggy
-
-if TYPE_CHECKING:
-    import typer
 
 hookspec = pluggy.HookspecMarker("gotr1")
 hookimpl = pluggy.HookimplMarker("gotr1")
@@ -38,11 +35,6 @@ class Component:
 def gotr1_components() -> Iterable[Component]:
     """The components a plugin provides."""
     raise AssertionError("a specification, never called")
-
-
-@hookspec
-def gotr1_commands(app: typer.Typer) -> None:
-    """Adds commands to the ``gotr1`` command line."""
 
 
 @hookspec

@@ -39,7 +39,7 @@ def read_examples(path: Path) -> list[Example]:
             image = Image.open(path.parent / row["image"]).convert("RGB") if row.get("image") else None
             prompt = Prompt(row["prompt"], f"{path.stem}-{number}", row.get("category", ""), row.get("metadata", {}))
             examples.append(Example(prompt, parse(row["chain"]), image))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UsageError(f"{path}, line {number}: {error}", hint='each line is {"prompt": …, "chain": …, "image": …}') from None
     return examples
 
@@ -149,6 +149,6 @@ def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> i
         for file in sorted((output / "model" / "weights").glob("*.safetensors")):
             weights |= load_file(file)
         model: Any = policy.module.model  # where every policy keeps its library's model
-    model.load_state_dict(weights, strict=False)
+        model.load_state_dict(weights, strict=False)
     load_optimizer_tensors(optimizer, load_file(output / "model" / "optimizer.safetensors"))
     return int(json.loads((output / "model" / "state.json").read_text(encoding="utf-8"))["step"])

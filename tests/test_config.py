@@ -164,7 +164,6 @@ def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
         ("sampling.temperature=nan", "sampling.temperature: "),
         ("optimizer.betas=[1]", "optimizer.betas.1: "),
         ("planner=3", "planner: "),
-        ("planner={model: x}", "planner.name: Field required"),
         ("judge=[1]", "judge.0: "),
         ("lora.rank=0", "lora.rank: "),
         ("prompts.held_out=0", "prompts.held_out"),
@@ -180,6 +179,7 @@ def test_a_wrong_value_is_named_with_its_key(word: str, part: str) -> None:
 
 def test_what_is_missing_is_named() -> None:
     assert refused({}).message == "planner: Field required"
+    assert refused({**LEAST, "planner": {"model": "x"}}).message == "planner.name: Field required"
 
 
 def test_keys_are_those_of_the_model() -> None:
@@ -247,7 +247,7 @@ WORDS = [
     "evaluation.sampling.guidance_scale=1",
     "lora.targets=[q_proj, v_proj]",
     "renderer_optimizer.rate=2e-5",
-    "name=ünï: #1",
+    "name='ünï: #1'",
 ]
 
 
@@ -271,6 +271,11 @@ def test_components_are_names_with_options() -> None:
     config = validate(RunConfig, {**LEAST, "judge": ["one", {"name": "two", "x": 1}]})
     assert config.planner == ComponentConfig(name="toy")
     assert [(judge.name, judge.options) for judge in config.judge] == [("one", {}), ("two", {"x": 1})]
+
+
+def test_an_option_of_the_default_algorithm_needs_no_name() -> None:
+    assert validate(RunConfig, {**LEAST, "algorithm": {"ratio": "token"}}).algorithm == ComponentConfig(name="grpo", ratio="token")
+    assert validate(RunConfig, {**LEAST, "algorithm": "ppo"}).algorithm == ComponentConfig(name="ppo")
 
 
 def test_defaults_are_the_papers() -> None:

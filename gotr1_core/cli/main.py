@@ -10,6 +10,8 @@ import typer
 from gotr1_core.cli import evaluate, generate, plugins, sft, train
 from gotr1_core.errors import Gotr1Error
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="gotr1",
     help="Trains text-to-image models to plan before they draw, with reinforcement learning.",
@@ -36,15 +38,15 @@ def call(arguments: list[str]) -> int:
     """Runs a command; returns the exit status instead of exiting."""
     try:
         status = app(arguments, standalone_mode=False, prog_name="gotr1")
+        if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except Gotr1Error as error:
         if "--debug" in arguments:
             raise
         return _say(error.message, error.hint, error.code)
-    except KeyboardInterrupt:
-        return _say("interrupted", None, 130)
-    except typer.Abort:
-        return _say("interrupted", None, 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", None, INTERRUPTED)
     except typer.Exit as error:
         return error.exit_code
     except typer.TyperException as error:
@@ -56,7 +58,7 @@ def call(arguments: list[str]) -> int:
 def _say(message: str, hint: str | None, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print("hint: " + hint.replace("\n", "\n      "), file=sys.stderr)  # so that a caret stays under what it points at
     return code
 
 

@@ -39,8 +39,11 @@ def command(
         batches = from_examples(read_examples(settings.data), settings.batch, settings.seed, settings.sort_window)
     settings.output.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    with (settings.output / "log.jsonl").open("a", encoding="utf-8") as log:
-        for row in track(train_supervised(settings, policy, batches), "training", total=settings.steps, console=console):
-            if row["step"] % 20 == 0 or row["step"] + 1 == settings.steps:
-                print(json.dumps(row), file=log, flush=True)
+    log = settings.output / "log.jsonl"
+    rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    for row in track(train_supervised(settings, policy, batches), "training", total=settings.steps, console=console):
+        if row["step"] % 20 == 0 or row["step"] + 1 == settings.steps:
+            rows = [kept for kept in rows if json.loads(kept)["step"] < row["step"]]  # what a broken run logged past its last save
+            rows.append(json.dumps(row))
+            log.write_text("\n".join(rows) + "\n", encoding="utf-8")
     console.print(f"the model is in {settings.output / 'model' / 'weights'}")

@@ -1,0 +1,81 @@
+"""Adapters go where they are named and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gotr1_core.config import LoraConfig
+from gotr1_core.errors import UsageError
+from gotr1_core.lora import add_lora, layers, merged_state
+from gotr1_core.samples import PLAN, Prompt, Sampling
+
+
+def adapted(module: nn.Module) -> set[str]:
+    return {name.split(".lora_")[0] for name, _ in module.named_parameters() if "lora_" in name}
+
+
+def test_adapters_are_in_the_language_model_alone(policy: Any) -> None:
+    """The vision tower has layers called q_proj too, the heads are linear; and peft shortens long lists of names."""
+    wanted = set(layers(policy.module, policy.lora_prefix, LoraConfig()))
+    assert len(wanted) == 14
+    assert [n for n, _ in policy.module.named_modules() if n.endswith("vision_model.encoder.layers.0.self_attn.q_proj")]
+    add_lora(policy, LoraConfig(rank=3))
+    assert adapted(policy.module) == wanted
+    assert all(name.startswith("model.model.language_model.") for name in wanted)
+    for name, parameter in policy.module.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        if "lora_A" in name:
+            assert parameter.shape[0] == 3
+
+
+def test_long_lists_of_names_stay_exact(policy: Any) -> None:
+    """From twenty names on peft looks for shorter suffixes, and those must not reach further."""
+    language = policy.module.model.model.language_model
+    language.layers.extend([*(type(language.layers[0])(language.config, i) for i in (2, 3))])
+    wanted = set(layers(policy.module, policy.lora_prefix, LoraConfig()))
+    assert len(wanted) == 28
+    add_lora(policy, LoraConfig(rank=1))
+    assert adapted(policy.module) == wanted
+
+
+def test_targets_by_name(policy: Any) -> None:
+    add_lora(policy, LoraConfig(rank=2, targets=["q_proj", "down_proj"]))
+    assert {name.rsplit(".", 1)[-1] for name in adapted(policy.module)} == {"q_proj", "down_proj"}
+    assert len(adapted(policy.module)) == 4
+
+
+def test_unknown_targets(policy: Any) -> None:
+    with pytest.raises(UsageError, match="qproj") as caught:
+        add_lora(policy, LoraConfig(targets=["q_proj", "qproj"]))
+    assert caught.value.hint is not None
+    assert "q_proj" in caught.value.hint
+
+
+def test_a_fresh_adapter_changes_nothing(policy: Any) -> None:
+    plans = policy.plan([Prompt("a cat")] * 4, seeds=range(4), sampling=Sampling(max_chain_tokens=8))
+    with torch.no_grad():
+        before = policy.module({PLAN: plans})[PLAN].log_prob
+        add_lora(policy, LoraConfig(rank=2))
+        after = policy.module({PLAN: plans})[PLAN].log_prob
+    assert torch.equal(before, after)  # B is zero
+
+
+def test_merged_state(policy: Any) -> None:
+    before = {name: tensor.clone() for name, tensor in policy.module.state_dict().items()}
+    assert merged_state(policy.module).keys() == before.keys()
+    add_lora(policy, LoraConfig(rank=2, alpha=8, targets=["q_proj"]))
+    layer = policy.module.model.model.language_model.layers[1].self_attn.q_proj
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    merged = merged_state(policy.module)
+    assert merged.keys() == before.keys()
+    name = "model.model.language_model.layers.1.self_attn.q_proj.weight"
+    expected = before[name] + 8 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert torch.allclose(merged[name], expected, atol=1e-5)  # one float32 product, computed twice
+    assert not torch.allclose(merged[name], before[name], atol=0.1)
+    assert all(torch.equal(merged[n], before[n]) for n in before if n != name)
+    assert not merged[name].requires_grad

@@ -1,0 +1,145 @@
+"""Stage one: batches that depend on the step alone, and a stage that goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from gotr1_core.chain import parse
+from gotr1_core.config import SftConfig, validate
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Example, Prompt
+from gotr1_core.sft import from_examples, from_source, read_examples, train_supervised
+
+
+def config(model: Path, output: Path, **changed: Any) -> SftConfig:
+    data = {"policy": {"name": "janus", "model": str(model), "instruction": "{prompt}", "attention": "eager", "drop_conditions": 0.3}}
+    data |= {"data": "scenes", "steps": 6, "batch": 4, "micro_batch": 4, "sort_window": 2, "save_every": 3, "output": str(output)}
+    return validate(SftConfig, data | {"optimizer": {"rate": 1e-3, "warmup": 2, "weight_decay": 0.1}} | changed)
+
+
+def run(config: SftConfig, steps: int) -> tuple[Any, list[dict[str, Any]]]:
+    """So many steps, then the process is gone; returns the policy and the rows."""
+    from gotr1_core.build import component
+
+    registry = Registry()
+    policy = component(registry, "planner", config.policy)
+    source = component(registry, "source", config.data)  # type: ignore[arg-type]
+    rows = []
+    for row in train_supervised(config, policy, from_source(source, config.batch, config.seed, config.sort_window)):
+        rows.append(row)
+        if len(rows) == steps:
+            break
+    return policy, rows
+
+
+def parameters(policy: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in policy.module.named_parameters()}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_it_goes_on_bit_for_bit(tiny_janus: Path, tmp_path: Path, lora: dict[str, int] | None) -> None:
+    torch.manual_seed(1)  # peft draws A from the global generator
+    whole, all_rows = run(config(tiny_janus, tmp_path / "whole", lora=lora), 6)
+    parts = config(tiny_janus, tmp_path / "parts", lora=lora)
+    torch.manual_seed(1)
+    _, first = run(parts, 3)
+    torch.manual_seed(2)
+    again, rest = run(parts, 6)
+    assert [row["step"] for row in first + rest] == list(range(6))
+    for row, other in zip(all_rows, first + rest, strict=True):
+        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+    assert all(torch.equal(p, parameters(whole)[name]) for name, p in parameters(again).items())
+    if lora is None:
+        begun = parameters(run_none(parts))
+        assert sum(not torch.equal(p, begun[name]) for name, p in parameters(again).items()) > 10
+    assert run(parts, 6)[1] == []  # nothing is left to do
+    assert json.loads((tmp_path / "parts" / "model" / "state.json").read_text()) == {"step": 6}
+
+
+def run_none(config: SftConfig) -> Any:
+    from gotr1_core.build import component
+
+    return component(Registry(), "planner", config.policy)
+
+
+def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> None:
+    """With adapters too: the saved model is a whole one, which others can load."""
+    settings = config(tiny_janus, tmp_path / "run", lora={"rank": 2}, steps=3, optimizer={"rate": 1e-2})
+    policy, _ = run(settings, 3)
+    loaded = run_none(
+        settings.model_copy(update={"policy": settings.policy.model_copy(update={"model": str(tmp_path / "run/model/weights")})})
+    )
+    given = [Example(Prompt("a cat"), parse("a cat"), Image.new("RGB", (12, 12), "red"))]
+    with torch.no_grad():
+        losses = [p.supervised_loss(p.module, given, seed=0).sums["image"].item() for p in (policy, loaded, run_none(settings))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # x(W + BA) instead of xW + xBA
+    assert losses[2] != pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_finished_stage_lowers_the_loss(tiny_janus: Path, tmp_path: Path) -> None:
+    _, rows = run(config(tiny_janus, tmp_path, steps=15, save_every=15, batch=8, micro_batch=8, optimizer={"rate": 5e-3}), 15)
+    for name in ("plan", "image"):
+        assert sum(row[name] for row in rows[-3:]) < 0.9 * sum(row[name] for row in rows[:3])
+
+
+def examples(count: int) -> list[Example]:
+    return [Example(Prompt(str(i)), parse("x" * (i % 5))) for i in range(count)]
+
+
+def test_batches_of_examples() -> None:
+    """Every epoch shows every example once, in another order; step s is the same whatever was asked for before."""
+    batches = from_examples(examples(12), 4, seed=3, window=3)
+    epochs = [[e.prompt.text for s in range(3 * k, 3 * k + 3) for e in batches(s)] for k in range(3)]
+    assert all(sorted(epoch, key=int) == [str(i) for i in range(12)] for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    afresh = from_examples(examples(12), 4, seed=3, window=3)
+    assert list(afresh(7)) == list(batches(7))
+    assert list(from_examples(examples(12), 4, seed=4, window=3)(7)) != list(batches(7))
+    lengths = sorted([(len(e.chain.parts), len(e.chain.raw) + len(e.prompt.text)) for e in batches(s)] for s in range(3))
+    assert [n for row in lengths for n in row] == sorted(n for row in lengths for n in row)  # like lengths together
+
+
+def test_batches_across_an_epoch() -> None:
+    batches = from_examples(examples(5), 4, seed=0, window=1)
+    shown = [e.prompt.text for s in range(5) for e in batches(s)]
+    assert sorted(shown) == sorted(str(i) for i in range(5) for _ in range(4))
+
+
+def test_batches_of_a_source() -> None:
+    from gotr1_core.build import component
+    from gotr1_core.config import ComponentConfig
+
+    source = component(Registry(), "source", ComponentConfig(name="scenes"))
+    one, other = from_source(source, 3, 0, 2), from_source(source, 3, 0, 2)
+    later = other(3)
+    assert [[e.prompt for e in one(s)] for s in range(4)][3] == [e.prompt for e in later]
+    ids = [e.prompt.id for s in range(4) for e in one(s)]
+    assert len(set(ids)) == 12
+
+
+def test_examples_of_a_file(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    rows = [{"prompt": "p", "chain": "c", "image": "a.png", "category": "k"}, {"prompt": "q", "chain": "d"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one, two = read_examples(tmp_path / "x.jsonl")
+    assert one.prompt == Prompt("p", "x-1", "k")
+    assert one.chain == parse("c")
+    assert one.image is not None
+    assert one.image.getpixel((0, 0)) == (255, 0, 0)
+    assert two.image is None
+
+
+@pytest.mark.parametrize("line", ["{", "{}", "[]", '{"prompt": "p", "chain": "c", "image": "none.png"}'])
+def test_damaged_examples_name_their_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text('{"prompt": "p", "chain": "c"}\n' + line)
+    with pytest.raises(UsageError, match="line 2"):
+        read_examples(tmp_path / "x.jsonl")
+    with pytest.raises(UsageError, match="cannot read"):
+        read_examples(tmp_path / "y.jsonl")

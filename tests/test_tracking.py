@@ -1,0 +1,162 @@
+"""What a run leaves on disk: samples with pictures, metrics, where everything came from."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gotr1_core.chain import parse
+from gotr1_core.config import RunConfig, read_yaml, validate
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Prompt, Sample
+from gotr1_core.tracking import SHOWN, Records, as_row, environment, new_folder, overlay, write_samples
+
+CHAIN = "a <|obj_start|>rød katt<|obj_end|> <|box_start|>(0,0),(500,999)<|box_end|>, left"
+
+
+def no_constant(name: str) -> Any:
+    pytest.fail(f"{name} is not JSON")
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=no_constant) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def sample(size: tuple[int, int] | None = (12, 8), **scores: float) -> Sample:
+    image = Image.new("RGB", size, (10, 200, 30)) if size else None
+    return Sample(Prompt("en katt"), parse(CHAIN), image, (1, 2, 0), scores, scores.get("pi", math.nan))
+
+
+def config(folder: Path, **more: Any) -> RunConfig:
+    least = {"planner": "janus", "renderer": "janus", "judge": ["scenes"], "prompts": {"source": "scenes"}}
+    return validate(RunConfig, {**least, "output": str(folder), **more})
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_pictures_overlays_and_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er"
+    drawn = [sample(pi=0.5, ri=math.nan), sample(None, sem=1.0), sample(pi=math.nan)]
+    paths = write_samples(folder, drawn)
+    assert paths == [folder / "000.png", folder / "002.png"]
+    assert sorted(p.name for p in folder.iterdir()) == ["000-plan.png", "000.png", "002-plan.png", "002.png", "samples.jsonl"]
+    assert Image.open(paths[0]).tobytes() == drawn[0].image.tobytes()  # type: ignore[union-attr]
+    first, second, third = rows(folder / "samples.jsonl")
+    assert first == {
+        "prompt": "en katt",
+        "chain": CHAIN,
+        "well_formed": True,
+        "problems": [],
+        "regions": [{"phrase": "rød katt", "box": [0, 0, 500, 999]}],
+        "lineage": [1, 2, 0],
+        "scores": {"pi": 0.5, "ri": None},
+        "reward": 0.5,
+        "image": "000.png",
+    }
+    assert "image" not in second  # a pruned sample has none
+    assert (third["scores"], third["reward"]) == ({"pi": None}, None)
+    assert "rød" in (folder / "samples.jsonl").read_text(encoding="utf-8")  # readable, not escaped
+
+
+def test_a_malformed_chain_says_why() -> None:
+    broken = Sample(Prompt("x"), parse("<|obj_start|>cat <|box_start|>(9,9),(1,1)<|box_end|>"), None)
+    row = as_row(broken)
+    assert row["well_formed"] is False
+    assert row["problems"]
+    assert row["regions"] == []
+
+
+@pytest.mark.parametrize("size", [(12, 8), (8, 12), (SHOWN, SHOWN), (300, 400)])
+def test_an_overlay_is_the_picture_enlarged_with_boxes(size: tuple[int, int]) -> None:
+    shown = overlay(sample(size))
+    factor = shown.width / size[0]
+    assert shown.size == (size[0] * factor, size[1] * factor)  # not distorted
+    assert factor == int(factor)  # every pixel as large as the next
+    assert min(shown.size) >= SHOWN
+    assert min(size) < SHOWN or factor == 1
+    pixels = np.asarray(shown)
+    plain = (pixels == (10, 200, 30)).all(-1)
+    half = shown.width // 2
+    assert not plain[:, :half].all()  # the box, in the left half
+    assert plain[:, half + half // 4 :].all()  # and nothing far to the right of it
+
+
+def test_a_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "in"):
+        with pytest.raises(UsageError, match="cannot make the folder"):
+            write_samples(folder, [sample()])
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folder = new_folder(config(tmp_path / "runs", name="one"))
+    assert folder == tmp_path / "runs" / "one"
+    assert folder.is_dir()
+    with pytest.raises(UsageError, match="one is there already"):
+        new_folder(config(tmp_path / "runs", name="one"))
+    unnamed = new_folder(config(tmp_path / "runs"))
+    assert unnamed.parent == folder.parent
+    assert unnamed != folder
+
+
+def test_an_output_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UsageError, match="cannot make"):
+        new_folder(config(tmp_path / "runs", name="one"))
+
+
+def test_the_environment_says_what_was_used(tmp_path: Path) -> None:
+    found = environment(Registry(), config(tmp_path))
+    release = version("gotr1")
+    assert found["components"] == {
+        "planner janus": {"distribution": "gotr1-janus", "version": release},
+        "renderer janus": {"distribution": "gotr1-janus", "version": release},
+        "judge scenes": {"distribution": "gotr1-scenes", "version": release},
+        "algorithm grpo": {"distribution": "gotr1-rl", "version": release},
+        "source scenes": {"distribution": "gotr1-scenes", "version": release},
+    }
+    assert found["packages"]["torch"] == version("torch")
+    assert found["packages"]["gotr1"] == release
+    assert found["python"].startswith("3.")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Iterator[Records]:
+    with closing(Records(tmp_path, Registry(), config(tmp_path, name="one", steps=3))) as made:
+        yield made
+
+
+def test_records_of_a_run(records: Records) -> None:
+    assert validate(RunConfig, read_yaml(records.folder / "config.yaml")) == config(records.folder, name="one", steps=3)
+    assert json.loads((records.folder / "environment.json").read_text())["components"]
+    records.metrics({"step": 1, "reward": 0.5})
+    records.metrics({"step": 2, "reward": math.nan})
+    # On disk at once, so that a run can be watched; and JSON, which has no NaN.
+    assert rows(records.folder / "metrics.jsonl") == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
+
+
+def test_some_samples_of_a_step(records: Records) -> None:
+    records.samples(7, [sample(pi=i / 20) for i in range(20)], most=3)
+    folder = records.folder / "samples" / "step-000007"
+    assert [row["reward"] for row in rows(folder / "samples.jsonl")] == [0, 0.05, 0.1]
+    assert len(list(folder.glob("*.png"))) == 6
+
+
+def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
+    records.held_out({"before": {"pi": [0.5, math.nan]}, "after": {"pi": [1.0, 0.25]}})
+    text = (records.folder / "held-out.json").read_text()
+    assert json.loads(text, parse_constant=no_constant) == {"before": {"pi": [0.5, None]}, "after": {"pi": [1.0, 0.25]}}
