@@ -142,6 +142,7 @@ class RunConfig(Strict):
     constant_groups: Literal["keep", "skip", "refill"] = Field(
         "keep", description="Groups without a difference: kept in the denominators, left out, or replaced by new prompts (DAPO)."
     )
+    constant_tolerance: float = Field(1e-9, ge=0, description="Totals of a group that differ by no more than this are no difference.")
     refill_limit: int = Field(3, gt=0, description="Rounds of new prompts a step may draw for refill.")
     prune: bool = Field(True, description="Do not draw images whose total is 0 whatever they are.")
     mask_truncated: bool = Field(False, description="Chains that were cut carry no gradient.")

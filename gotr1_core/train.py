@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from gotr1_core.build import Parts, make_sampling
 from gotr1_core.checkpoint import save_checkpoint
@@ -82,11 +83,16 @@ class Trainer:
             kept.append(batch)
             if config.constant_groups != "refill":
                 break
-            useful = sum(int((~constant_groups(b.totals)).sum()) for b in kept)
-            wanted = int(self.accelerator.reduce(torch.tensor(float(config.groups - useful)), "sum")) if useful < config.groups else 0
-            if wanted <= 0:
+            useful = torch.stack([(~self.constant(b)).sum() for b in kept]).sum().to(self.accelerator.device)
+            short = config.groups - int(self.accelerator.reduce(useful, "sum"))
+            if short <= 0:
                 break
+            wanted = -(-short // self.accelerator.num_processes) * self.accelerator.num_processes
         return join_batches(kept)
+
+    def constant(self, batch: Batch) -> Tensor:
+        """Which groups have no difference to learn from, ``[P]``."""
+        return constant_groups(batch.totals, self.config.constant_tolerance)
 
     def step(self, step: int) -> tuple[dict[str, float], Batch]:
         """Rollout, credit, updates; returns the step's metrics and what was drawn."""
@@ -94,10 +100,10 @@ class Trainer:
         with clock.phase("rollout"):
             drawn = self.roll_out(step)
         self._guard(drawn)
-        constant = constant_groups(drawn.totals)
+        constant = self.constant(drawn)
         batch = drawn if self.config.constant_groups == "keep" or constant.all() else drawn.keep((~constant).nonzero().flatten().tolist())
         credit = self.parts.algorithm.credit(batch.totals)
-        metrics = describe(drawn)
+        metrics = describe(drawn, constant)
         for role, learner in self.learners.items():
             done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, clock)
             metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in done.items()}
@@ -114,7 +120,7 @@ class Trainer:
                 f"{unknown:.0%} of the samples have no reward ({', '.join(names)} could not be had)",
                 hint="look at the judge and at what it is asked to score, or raise nan_limit",
             )
-        self.idle = self.idle + 1 if bool(constant_groups(batch.totals).all()) else 0
+        self.idle = self.idle + 1 if bool(self.constant(batch).all()) else 0
         if self.idle >= self.config.constant_limit:
             raise Gotr1Error(
                 f"for {self.idle} steps all samples of every prompt had the same reward, so there was nothing to learn from",
@@ -136,13 +142,13 @@ class Trainer:
         save_checkpoint(folder, modules, {"step": step, self.config.evaluation.metric: score, "sampling": sampling})
 
 
-def describe(batch: Batch) -> dict[str, float]:
+def describe(batch: Batch, constant: Tensor) -> dict[str, float]:
     """Numbers about what was drawn."""
     known = batch.totals[~batch.totals.isnan()]
     numbers = {
         "reward": known.mean().item() if len(known) else float("nan"),
         "reward_deviation": batch.totals.flatten(1).nan_to_num().std(1).mean().item(),
-        "constant_groups": constant_groups(batch.totals).double().mean().item(),
+        "constant_groups": constant.double().mean().item(),
         "nan": batch.totals.isnan().double().mean().item(),
         "malformed": sum(not c.well_formed for c in batch.plans.chains) / len(batch.plans),
         "truncated": batch.plans.tensors["truncated"].double().mean().item(),

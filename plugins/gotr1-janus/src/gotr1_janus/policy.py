@@ -32,7 +32,16 @@ class JanusPolicy:
     def __init__(self, options: JanusOptions, *, device: torch.device | str = "cpu") -> None:
         self.options = options
         self.tokenizer = AutoTokenizer.from_pretrained(options.model)
-        model = JanusForConditionalGeneration.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(device)
+        model, found = JanusForConditionalGeneration.from_pretrained(
+            options.model, dtype=getattr(torch, options.dtype), output_loading_info=True
+        )
+        if found["missing_keys"]:  # transformers would go on with random weights in their place
+            missing = sorted(found["missing_keys"])
+            raise UsageError(
+                f"{options.model} is no whole Janus checkpoint: {missing[0]} and {len(missing) - 1} more weights are missing",
+                hint="give a checkpoint that transformers' JanusForConditionalGeneration saved",
+            )
+        model.to(device)
         model.model.language_model.set_attn_implementation(options.attention)
         model.eval()  # no dropout, in sampling as in scoring
         boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)

@@ -157,7 +157,7 @@ def _complex(rng: random.Random, hard: bool) -> Phrase:
 _MAKERS = {"color": _color, "shape": _shape, "texture": _texture, "spatial": _spatial, "numeracy": _numeracy, "complex": _complex}
 
 
-def phrase(split: str, seed: int, index: int) -> Phrase:
+def phrase(split: str, seed: int, index: int, hard_share: float = HARD_SHARE) -> Phrase:
     """Prompt number ``index`` of a split; a function of its arguments alone.
 
     The splits share no text (a checksum of the text decides), and training shows no held-out colour-shape pair and no
@@ -166,7 +166,7 @@ def phrase(split: str, seed: int, index: int) -> Phrase:
     rng = random.Random(f"{split}/{seed}/{index}")
     category = CATEGORIES[index % len(CATEGORIES)]
     while True:
-        made = _MAKERS[category](rng, rng.random() < HARD_SHARE)
+        made = _MAKERS[category](rng, rng.random() < hard_share)
         named = {(look.color, look.shape) for look in made.wish.things}
         made = replace(made, held_out=made.held_out or bool(named & HELD_OUT_PAIRS))
         for_validation = zlib.crc32(made.text.encode()) % VALIDATION_SHARE == 0

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gotr1_core.samples import Example, Prompt
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.language import Phrase, phrase
+from gotr1_scenes.language import HARD_SHARE, Phrase, phrase
 from gotr1_scenes.painter import paint
 
 
@@ -19,6 +19,7 @@ class ScenesSourceOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    hard_share: float = Field(HARD_SHARE, ge=0, le=1, description="Share of hard phrasings among training prompts; validation keeps 0.5.")
     clean: bool = Field(False, description="Leave out the annotation noise of the supervised examples.")
 
 
@@ -36,7 +37,8 @@ class ScenesSource:
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
         """``count`` prompts of ``train`` or ``validation`` from number ``start`` on, categories in turn."""
-        return [as_prompt(phrase(split, seed, i), f"{split}-{seed}-{i}") for i in range(start, start + count)]
+        share = self.options.hard_share if split == "train" else HARD_SHARE
+        return [as_prompt(phrase(split, seed, i, share), f"{split}-{seed}-{i}") for i in range(start, start + count)]
 
     def examples(self, split: str, start: int, count: int, seed: int) -> Sequence[Example]:
         """Examples ``start`` to ``start + count``: prompt, chain and the painted picture, wrong ones among them."""
