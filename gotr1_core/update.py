@@ -151,6 +151,8 @@ def update(
             learner.optimizer.step()
             learner.optimizer.zero_grad(set_to_none=True)
         learner.updates += 1
+    if not parts:
+        learner.updates += config.updates  # the schedule goes by steps, also by those with nothing to learn from
     return tally.means() | {"rate": rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}
 
 
