@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE, GAP, TEXT, MARGIN = 230, 10, 64, 64
+TILE, GAP, TEXT, MARGIN = 230, 10, 92, 64
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
@@ -41,7 +41,7 @@ def main() -> None:
             correct = row["scores"]["correct"]  # type: ignore[index]
             pen.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline="green" if correct else "red", width=3)
             if line == 0:
-                pen.text((left, 6), "\n".join(textwrap.wrap(str(row["prompt"]), 30)[:3]), "black", font)
+                pen.text((left, 6), "\n".join(textwrap.wrap(str(row["prompt"]), 28)[:4]), "black", font)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(args.out, optimize=True)
 
