@@ -312,7 +312,7 @@ def test_scenes_is_taken_where_nothing_else_is_named() -> None:
     assert loaded(None, None, "steps=3")["steps"] == 3
     assert loaded(None, None, algorithm="grpo")["planner"]["name"] == "janus"
     assert "planner" not in loaded(None, None, judge=["toy"])
-    assert loaded(None, None, "algorithm.ratio=sequence")["algorithm"] == {"name": "grpo", "ratio": "sequence"}
+    assert loaded(None, None, "algorithm.ratio=sequence")["algorithm"] == {"name": "grpo", "scale": False, "ratio": "sequence"}
     assert loaded("steps: 3") == {"steps": 3}
 
 
