@@ -98,3 +98,18 @@ def test_the_default_run_learns(tmp_path: Path) -> None:
     assert paired(rows["before"]["correct"], rows["after"]["correct"]).mean >= 0.08
     ri = paired(rows["before"]["ri"], rows["after"]["ri"])
     assert ri.mean >= -ri.half_width
+
+
+def test_sft_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    weights = Registry().preset("scenes").parent.parent / "weights" / "janus"
+    policy = f"policy={{name: janus, model: '{weights}', instruction: '{{prompt}}', attention: eager}}"
+    words = [policy, "data=scenes", "batch=4", "micro_batch=4", "save_every=2", f"output={tmp_path}"]
+    assert call(["sft", *words, "steps=2"]) == 0
+    assert call(["sft", *words, "steps=3"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert json.loads((tmp_path / "model" / "state.json").read_text()) == {"step": 3}
+    # What it wrote loads and draws as a model of its own.
+    drawn = ["generate", "a red circle", "--out", str(tmp_path / "drawn"), f"planner.model={tmp_path / 'model' / 'weights'}"]
+    assert call(drawn) == 0
+    assert (tmp_path / "drawn" / "000.png").is_file()

@@ -1,0 +1,61 @@
+"""The live view, on a terminal that is recorded."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from gotr1_core.chain import parse
+from gotr1_core.cli.view import View, trend
+from gotr1_core.config import RunConfig, validate
+from gotr1_core.samples import Prompt, Sample
+
+CONFIG = validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x", "steps": 2})
+METRICS = {"reward": 0.5, "reward.pi": 0.25, "plan.deviation": 1e-7, "seconds": 2.0, "seconds.rollout": 1.5, "seconds.update": 0.5}
+SAMPLE = Sample(Prompt("a"), parse(""), None, scores={"pi": 0.75}, reward=0.5)
+
+
+def shown(*, live: bool) -> str:
+    """What a run of two steps prints."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=live, width=120)
+    with View(console, CONFIG, Path("runs/mine"), live=live) as view:
+        view.show("evaluated", {"name": "before", "step": 0, "samples": [SAMPLE]})
+        for step in range(2):
+            view.show("step", {"step": step, "metrics": METRICS | {"reward": 0.5 + step / 4}, "batch": None})
+    return file.getvalue()
+
+
+def test_on_a_terminal_rewards_phases_and_progress_are_shown() -> None:
+    text = shown(live=True)
+    for part in (
+        "runs/mine: training",
+        "2/2",
+        "reward.pi",
+        "0.750",
+        "▁█",
+        "rollout 1.50 s",
+        "update 0.50 s",
+        "held-out before",
+        "pi 0.750",
+    ):
+        assert part in text, part
+
+
+def test_elsewhere_a_line_of_json_an_event() -> None:
+    rows = [json.loads(line) for line in shown(live=False).splitlines()]
+    assert rows == [
+        {"step": 0, "held-out": "before", "reward": 0.5, "pi": 0.75},
+        {"step": 1, "reward": 0.5, "reward.pi": 0.25, "seconds": 2.0},
+        {"step": 2, "reward": 0.75, "reward.pi": 0.25, "seconds": 2.0},
+    ]
+
+
+def test_a_trend_is_scaled_to_its_own_range() -> None:
+    assert trend([0.0, 0.5, 1.0]) == "▁▄█"
+    assert trend([2.0, 2.0]) == "▁▁"
+    assert trend([float("nan")]) == ""
+    assert len(trend([float(i) for i in range(100)])) == 30
