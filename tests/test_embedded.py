@@ -75,7 +75,7 @@ def test_readme_commands(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert (ROOT / words[1]).is_file()
     assert seen == {"generate", "evaluate", "train", "sft"}
     drawn = json.loads((tmp_path / "trained" / "samples.jsonl").read_text().splitlines()[3])
-    assert drawn["prompt"] == "a blue square with a red circle on its left"
+    assert drawn["prompt"] == "a cross and a triangle, the first purple and the second cyan"
     assert (tmp_path / "trained" / drawn["image"]).is_file()
     assert '"benchmark": "scenes"' in capsys.readouterr().out
 
