@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
+from gotr1_core.checkpoint import load_optimizer_tensors, optimizer_tensors
 from gotr1_scenes.painter import paint_array, patch_numbers, patch_table
 from gotr1_scenes.recipe.pictures import random_scene
 from gotr1_scenes.world import CANVAS, CELL
@@ -123,7 +124,7 @@ def update(model: JanusVQVAE, optimizer: torch.optim.Optimizer, pixels: Tensor, 
 def save(out: Path, model: JanusVQVAE, optimizer: torch.optim.Optimizer, step: int) -> None:
     """The model as transformers saves it, and all that resuming needs, which is in place only when whole."""
     model.save_pretrained(out)
-    state = {f"{i}.{k}": v.contiguous() for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    state = optimizer_tensors(optimizer)
     weights = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     save_file(state | weights | {"at": torch.tensor(step)}, out / "state.part")
     (out / "state.part").replace(out / "state.safetensors")
@@ -134,11 +135,7 @@ def resume(out: Path, model: JanusVQVAE, optimizer: torch.optim.Optimizer) -> in
     state = load_file(out / "state.safetensors")
     step = int(state.pop("at"))
     model.load_state_dict({k.removeprefix("model."): state.pop(k) for k in list(state) if k.startswith("model.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        number, name = key.split(".", 1)
-        moments.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_optimizer_tensors(optimizer, state)
     return step
 
 
