@@ -19,10 +19,10 @@ class JanusModule(nn.Module):
     A plan is scored once, however many images it has: in the sequence of its first image, or alone if it has none.
     """
 
-    def __init__(self, model: JanusForConditionalGeneration, *, bos: int, boi: int, pad: int, chunk: int) -> None:
+    def __init__(self, model: JanusForConditionalGeneration, *, boi: int, pad: int, chunk: int) -> None:
         super().__init__()
         self.model = model
-        self.bos, self.boi, self.pad, self.chunk = bos, boi, pad, chunk
+        self.boi, self.pad, self.chunk = boi, pad, chunk
         self.checkpointing = False
 
     @property

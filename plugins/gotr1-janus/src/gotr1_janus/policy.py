@@ -45,7 +45,7 @@ class JanusPolicy:
         model.model.language_model.set_attn_implementation(options.attention)
         model.eval()  # no dropout, in sampling as in scoring
         boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
-        self.module = JanusModule(model, bos=self.tokenizer.bos_token_id, boi=boi, pad=self.tokenizer.pad_token_id, chunk=options.chunk)
+        self.module = JanusModule(model, boi=boi, pad=self.tokenizer.pad_token_id, chunk=options.chunk)
         for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
             part.requires_grad_(False)  # the picture's code is given; text-to-image does not use the understanding path
         self.image_tokens = model.model.vqmodel.config.num_patches**2

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from gotr1_core.chain import SCALE, Chain, Region
 from gotr1_scenes.language import Phrase, noun, phrase
-from gotr1_scenes.wish import Wish, granted, granted_by, kept_relations
+from gotr1_scenes.wish import Wish, granted_by, kept_relations
 from gotr1_scenes.world import CANVAS, COLORS, MAX_THINGS, OPPOSITE, SHAPES, TEXTURES, Box, Look, Scene, Thing, place
 
 WRONG_SHARE = 0.65
@@ -87,6 +87,3 @@ def annotated(split: str, seed: int, index: int, *, clean: bool = False) -> Anno
     while wrong and granted_by(made.wish, scene):  # a mistake may still grant an open wish by chance
         scene = paint_wish(wish, rng)
     return Annotated(made, scene, describe(scene, rng.choice(LEADS)), wrong)
-
-
-__all__ = ["Annotated", "annotated", "describe", "granted", "paint_wish", "to_thousandths"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gotr1_scenes.wish import Wish
@@ -33,8 +32,7 @@ HELD_OUT_PHRASINGS = frozenset(
 )
 
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
-GROUPS = {2: "a pair of", 3: "a trio of", 4: "a quartet of"}
-SMALL_COUNTS = {1: "a single", 2: "a couple of"}
+GROUPS = {1: "a single", 2: "a pair of", 3: "a trio of", 4: "a quartet of"}
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ def _numeracy(rng: random.Random, hard: bool) -> Phrase:
     count = rng.choice((1, 2, 2, 3, 3, 4))
     look = Look(rng.choice(SHAPES), rng.choice((None, *COLORS)))
     things = [look] * count
-    words: Callable[[int], str] = lambda n: GROUPS[n] if hard and n > 1 else (SMALL_COUNTS[1] if hard else COUNTS[n])  # noqa: E731
-    text = f"{words(count)} {noun(look, article=False, plural=count > 1)}"
+    text = f"{(GROUPS if hard else COUNTS)[count]} {noun(look, article=False, plural=count > 1)}"
     if count < 4 and rng.random() < 0.4:
         other = Look(rng.choice([s for s in SHAPES if s != look.shape]))
         more = rng.randint(1, 4 - count)
