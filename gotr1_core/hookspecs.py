@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
+
+if TYPE_CHECKING:
+    import typer
+
+    from gotr1_core.samples import Sample
 
 hookspec = pluggy.HookspecMarker("gotr1")
 hookimpl = pluggy.HookimplMarker("gotr1")
@@ -38,15 +43,36 @@ def gotr1_components() -> Iterable[Component]:
 
 
 @hookspec
-def gotr1_run_started(run: Path, config: Mapping[str, Any]) -> None:
-    """A run's folder exists and its components are built."""
+def gotr1_commands(app: typer.Typer) -> None:
+    """Adds commands to ``gotr1``, as ``app.command("name")(function)``. What a command needs it imports when it runs."""
 
 
 @hookspec
-def gotr1_step_finished(run: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """One step's update is done; ``metrics`` are what ``metrics.jsonl`` got."""
+def gotr1_run_started(run: Path, config: Mapping[str, Any], step: int) -> None:
+    """A run's folder exists and its components are built; ``step`` steps are done already (not 0 where a run is resumed)."""
 
 
 @hookspec
-def gotr1_run_finished(run: Path, summary: Mapping[str, Any]) -> None:
-    """The last step is done and the last checkpoint is written."""
+def gotr1_step_finished(run: Path, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+    """One step's update is done (the first is 1); ``metrics`` are what ``metrics.jsonl`` got, ``samples`` what the step drew."""
+
+
+@hookspec
+def gotr1_evaluated(run: Path, step: int, name: str, samples: Sequence[Sample]) -> None:
+    """Held-out prompts were drawn and judged after ``step`` steps.
+
+    ``name`` is ``before``, ``before, greedy``, ``before, best of N``, ``held-out`` (on the way) or ``after``.
+    """
+
+
+@hookspec
+def gotr1_checkpoint_saved(run: Path, step: int, checkpoint: Path) -> None:
+    """A checkpoint is on disk, whole."""
+
+
+@hookspec
+def gotr1_run_finished(run: Path, outcome: str, summary: Mapping[str, Mapping[str, float]]) -> None:
+    """The run is over: ``outcome`` is ``finished``, ``interrupted`` (it can be resumed) or ``failed``.
+
+    ``summary`` is the mean of every held-out score, by the evaluation's name.
+    """

@@ -18,12 +18,13 @@ from torch import nn
 from gotr1_core.build import FilePrompts, held_out_prompts, read_prompts, training_prompts
 from gotr1_core.chain import parse
 from gotr1_core.checkpoint import STATE, TRAINABLE, save_checkpoint
-from gotr1_core.cli.common import checkpoint_of, load_config, restore
+from gotr1_core.cli.common import load_config
 from gotr1_core.cli.main import call, run
 from gotr1_core.config import PromptsConfig, RunConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import Component
 from gotr1_core.plugins import Registry
+from gotr1_core.restore import checkpoint_of, restore
 from gotr1_core.samples import Prompt, Rollout, Sample, Sampling, SegmentName
 from gotr1_core.tracking import new_folder
 

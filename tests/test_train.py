@@ -15,12 +15,12 @@ from accelerate import Accelerator
 import gotr1_core.train as loop
 from gotr1_core.build import build, make_sampling
 from gotr1_core.checkpoint import read_state
-from gotr1_core.cli.common import restore
 from gotr1_core.config import RunConfig, dump, validate
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.evaluate import evaluate
 from gotr1_core.hookspecs import Component
 from gotr1_core.plugins import Registry
+from gotr1_core.restore import restore
 from gotr1_core.rollout import Batch
 from gotr1_core.samples import PLAN, Prompt, Sample, SegmentName
 from gotr1_core.train import Trainer, train

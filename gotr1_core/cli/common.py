@@ -11,8 +11,6 @@ import typer
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gotr1_core.build import Parts
-    from gotr1_core.config import RunConfig
     from gotr1_core.plugins import Registry
     from gotr1_core.protocols import Planner, Renderer
     from gotr1_core.samples import Sampling
@@ -57,52 +55,19 @@ def config_or_words(first: str | None, words: Sequence[str]) -> tuple[Path | Non
     return path, list(words)
 
 
-def checkpoint_of(path: Path) -> tuple[Path, Path]:
-    """The run and the checkpoint that a path means: a run's best (else last) checkpoint, or the checkpoint itself."""
-    for folder in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
-        run = folder.resolve().parent.parent
-        if (folder / "state.json").is_file() and (run / "config.yaml").is_file():
-            return run, folder
-    raise UsageError(f"{path} is no run with a checkpoint, and no checkpoint of one", hint="give the folder that `gotr1 train` named")
-
-
-def restore(registry: Registry, path: Path, words: Sequence[str] = ()) -> tuple[RunConfig, Parts, Sampling]:
-    """The components of a run with its trained weights, and the settings to generate with, which ``sampling.…`` words may change."""
-    from gotr1_core.build import build, make_sampling
-    from gotr1_core.checkpoint import TRAINABLE, load_trainable, read_state
-    from gotr1_core.config import RunConfig, SamplingConfig, Strict, merge, overrides, read_yaml, validate
-
-    class Changeable(Strict):
-        sampling: SamplingConfig
-
-    changed = overrides(words)
-    if changed.keys() - {"sampling"}:
-        raise UsageError("with --checkpoint only sampling.… can be changed", hint="the rest is the run's own")
-    run, folder = checkpoint_of(path)
-    config = validate(RunConfig, read_yaml(run / "config.yaml"))
-    try:
-        kept = validate(Changeable, {"sampling": read_state(folder)["sampling"]})
-    except (KeyError, UsageError) as error:
-        raise UsageError(f"{folder / 'state.json'} is damaged: {error}", hint="use another checkpoint of the run") from None
-    settings = validate(Changeable, merge(kept.model_dump(), changed))
-    parts = build(registry, config, device=device())
-    for role, (policy, _) in parts.trained(config.train).items():
-        load_trainable(policy.module, folder / role / TRAINABLE)
-    return config, parts, make_sampling(settings.sampling)
-
-
 def drawing(
     registry: Registry, checkpoint: Path | None, preset: str | None, named: Mapping[str, Any], words: Sequence[str]
 ) -> tuple[Planner, Renderer, Sampling]:
     """What draws and how: a run's trained policies, or the untrained ones of a config. Neither judge nor prompts are needed."""
     from gotr1_core.build import make_sampling, policies
     from gotr1_core.config import RunConfig, validate
+    from gotr1_core.restore import restore
 
     if checkpoint is not None:
         given = [f"--{key}" for key, value in {**named, "preset": preset}.items() if value is not None]
         if given:
             raise UsageError(f"{given[0]} has no meaning with --checkpoint", hint="the run's own components draw; leave out one of both")
-        _, parts, sampling = restore(registry, checkpoint, words)
+        _, parts, sampling = restore(registry, checkpoint, words, device=device())
         return parts.planner, parts.renderer, sampling
     config = validate(RunConfig, {"judge": [], **load_config(registry, None, preset, named, words)})
     planner, renderer = policies(registry, config, device=device())

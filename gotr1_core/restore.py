@@ -1,0 +1,50 @@
+"""A run's trained components, rebuilt from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gotr1_core.build import Parts, build, make_sampling
+from gotr1_core.checkpoint import TRAINABLE, load_trainable, read_state
+from gotr1_core.config import RunConfig, SamplingConfig, Strict, merge, overrides, read_yaml, validate
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Sampling
+
+
+class Changeable(Strict):
+    """What may be changed where a run's own components draw."""
+
+    sampling: SamplingConfig
+
+
+def checkpoint_of(path: Path) -> tuple[Path, Path]:
+    """The run and the checkpoint that a path means: a run's best (else last) checkpoint, or the checkpoint itself."""
+    for folder in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
+        run = folder.resolve().parent.parent
+        if (folder / "state.json").is_file() and (run / "config.yaml").is_file():
+            return run, folder
+    raise UsageError(f"{path} is no run with a checkpoint, and no checkpoint of one", hint="give the folder that `gotr1 train` named")
+
+
+def restore(
+    registry: Registry, path: Path, words: Sequence[str] = (), *, device: torch.device | str = "cpu"
+) -> tuple[RunConfig, Parts, Sampling]:
+    """The components of a run with its trained weights, and the settings to generate with, which ``sampling.…`` words may change."""
+    changed = overrides(words)
+    if changed.keys() - {"sampling"}:
+        raise UsageError("with --checkpoint only sampling.… can be changed", hint="the rest is the run's own")
+    run, folder = checkpoint_of(path)
+    config = validate(RunConfig, read_yaml(run / "config.yaml"))
+    try:
+        kept = validate(Changeable, {"sampling": read_state(folder)["sampling"]})
+    except (KeyError, UsageError) as error:
+        raise UsageError(f"{folder / 'state.json'} is damaged: {error}", hint="use another checkpoint of the run") from None
+    settings = validate(Changeable, merge(kept.model_dump(), changed))
+    parts = build(registry, config, device=device)
+    for role, (policy, _) in parts.trained(config.train).items():
+        load_trainable(policy.module, folder / role / TRAINABLE)
+    return config, parts, make_sampling(settings.sampling)
