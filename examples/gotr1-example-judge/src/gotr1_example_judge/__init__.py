@@ -1,0 +1,1 @@
+"""A third-party plugin of gotr1: one judge."""
