@@ -99,7 +99,13 @@ def test_registering_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "line"), [("noise", "| shape |"), ("confusion", "| correct | 1.0000 |"), ("sizes", "| distinct 8x8 patches |")]
+    ("what", "line"),
+    [
+        ("noise", "| shape |"),
+        ("understood", "| shape |"),
+        ("confusion", "| correct | 1.0000 |"),
+        ("sizes", "| distinct 8x8 patches |"),
+    ],
 )
 def test_measure_prints_the_tables_of_the_docs(
     what: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -14,8 +14,9 @@ reward          sees   formula
 ``correct``     image  1 if the things found grant the whole wish and no more, else 0
 ==============  =====  ==================================================================================================
 
-A malformed chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0; a chain without boxes has ``ri`` 0. A prompt that carries no
-wish, or a picture that is not there, gives NaN.
+A prompt's wish is the one that it carries as metadata, else the one that its text says, see ``understand.py``; without either,
+every score is NaN. A malformed chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0; a chain without boxes has ``ri`` 0. A picture
+that is not there gives NaN.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from gotr1_core.chain import SCALE, Chain
-from gotr1_core.samples import IMAGE, PLAN, Sample, SegmentName
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
 from gotr1_scenes.reader import read
+from gotr1_scenes.understand import wish_of
 from gotr1_scenes.wish import Wish, granted, kept_relations
 from gotr1_scenes.world import COLORS, MAX_THINGS, SHAPES, Look, Thing
 
@@ -139,6 +141,11 @@ def followed(plan: Found, picture: Found) -> float:
     return largest_sum(table) / len(plan.boxes)
 
 
+def wish_in(prompt: Prompt) -> Wish | None:
+    """The wish a prompt carries as metadata, else the one its text says, if it is understood."""
+    return Wish.from_metadata(prompt.metadata) if "things" in prompt.metadata else wish_of(prompt.text)
+
+
 class ScenesJudge:
     """The exact judge of the embedded world."""
 
@@ -153,9 +160,9 @@ class ScenesJudge:
         return {name: [row[name] for row in rows] for name in names}
 
     def _one(self, sample: Sample, names: Sequence[str]) -> dict[str, float]:
-        if "things" not in sample.prompt.metadata:
+        wish = wish_in(sample.prompt)
+        if wish is None:
             return dict.fromkeys(names, NAN)
-        wish = Wish.from_metadata(sample.prompt.metadata)
         plan = planned(sample.chain) if sample.chain.well_formed else Found((), ())
         scores = dict.fromkeys(REWARDS, NAN)
         agreed, kept = match(wish, plan)

@@ -19,6 +19,15 @@ VALIDATION_SHARE = 4  # one text in so many belongs to validation
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 HELD_OUT_PAIRS = frozenset((color, shape) for c, color in enumerate(COLORS) for s, shape in enumerate(SHAPES) if (c + s) % 3 == 0)
 
+# Phrasings, which ``understand.py`` reads back; x and y are attributes named late, after their thing or after both.
+LEADS = ("", "a picture of ")
+LATE = "{a} {x}"
+RESPECTIVELY = "{a} and {b}, the first {x} and the second {y}"
+IN = {color: f"in {color}" for color in COLORS}
+STRIPES = {"striped": "with stripes", "plain": "without stripes"}
+TOGETHER = {"together": "{a} together with {b}", "beside": "beside {a} {b}"}
+THIRD = "{pair}, and {c}"
+
 # Phrasings of a relation: how each of left, right, above, below reads; in inverted ones B is named first.
 WORDS = dict(zip(RELATIONS, ("to the left of", "to the right of", "above", "below"), strict=True))
 SIDES = dict(zip(RELATIONS, ("on its left", "on its right", "above it", "below it"), strict=True))
@@ -70,25 +79,24 @@ def _color(rng: random.Random, hard: bool) -> Phrase:
         shapes, colors = _different(rng, 2, SHAPES), _different(rng, 2, tuple(COLORS))
         looks = tuple(Look(s, c) for s, c in zip(shapes, colors, strict=True))
         phrasing = rng.choice(("in", "first"))
-        a, b = looks
-        text = f"a {a.shape} in {a.color} and a {b.shape} in {b.color}"
+        bare = [noun(Look(shape)) for shape in shapes]
+        text = listing([LATE.format(a=a, x=IN[color]) for a, color in zip(bare, colors, strict=True)])
         if phrasing == "first":
-            text = f"a {a.shape} and a {b.shape}, the first {a.color} and the second {b.color}"
+            text = RESPECTIVELY.format(a=bare[0], b=bare[1], x=colors[0], y=colors[1])
         return Phrase(text, Wish(looks), "color", True, phrasing)
     count = rng.choice((1, 2, 2, 3))
     looks = tuple(Look(s, c) for s, c in zip(_different(rng, count, SHAPES), _different(rng, count, tuple(COLORS)), strict=True))
-    lead = rng.choice(("", "a picture of "))
+    lead = rng.choice(LEADS)
     return Phrase(lead + listing([noun(look) for look in looks]), Wish(looks), "color", False, "and")
 
 
 def _shape(rng: random.Random, hard: bool) -> Phrase:
     if hard:
         a, b = (Look(s) for s in _different(rng, 2, SHAPES))
-        phrasing = rng.choice(("together", "beside"))
-        text = f"{noun(a)} together with {noun(b)}" if phrasing == "together" else f"beside {noun(a)} {noun(b)}"
-        return Phrase(text, Wish((a, b)), "shape", True, phrasing)
+        phrasing = rng.choice(tuple(TOGETHER))
+        return Phrase(TOGETHER[phrasing].format(a=noun(a), b=noun(b)), Wish((a, b)), "shape", True, phrasing)
     looks = tuple(Look(s) for s in _different(rng, rng.choice((2, 2, 3)), SHAPES))
-    lead = rng.choice(("", "a picture of "))
+    lead = rng.choice(LEADS)
     return Phrase(lead + listing([noun(look) for look in looks]), Wish(looks), "shape", False, "and")
 
 
@@ -100,11 +108,10 @@ def _texture(rng: random.Random, hard: bool) -> Phrase:
     if not hard:
         return Phrase(listing([noun(a), noun(b)]), Wish((a, b)), "texture", False, "and")
     bare = [noun(replace(look, texture=None)) for look in (a, b)]
-    which = {"striped": "with", "plain": "without"}
     phrasing = rng.choice(("with", "former"))
-    text = f"{bare[0]} {which[textures[0]]} stripes and {bare[1]} {which[textures[1]]} stripes"
+    text = listing([LATE.format(a=a, x=STRIPES[texture]) for a, texture in zip(bare, textures, strict=True)])
     if phrasing == "former":
-        text = f"{bare[0]} and {bare[1]}, the first {textures[0]} and the second {textures[1]}"
+        text = RESPECTIVELY.format(a=bare[0], b=bare[1], x=textures[0], y=textures[1])
     return Phrase(text, Wish((a, b)), "texture", True, phrasing)
 
 
@@ -148,7 +155,8 @@ def _complex(rng: random.Random, hard: bool) -> Phrase:
     textures = [rng.choice((None, None, "striped", "plain")) for _ in shapes]
     looks = [Look(s, c, t) for s, c, t in zip(shapes, colors, textures, strict=True)]
     text, wish, phrasing, held = _related(rng, hard, (looks[0], looks[1]))
-    return Phrase(f"{text}, and {noun(looks[2])}", Wish((*wish.things, looks[2]), wish.relations), "complex", hard, phrasing, held)
+    text = THIRD.format(pair=text, c=noun(looks[2]))
+    return Phrase(text, Wish((*wish.things, looks[2]), wish.relations), "complex", hard, phrasing, held)
 
 
 _MAKERS = {"color": _color, "shape": _shape, "texture": _texture, "spatial": _spatial, "numeracy": _numeracy, "complex": _complex}

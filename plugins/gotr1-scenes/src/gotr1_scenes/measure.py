@@ -1,6 +1,7 @@
-"""Measures the embedded world: the annotation noise, the judge on painted truth, how much there is of what.
+"""Measures the embedded world: the annotation noise, prompts read back, the judge on painted truth, how much there is of what.
 
     python -m gotr1_scenes.measure noise
+    python -m gotr1_scenes.measure understood
     python -m gotr1_scenes.measure confusion
     python -m gotr1_scenes.measure sizes
 
@@ -25,6 +26,7 @@ from gotr1_scenes.language import CATEGORIES, phrase
 from gotr1_scenes.painter import paint, patch_table
 from gotr1_scenes.reader import read
 from gotr1_scenes.source import as_prompt
+from gotr1_scenes.understand import wish_of
 from gotr1_scenes.world import COLORS, SHAPES, TEXTURES, Look, Scene
 
 Attribute = Literal["color", "shape", "texture"]
@@ -42,6 +44,16 @@ def noise(count: int, split: str = "train", seed: int = 0) -> dict[tuple[str, bo
         seen[key] += 1
         wrong[key] += example.wrong
     return {key: (seen[key], wrong[key]) for key in sorted(seen)}
+
+
+def understood(count: int, split: str, seed: int = 0) -> dict[tuple[str, bool], tuple[int, int]]:
+    """Per category and hard phrasing (true) or plain one: the number of prompts and of those whose text is read as their wish."""
+    every: Counter[tuple[str, bool]] = Counter()
+    right: Counter[tuple[str, bool]] = Counter()
+    for made in (phrase(split, seed, i) for i in range(count)):
+        every[made.category, made.hard] += 1
+        right[made.category, made.hard] += wish_of(made.text) == made.wish
+    return {key: (every[key], right[key]) for key in sorted(every)}
 
 
 def noisy(picture: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
@@ -91,6 +103,14 @@ def show_noise(count: int, sigma: float) -> None:
     print(table(("category", "hard", "wrong among them", "rate", "plain", "wrong among them"), rows))
 
 
+def show_understood(count: int, sigma: float) -> None:
+    del sigma
+    found = {split: understood(count, split) for split in ("train", "validation")}
+    rows = [(c, *(n for counts in found.values() for hard in (False, True) for n in counts[c, hard])) for c in CATEGORIES]
+    head = [f"{split}, {kind}" for split in found for kind in ("plain", "hard")]
+    print(table(("category", *(cell for name in head for cell in (name, "read right"))), rows))
+
+
 def show_confusion(count: int, sigma: float) -> None:
     pairs = truth(count, sigma)
     for attribute, counts in confusion((s, p.image) for s, p in pairs if p.image is not None).items():
@@ -122,6 +142,7 @@ def show_sizes(count: int, sigma: float) -> None:
 
 SHOW: dict[str, tuple[Callable[[int, float], None], int]] = {
     "noise": (show_noise, 24_000),
+    "understood": (show_understood, 24_000),
     "confusion": (show_confusion, 2_000),
     "sizes": (show_sizes, 24_000),
 }
