@@ -113,7 +113,7 @@ def test_a_plugin_without_components_may_listen() -> None:
     plugin = SimpleNamespace(seen=[])
     plugin.gotr1_step_finished = hookimpl(lambda run, step, metrics: plugin.seen.append((run, step, metrics)))
     found = registry(Point("tracker", lambda: plugin))
-    found.manager.hook.gotr1_step_finished(run=Path("r"), step=3, metrics={})
+    found.manager.hook.gotr1_step_finished(run=Path("r"), step=3, metrics={}, samples=[])
     assert plugin.seen == [(Path("r"), 3, {})]
 
 
@@ -173,7 +173,7 @@ def test_a_broken_plugin_costs_one_line_and_nothing_else(
     assert err == f"warning: plugin a-bad of gotr1-bad does not load: {broken.error}\n"
     # Nothing of it is left, not even what came before the mistake.
     assert [p.component.name for p in found.provided] == ["good"]
-    found.manager.hook.gotr1_step_finished(run=Path(), step=1, metrics={})
+    found.manager.hook.gotr1_step_finished(run=Path(), step=1, metrics={}, samples=[])
     assert not [step for plugin in kept for step in getattr(plugin, "steps", [])]
 
 

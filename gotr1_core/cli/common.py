@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
 
 if TYPE_CHECKING:
-    from gotr1_core.plugins import Registry
     from gotr1_core.protocols import Planner, Renderer
     from gotr1_core.samples import Sampling
 
@@ -23,6 +24,12 @@ PlannerName = Annotated[str | None, typer.Option(help="What writes the chain.")]
 RendererName = Annotated[str | None, typer.Option(help="What draws it.")]
 PresetName = Annotated[str | None, typer.Option(help="A named config to start from; scenes if nothing else is named.")]
 Batch = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
+
+
+@cache
+def registry() -> Registry:
+    """The plugins of this command line, loaded when they are first asked for. `call` forgets them for the next one."""
+    return Registry()
 
 
 def load_config(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli.common import Batch, PresetName, drawing
+from gotr1_core.cli.common import Batch, PresetName, drawing, registry
 
 
 def command(
@@ -32,12 +32,10 @@ def command(
     from gotr1_core.build import component
     from gotr1_core.config import ComponentConfig
     from gotr1_core.evaluate import Estimate, draw, estimate
-    from gotr1_core.plugins import Registry
     from gotr1_core.tracking import null_for_nan
 
-    registry = Registry()
-    suite = component(registry, "benchmark", ComponentConfig(name=benchmark))
-    planner, renderer, sampling = drawing(registry, checkpoint, preset, {}, override or [])
+    suite = component(registry(), "benchmark", ComponentConfig(name=benchmark))
+    planner, renderer, sampling = drawing(registry(), checkpoint, preset, {}, override or [])
     samples = draw(planner, renderer, suite.prompts(count), sampling=sampling, seed=seed, batch=batch)
     measured = suite.measure(samples)
     rows: dict[str, dict[str, Estimate]] = defaultdict(dict)

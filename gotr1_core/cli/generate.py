@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli.common import PlannerName, PresetName, RendererName, drawing
+from gotr1_core.cli.common import PlannerName, PresetName, RendererName, drawing, registry
 from gotr1_core.errors import UsageError
 
 
@@ -28,7 +28,6 @@ def command(
     import json
 
     from gotr1_core.generate import generate
-    from gotr1_core.plugins import Registry
     from gotr1_core.tracking import write_samples
 
     if number < 1:
@@ -36,7 +35,7 @@ def command(
     if not prompt.strip():
         raise UsageError("the prompt is empty", hint="say what to draw")
     named = {"planner": planner, "renderer": renderer}
-    writer, drawer, sampling = drawing(Registry(), checkpoint, preset, named, override or [])
+    writer, drawer, sampling = drawing(registry(), checkpoint, preset, named, override or [])
     samples = generate(writer, drawer, prompt, number=number, seed=seed, sampling=sampling)
     for path, sample in zip(write_samples(out, samples), samples, strict=True):
         print(json.dumps({"image": str(path), "chain": sample.chain.raw}, ensure_ascii=False))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli import evaluate, generate, plugins, sft, train
+from gotr1_core.cli import common, evaluate, generate, plugins, sft, train
 from gotr1_core.errors import Gotr1Error
 
 INTERRUPTED = 130
@@ -36,6 +36,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 def call(arguments: list[str]) -> int:
     """Runs a command; returns the exit status instead of exiting."""
+    common.registry.cache_clear()
     try:
         status = app(arguments, standalone_mode=False, prog_name="gotr1")
         if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word

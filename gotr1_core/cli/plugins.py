@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
+from gotr1_core.cli.common import registry
+
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Lists what is installed, component by component, and plugins that do not load."""
     import json
 
-    from gotr1_core.plugins import Registry
-
-    registry = Registry()
     rows = [
         {
             "kind": p.component.kind,
@@ -21,9 +20,9 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
             "plugin": f"{p.distribution} {p.version}".strip(),
             "summary": p.component.summary,
         }
-        for p in registry.provided
+        for p in registry().provided
     ]
-    failed = [{"plugin": b.distribution, "error": b.error} for b in registry.broken]
+    failed = [{"plugin": b.distribution, "error": b.error} for b in registry().broken]
     if as_json:
         print(json.dumps({"components": rows, "failed": failed}))
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli.common import ConfigOrWord, config_or_words, device
+from gotr1_core.cli.common import ConfigOrWord, config_or_words, device, registry
 
 
 def command(
@@ -23,18 +23,16 @@ def command(
 
     from gotr1_core.build import component
     from gotr1_core.config import ComponentConfig, SftConfig, merge, overrides, read_yaml, validate
-    from gotr1_core.plugins import Registry
     from gotr1_core.sft import from_examples, from_source, read_examples, train_supervised
 
     path, words = config_or_words(config, override or [])
     settings = validate(SftConfig, merge(read_yaml(path) if path else {}, overrides(words)))
-    registry = Registry()
     import torch
 
     torch.manual_seed(settings.seed)  # what LoRA draws
-    policy = component(registry, settings.kind, settings.policy, device=device())
+    policy = component(registry(), settings.kind, settings.policy, device=device())
     if isinstance(settings.data, ComponentConfig):
-        batches = from_source(component(registry, "source", settings.data), settings.batch, settings.seed, settings.sort_window)
+        batches = from_source(component(registry(), "source", settings.data), settings.batch, settings.seed, settings.sort_window)
     else:
         batches = from_examples(read_examples(settings.data), settings.batch, settings.seed, settings.sort_window)
     settings.output.mkdir(parents=True, exist_ok=True)
