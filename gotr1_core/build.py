@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ import torch
 from gotr1_core.config import ComponentConfig, PromptsConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluate import REWARD
+from gotr1_core.geometry import check_credit, check_geometry
 from gotr1_core.hookspecs import Kind
 from gotr1_core.lora import add_lora
 from gotr1_core.plugins import Registry, load, options_of
 from gotr1_core.protocols import Planner, Policy, Renderer, RewardJudge, RLAlgorithm
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges
+from gotr1_core.rollout import Judges, check_offers
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sampling, SegmentName
+from gotr1_core.trackers import check_tracker
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,14 @@ def component(registry: Registry, kind: Kind, config: ComponentConfig, **more: A
         raise UsageError(f"the {kind} {config.name!r} cannot be made: {first}", hint="see its options; is the path right?") from error
 
 
-def check(registry: Registry, config: RunConfig) -> None:
-    """Names and options of every component, the reward and the prompts; loads no weights."""
+def check(registry: Registry, config: RunConfig, processes: int = 1) -> dict[str, int]:
+    """Names and options of every component, the reward, the prompts, the geometry; loads no weights.
+
+    Returns what the components know about their sizes beforehand: ``image_tokens``, ``context``.
+
+    Raises:
+        UsageError: the first thing that cannot be.
+    """
     named: list[tuple[Kind, ComponentConfig]] = [
         ("planner", config.planner),
         ("renderer", config.renderer),
@@ -69,17 +77,48 @@ def check(registry: Registry, config: RunConfig) -> None:
     named += [("judge", judge) for judge in config.judge]
     named += [("source", config.prompts.source)] if config.prompts.source else []
     _check_options(registry, config, named)
+    check_tracker(config.tracker)
+    _check_judges(registry, config)
+    if config.prompts.source is None and config.prompts.file is None:
+        raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
+    check_geometry(config, processes)
+    check_credit(component(registry, "algorithm", config.algorithm), config)
+    return preflight(registry, config)
+
+
+def _check_judges(registry: Registry, config: RunConfig) -> None:
+    """Each judge once, and together they offer what the reward needs; where a judge's class says what it offers."""
     judges = [judge.name for judge in config.judge]
     twice = sorted(name for name in set(judges) if judges.count(name) > 1)
     if twice:
         raise UsageError(f"the judge {twice[0]!r} is named twice", hint="its scores have one name each; give it once")
-    Expression.parse(config.reward)
-    if config.images == 1 and config.algorithm.options.get("credit") == "split":
-        raise UsageError(
-            "credit: split compares the images of a plan, and images is 1", hint="set images=2 or more, or algorithm.credit=joint"
-        )
-    if config.prompts.source is None and config.prompts.file is None:
-        raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
+    expression = Expression.parse(config.reward)
+    offered = {name: getattr(load(registry.find("judge", name).component.target), "rewards", None) for name in judges}
+    known = {name: rewards for name, rewards in offered.items() if isinstance(rewards, Mapping)}
+    check_offers(known)
+    if len(known) == len(judges):  # else one tells only when it is made
+        names = [reward for rewards in known.values() for reward in rewards]
+        expression.check(names)
+        if config.evaluation.metric not in (REWARD, *names):
+            raise _no_metric(config, names)
+
+
+def _no_metric(config: RunConfig, names: Sequence[str]) -> UsageError:
+    return UsageError(f"evaluation.metric: no judge scores {config.evaluation.metric!r}", hint=f"known: {', '.join((REWARD, *names))}")
+
+
+def preflight(registry: Registry, config: RunConfig) -> dict[str, int]:
+    """Asks every component that can tell whether it could be made, before anything is loaded; returns the sizes that it knows."""
+    parts: list[tuple[Kind, ComponentConfig]] = [("planner", config.planner)]
+    parts += [] if _shares(registry, config, "renderer") else [("renderer", config.renderer)]
+    parts += [("judge", judge) for judge in config.judge]
+    sizes: dict[str, int] = {}
+    for kind, part in parts:
+        found = registry.find(kind, part.name).component
+        made = load(found.target)
+        if hasattr(made, "preflight"):
+            sizes |= made.preflight(options_of(found, part.options))
+    return sizes
 
 
 def _check_options(registry: Registry, config: RunConfig, named: Sequence[tuple[Kind, ComponentConfig]]) -> None:
@@ -103,12 +142,15 @@ def build(registry: Registry, config: RunConfig, *, device: torch.device | str =
     """The components, weights loaded, adapters in place."""
     check(registry, config)
     judges = make_judges(registry, config)
-    metrics = [REWARD, *judges.offered()]
-    if config.evaluation.metric not in metrics:
-        raise UsageError(f"evaluation.metric: no judge scores {config.evaluation.metric!r}", hint=f"known: {', '.join(metrics)}")
+    if config.evaluation.metric not in (REWARD, *judges.offered()):
+        raise _no_metric(config, list(judges.offered()))
     planner, renderer = policies(registry, config, device=device)
     parts = Parts(planner, renderer, judges, component(registry, "algorithm", config.algorithm))
     trained = [policy for policy, _ in parts.trained(config.train).values()]
+    for role, (policy, _) in parts.trained(config.train).items():
+        if not any(p.requires_grad for p in policy.module.parameters()):
+            other = "planner" if role == "renderer" else "renderer"
+            raise UsageError(f"train: the {role} has nothing to train", hint=f"set train={other}, or choose another {role}")
     for policy in {id(p): p for p in (planner, renderer)}.values():
         if policy not in trained:
             policy.module.requires_grad_(False)

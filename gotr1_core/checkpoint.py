@@ -1,8 +1,19 @@
-"""What a run keeps on disk: safetensors and JSON only, written beside its place and renamed when whole."""
+"""What a run keeps on disk: safetensors and JSON only, written beside its place and renamed when whole.
+
+::
+
+    checkpoints/step-000050/  planner/trainable.safetensors  planner/optimizer.safetensors  state.json  manifest.json
+
+``manifest.json`` lists every other file with its size and SHA-256 and is written last; what has no valid manifest is no checkpoint.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -10,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gotr1_core.errors import Gotr1Error, UsageError
@@ -19,8 +31,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-STATE = "state.json"
-TRAINABLE = "trainable.safetensors"
+STATE, MANIFEST = "state.json", "manifest.json"
+TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
+CHECKPOINTS = "checkpoints"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -28,18 +42,47 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes the place of ``folder`` when the block ends well, and leaves no trace when it does not."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
+    recover(folder)
     part.mkdir(parents=True)
     try:
         yield part
+        _sync(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Puts back what a process that was killed while it replaced ``folder`` had moved out of the way."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Has the operating system write a folder's files out, so that a rename cannot reach the disk before they do."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A text file that is there whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------------
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
@@ -47,16 +90,41 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().cpu().contiguous() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def load_trainable(module: nn.Module, path: Path) -> None:
-    """Puts saved parameters back; every one that trains must be there, with its shape, and no other."""
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of the parameters that train: tells whether a run would go on from another model than it began with."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trainable(module).items()):
+        digest.update(name.encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; a full disk is the OSError that it is elsewhere."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        code = re.search(r"code: (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file of a checkpoint."""
     if not path.is_file():
         raise UsageError(
             f"{path.parent} is not a checkpoint: {path.name} is missing", hint="give the folder of a run, or of one of its checkpoints"
         )
     try:
-        saved = load_file(path)
-    except Exception as error:  # safetensors raises its own error type for a torn file
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged: {error}", hint="use another checkpoint of the run") from None
+
+
+def load_trainable(module: nn.Module, path: Path) -> None:
+    """Puts saved parameters back; every one that trains must be there, with its shape, and no other."""
+    saved = read_tensors(path)
     mine = {name: p for name, p in module.named_parameters() if p.requires_grad}
     wrong = sorted(n for n in mine.keys() ^ saved.keys()) or [n for n, p in mine.items() if p.shape != saved[n].shape]
     if wrong:
@@ -81,21 +149,74 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_checkpoint(folder: Path, modules: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
-    """What trains of every module, and the JSON-ready state beside it."""
-    with replacing(folder) as part:
-        for name, module in modules.items():
-            (part / name).mkdir()
-            save_file(trainable(module), part / name / TRAINABLE)
-        (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+# -- checkpoints of a run ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
+    """A folder to write the checkpoint of a step into; the manifest is made, and the folder put in its place, when the block ends well."""
+    with replacing(run / CHECKPOINTS / f"step-{step:06d}") as part:
+        yield part
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        entries = {str(path.relative_to(part)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
+        (part / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(folder: Path, *, deep: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None. Without ``deep`` only sizes are compared, which is quick."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, entry in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"] or (deep and _digest(path) != entry["sha256"]):
+                return f"{name} is not what was saved"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The whole checkpoints of a run by step, in order."""
+    found = {}
+    for folder in sorted((run / CHECKPOINTS).glob("step-*")):
+        number = folder.name.removeprefix("step-")
+        if number.isdigit() and damage(folder, deep=False) is None:
+            found[int(number)] = folder
+    return dict(sorted(found.items()))
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Removes all but the last ``keep`` checkpoints and the best one."""
+    found = checkpoints(run)
+    for step in list(found)[:-keep]:
+        if step != best:
+            shutil.rmtree(found[step], ignore_errors=True)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint."""
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UsageError(f"{folder} is not a checkpoint", hint="give the folder of a run, or of one of its checkpoints") from None
-    if not isinstance(state, dict):
-        raise Gotr1Error(f"{folder / STATE} is damaged", hint="use another checkpoint of the run")
-    return state
+    """The JSON state of a checkpoint, once the whole checkpoint is known to be what was saved."""
+    if not (folder / STATE).is_file():
+        raise UsageError(f"{folder} is not a checkpoint", hint="give the folder of a run, or of one of its checkpoints")
+    problem = damage(folder)
+    if problem:
+        raise UsageError(f"{folder} is damaged: {problem}", hint="use another checkpoint of the run")
+    return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def no_room(error: OSError, run: Path) -> Gotr1Error:
+    """What to say when a run ends because nothing more can be written."""
+    last = [f"the last checkpoint is {folder}" for folder in list(checkpoints(run).values())[-1:]]
+    where = error.filename or run
+    return Gotr1Error(
+        f"{where} cannot be written: {error.strerror}; {''.join(last) or 'there is no checkpoint yet'}",
+        hint=f"make room, then gotr1 train --resume {run}",
+    )

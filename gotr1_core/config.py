@@ -122,8 +122,17 @@ class EvaluationConfig(Strict):
     sampling: SamplingConfig | None = Field(None, description="If other than training's.")
 
 
+class CheckpointConfig(Strict):
+    """What a run keeps of itself on the way; a checkpoint is also written after every evaluation, and at the end."""
+
+    every: int = Field(10, ge=0, description="Steps between checkpoints; 0 writes them after evaluations only.")
+    keep: PositiveInt = Field(2, description="The last so many are kept, and the best one.")
+
+
 class RunConfig(Strict):
     """Everything about a training run."""
+
+    plugins: list[Path] = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
 
     planner: Named
     renderer: Named
@@ -162,6 +171,10 @@ class RunConfig(Strict):
     output: Path = Path("runs")
     name: str | None = Field(None, description="Of the run's folder; a date and time if not given.")
     save_samples: int = Field(10, ge=0, description="Steps between saved samples with pictures; 0 saves none.")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracker: Literal["tensorboard", "trackio", "wandb"] | None = Field(
+        None, description="Also sends numbers and pictures there, through accelerate; secrets come from the environment."
+    )
 
 
 class SftConfig(Strict):
@@ -292,6 +305,14 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type) and issubclass(t, Strict)]
         for kind in inner:
             found += keys(kind, f"{prefix}{name}.")
+    return found
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    found = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
 
 

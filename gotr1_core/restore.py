@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from gotr1_core.build import Parts, build, make_sampling
-from gotr1_core.checkpoint import TRAINABLE, load_trainable, read_state
+from gotr1_core.checkpoint import STATE, TRAINABLE, checkpoints, load_trainable, read_state
 from gotr1_core.config import RunConfig, SamplingConfig, Strict, merge, overrides, read_yaml, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sampling
+from gotr1_core.tracking import CONFIG
 
 
 class Changeable(Strict):
@@ -23,10 +24,16 @@ class Changeable(Strict):
 
 def checkpoint_of(path: Path) -> tuple[Path, Path]:
     """The run and the checkpoint that a path means: a run's best (else last) checkpoint, or the checkpoint itself."""
-    for folder in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
-        run = folder.resolve().parent.parent
-        if (folder / "state.json").is_file() and (run / "config.yaml").is_file():
-            return run, folder
+    if (path / CONFIG).is_file():
+        found = checkpoints(path)
+        if not found:
+            raise UsageError(f"{path} has no whole checkpoint yet", hint=f"gotr1 train --resume {path}")
+        last = max(found)
+        best = (read_state(found[last])["best"] or {}).get("step", last)
+        return path, found.get(best, found[last])
+    run = path.resolve().parent.parent
+    if (path / STATE).is_file() and (run / CONFIG).is_file():
+        return run, path
     raise UsageError(f"{path} is no run with a checkpoint, and no checkpoint of one", hint="give the folder that `gotr1 train` named")
 
 
@@ -44,6 +51,8 @@ def restore(
     except (KeyError, UsageError) as error:
         raise UsageError(f"{folder / 'state.json'} is damaged: {error}", hint="use another checkpoint of the run") from None
     settings = validate(Changeable, merge(kept.model_dump(), changed))
+    for file in config.plugins:
+        registry.add_file(file)
     parts = build(registry, config, device=device)
     for role, (policy, _) in parts.trained(config.train).items():
         load_trainable(policy.module, folder / role / TRAINABLE)

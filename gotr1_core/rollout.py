@@ -17,6 +17,16 @@ from gotr1_core.sampling import seed_for
 Seed = Callable[[int, int, int | str], int]
 
 
+def check_offers(rewards: Mapping[str, Mapping[str, SegmentName]]) -> None:
+    """Refuses two judges that offer the same reward, as only one of both scores could count."""
+    mine: dict[str, str] = {}
+    for judge, names in rewards.items():
+        for name in names:
+            if name in mine:
+                raise UsageError(f"the judges {mine[name]!r} and {judge!r} both offer the reward {name!r}", hint="use one of them")
+            mine[name] = judge
+
+
 @dataclass(frozen=True)
 class Judges:
     """The judges of a run and the reward made of their scores."""
@@ -26,6 +36,7 @@ class Judges:
     also: frozenset[str] = frozenset()  # scores wanted beside those that the reward needs
 
     def __post_init__(self) -> None:
+        check_offers({name: judge.rewards for name, judge in self.judges.items()})
         self.expression.check(self.offered())
         unknown = self.also - self.offered().keys()
         if unknown:

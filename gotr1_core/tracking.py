@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import platform
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gotr1_core.chain import draw
+from gotr1_core.checkpoint import write_atomically
 from gotr1_core.config import RunConfig, dump
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 
+CONFIG, ENVIRONMENT, METRICS, HELD_OUT = "config.yaml", "environment.json", "metrics.jsonl", "held-out.json"
+Columns = Mapping[str, Sequence[float]]
 SHOWN = 256  # pixels of an overlay's shorter side at least, so that small pictures can be read
 
 
-def new_folder(config: RunConfig) -> Path:
-    """The run's own folder; one that is there is never written into."""
-    name = config.name or time.strftime("%Y%m%d-%H%M%S")
-    folder = config.output / name
+def new_folder(registry: Registry, config: RunConfig) -> Path:
+    """The run's own folder with its config and environment; one that is there is never written into."""
+    folder = config.output / (config.name or time.strftime("%Y%m%d-%H%M%S"))
     check_free(config)
+    part = config.output / f".{folder.name}.part"  # so that a run's folder never lacks its config
     try:
-        folder.mkdir(parents=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_atomically(part / CONFIG, dump(config))
+        write_atomically(part / ENVIRONMENT, json.dumps(environment(registry, config), indent=1))
+        part.rename(folder)
     except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _taken(folder) from None
         raise UsageError(f"cannot make {folder}: {error.strerror}", hint="choose another output=…") from None
     return folder
 
@@ -34,7 +48,22 @@ def new_folder(config: RunConfig) -> Path:
 def check_free(config: RunConfig) -> None:
     """Refuses a name that is taken; cheap, so that it can be asked before anything is loaded."""
     if config.name and (config.output / config.name).exists():
-        raise UsageError(f"{config.output / config.name} is there already", hint="choose another name=…, or remove it")
+        raise _taken(config.output / config.name)
+
+
+def _taken(folder: Path) -> UsageError:
+    return UsageError(f"{folder} is there already", hint=f"choose another name=…, or go on with it: gotr1 train --resume {folder}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; the lock goes with the process, however that ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being trained by another process", hint="wait for it, or stop it") from None
+        yield
 
 
 def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
@@ -54,29 +83,55 @@ def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
 
 
 class Records:
-    """The files of one run; only the main process has one."""
+    """The files of one run. On other processes than the main one nothing is written."""
 
-    def __init__(self, folder: Path, registry: Registry, config: RunConfig) -> None:
-        self.folder = folder
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment(registry, config), indent=1), encoding="utf-8")
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    def __init__(self, folder: Path, *, main: bool = True) -> None:
+        self.folder, self.main = folder, main
+        self.rows = _read_rows(folder / METRICS)
+        held_out = folder / HELD_OUT
+        known = json.loads(held_out.read_text(encoding="utf-8")) if held_out.is_file() else {}
+        self.held_out: dict[str, Columns] = {
+            model: {name: [nan_for_null(v) for v in values] for name, values in row.items()} for model, row in known.items()
+        }
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8") if main else None
+
+    def cut(self, rows: int | None) -> None:
+        """Forgets what was written after the first ``rows`` rows of metrics; None: all but the evaluations before training."""
+        self.held_out.pop("after", None)
+        before = [row for row in self.rows if row.get("evaluation") in self.held_out and row["step"] == 0]
+        self.rows = before if rows is None else self.rows[:rows]
+        if self._metrics is not None:
+            self._metrics.close()
+            write_atomically(self.folder / METRICS, "".join(f"{json.dumps(row)}\n" for row in self.rows))
+            self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Appends one row; NaN becomes null, which JSON can say."""
-        print(json.dumps({name: null_for_nan(value) for name, value in row.items()}), file=self._metrics, flush=True)
+        self.rows.append({name: null_for_nan(value) for name, value in row.items()})
+        if self._metrics is not None:
+            print(json.dumps(self.rows[-1]), file=self._metrics, flush=True)
 
-    def samples(self, step: int, samples: Sequence[Sample], most: int = 16) -> None:
-        """Some samples of a step, with their pictures."""
-        write_samples(self.folder / "samples" / f"step-{step:06d}", samples[:most])
+    def samples(self, name: str, samples: Sequence[Sample], most: int = 16) -> None:
+        """Some samples, with their pictures."""
+        if self.main:
+            write_samples(self.folder / "samples" / name, samples[:most])
 
-    def held_out(self, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    def evaluation(self, name: str, columns: Columns) -> None:
         """Every held-out score, sample by sample, of the models compared at the end: what paired intervals are made of."""
-        known = {model: {name: [null_for_nan(v) for v in values] for name, values in row.items()} for model, row in rows.items()}
-        (self.folder / "held-out.json").write_text(json.dumps(known), encoding="utf-8")
+        self.held_out[name] = columns
+        known = {model: {k: [null_for_nan(v) for v in values] for k, values in row.items()} for model, row in self.held_out.items()}
+        if self.main:
+            write_atomically(self.folder / HELD_OUT, json.dumps(known))
 
     def close(self) -> None:
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; a last line that a killed process left half-written is none."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
@@ -125,3 +180,8 @@ def as_row(sample: Sample) -> dict[str, Any]:
 def null_for_nan(value: Any) -> Any:
     """The value, or None for NaN."""
     return None if value != value else value
+
+
+def nan_for_null(value: Any) -> Any:
+    """The inverse of :func:`null_for_nan`."""
+    return float("nan") if value is None else value

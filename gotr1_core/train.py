@@ -6,27 +6,61 @@ do that), no early stop (the best checkpoint is kept).
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from gotr1_core.build import Parts, make_sampling
-from gotr1_core.checkpoint import save_checkpoint
+from gotr1_core.checkpoint import (
+    CHECKPOINTS,
+    OPTIMIZER,
+    STATE,
+    TRAINABLE,
+    fingerprint,
+    load_optimizer_tensors,
+    load_trainable,
+    new_checkpoint,
+    optimizer_tensors,
+    prune,
+    read_state,
+    read_tensors,
+    trainable,
+    write_tensors,
+)
 from gotr1_core.config import RunConfig
 from gotr1_core.credit import constant_groups
-from gotr1_core.errors import Gotr1Error
-from gotr1_core.evaluate import REWARD, columns, evaluate, summary
+from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.evaluate import evaluate, summary
+from gotr1_core.memory import explained
 from gotr1_core.optim import make_optimizer
 from gotr1_core.protocols import PromptSource
 from gotr1_core.reference import Reference
 from gotr1_core.rollout import Batch, join_batches, roll_out
+from gotr1_core.run import ON_THE_WAY, Run
 from gotr1_core.samples import Prompt, Sample
+from gotr1_core.sampling import seed_for
+from gotr1_core.stop import Interrupted, Stop
 from gotr1_core.update import Clock, Learner, update
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it goes into a checkpoint."""
+
+    step: int = 0  # steps done
+    drawn: int = 0  # training prompts used, over all processes
+    idle: int = 0  # steps in a row without any difference within groups
+    pending: bool = False  # the last step's evaluation is due and not done
+    best: dict[str, Any] | None = None  # {"step", "score"} of the best evaluation
 
 
 class Trainer:
@@ -36,10 +70,7 @@ class Trainer:
         self.config, self.parts, self.source, self.accelerator = config, parts, source, accelerator
         self.sampling = make_sampling(config.sampling)
         self.learners = self._learners()
-        self.drawn = 0  # training prompts used so far, over all processes
-        self.idle = 0  # steps in a row without any difference within groups
-        if config.groups % accelerator.num_processes:
-            raise Gotr1Error(f"groups={config.groups} cannot be shared by {accelerator.num_processes} processes", hint="choose a multiple")
+        self.at = Progress()
 
     def _learners(self) -> dict[str, Learner]:
         found = {}
@@ -50,14 +81,15 @@ class Trainer:
             optimizer = make_optimizer(policy.module, settings)
             module, optimizer = self.accelerator.prepare(policy.module, optimizer)
             reference = Reference(policy.module) if any(s.kl for s in chosen.values()) else None
-            found[role] = Learner(policy, module, optimizer, settings, chosen, reference)
+            starting = fingerprint(policy.module) if reference else ""
+            found[role] = Learner(policy, module, optimizer, settings, chosen, reference, starting)
         return found
 
     def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
         """This process's share of the next ``count`` prompts, and the number of its first one; whole groups only."""
         each = count // self.accelerator.num_processes
-        first = self.drawn + each * self.accelerator.process_index
-        self.drawn += count
+        first = self.at.drawn + each * self.accelerator.process_index
+        self.at.drawn += count
         return self.source.prompts("train", each, self.config.prompts.seed, first), first
 
     def roll_out(self, step: int) -> Batch:
@@ -97,7 +129,8 @@ class Trainer:
     def step(self, step: int) -> tuple[dict[str, float], Batch]:
         """Rollout, credit, updates; returns the step's metrics and what was drawn."""
         clock, begun = Clock(), time.perf_counter()
-        with clock.phase("rollout"):
+        self._seed("step", step)
+        with clock.phase("rollout"), explained("rollout", self.config):
             drawn = self.roll_out(step)
         self._guard(drawn)
         constant = self.constant(drawn)
@@ -105,7 +138,8 @@ class Trainer:
         credit = self.parts.algorithm.credit(batch.totals)
         metrics = describe(drawn, constant)
         for role, learner in self.learners.items():
-            done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, clock)
+            with explained("update", self.config):
+                done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, clock)
             metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in done.items()}
         seconds = time.perf_counter() - begun
         metrics |= {f"seconds.{name}": value for name, value in clock.seconds.items()} | {"seconds": seconds}
@@ -113,17 +147,11 @@ class Trainer:
 
     def _guard(self, batch: Batch) -> None:
         """Stops a run that cannot learn, with the reason."""
-        unknown = batch.totals.isnan().double().mean().item()
-        if unknown > self.config.nan_limit:
-            names = sorted({n for s in batch.samples for n, v in s.scores.items() if v != v})
+        check_known(batch.samples, self.config.nan_limit)
+        self.at.idle = self.at.idle + 1 if bool(self.constant(batch).all()) else 0
+        if self.at.idle >= self.config.constant_limit:
             raise Gotr1Error(
-                f"{unknown:.0%} of the samples have no reward ({', '.join(names)} could not be had)",
-                hint="look at the judge and at what it is asked to score, or raise nan_limit",
-            )
-        self.idle = self.idle + 1 if bool(self.constant(batch).all()) else 0
-        if self.idle >= self.config.constant_limit:
-            raise Gotr1Error(
-                f"for {self.idle} steps all samples of every prompt had the same reward, so there was nothing to learn from",
+                f"for {self.at.idle} steps all samples of every prompt had the same reward, so there was nothing to learn from",
                 hint="look at samples/, the reward expression and the temperature, or raise constant_limit",
             )
 
@@ -132,14 +160,67 @@ class Trainer:
         settings = self.config.evaluation
         sampling = make_sampling(settings.sampling or self.config.sampling)
         arguments: dict[str, Any] = {"sampling": sampling, "seed": settings.seed, "batch": settings.batch, **changed}
-        with self.accelerator.autocast():
+        self._seed("evaluation")
+        with explained("evaluation", self.config), self.accelerator.autocast():
             return evaluate(self.parts.planner, self.parts.renderer, self.parts.judges, prompts, **arguments)
 
-    def save(self, folder: Path, step: int, score: float) -> None:
-        """What trained, and the settings to generate with."""
-        modules = {role: learner.policy.module for role, learner in self.learners.items()}
+    def _seed(self, *lineage: int | str) -> None:
+        """Seeds the global generators, which nothing here uses but a component might: then a resumed run repeats that as well."""
+        set_seed(seed_for(self.config.seed, *lineage, self.accelerator.process_index) % 2**32)
+
+    def agree(self, asked: bool) -> bool:
+        """Whether any process was asked."""
+        if self.accelerator.num_processes == 1:
+            return asked
+        return bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum"))
+
+    # -- on disk ------------------------------------------------------------------------------------------------------------
+
+    def save(self, run: Path, rows: int) -> Path:
+        """What trained, its optimizers and where the run is; ``rows`` of metrics belong to it. Returns the checkpoint's folder."""
         sampling = (self.config.evaluation.sampling or self.config.sampling).model_dump()
-        save_checkpoint(folder, modules, {"step": step, self.config.evaluation.metric: score, "sampling": sampling})
+        state = {"rows": rows, "sampling": sampling, **asdict(self.at)}
+        state["updates"] = {role: learner.updates for role, learner in self.learners.items()}
+        state["reference"] = {role: learner.starting for role, learner in self.learners.items()}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        with new_checkpoint(run, self.at.step) as part:
+            for role, learner in self.learners.items():
+                (part / role).mkdir()
+                write_tensors(part / role / TRAINABLE, trainable(learner.policy.module))
+                write_tensors(part / role / OPTIMIZER, optimizer_tensors(learner.optimizer))
+            (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        best = self.at.best["step"] if self.at.best else None
+        prune(run, self.config.checkpoint.keep, best)
+        return run / CHECKPOINTS / f"step-{self.at.step:06d}"
+
+    def load(self, checkpoint: Path) -> int:
+        """Goes on from a checkpoint; returns how many rows of metrics belong to it."""
+        state = read_state(checkpoint)
+        for role, learner in self.learners.items():
+            if learner.starting != state["reference"][role]:
+                raise UsageError(
+                    f"the model that the {role} starts from is not the one that this run started from, so its reference would be another",
+                    hint="put the starting weights back, or start a new run",
+                )
+            load_trainable(learner.policy.module, checkpoint / role / TRAINABLE)
+            load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
+            learner.updates = state["updates"][role]
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.at = Progress(**{field.name: state[field.name] for field in fields(Progress)})
+        return int(state["rows"])
+
+
+def check_known(samples: Sequence[Sample], limit: float) -> None:
+    """Stops a run whose samples' rewards are mostly unknown."""
+    unknown = sum(math.isnan(s.reward) for s in samples) / len(samples)
+    if unknown > limit:
+        names = sorted({n for s in samples for n, v in s.scores.items() if math.isnan(v)})
+        raise Gotr1Error(
+            f"{unknown:.0%} of the samples have no reward ({', '.join(names)} could not be had)",
+            hint="look at the judge and at what it is asked to score, or raise nan_limit",
+        )
 
 
 def describe(batch: Batch, constant: Tensor) -> dict[str, float]:
@@ -162,41 +243,60 @@ def describe(batch: Batch, constant: Tensor) -> dict[str, float]:
     return numbers
 
 
-Report = Callable[[str, Mapping[str, Any]], None]
+def train(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
+    """Evaluates, trains, evaluates on the way and at the end; keeps the last checkpoints and the best one.
 
-
-def train(trainer: Trainer, held_out: Sequence[Prompt], folder: Path, report: Report) -> dict[str, Any]:
-    """Evaluates, trains, evaluates on the way and at the end; keeps the best and the last checkpoint.
-
-    ``report(event, data)`` hears of everything: ``evaluated``, ``step``, ``saved``.
+    Raises:
+        Interrupted: the user asked to stop. The step that was under way is done and saved.
     """
-    config, settings = trainer.config, trainer.config.evaluation
-    rows: dict[str, list[Sample]] = {"before": trainer.evaluate(held_out)}
-    report("evaluated", {"name": "before", "step": 0, "samples": rows["before"]})
+    config, at = trainer.config, trainer.at
+    evaluate_before(trainer, held_out, run)
+    with Stop() as stop:
+        if at.pending:  # a run that was stopped between a step and its evaluation
+            _evaluate(trainer, held_out, run)
+            run.save(trainer)
+        while at.step < config.steps:
+            metrics, batch = trainer.step(at.step)
+            at.step += 1
+            run.stepped(at.step, metrics, batch.samples)
+            at.pending = at.step == config.steps or _due(at.step, config.evaluation.every)
+            stopping = trainer.agree(stop.asked)
+            saving = at.pending or stopping or _due(at.step, config.checkpoint.every)
+            if at.pending and not stopping:
+                _evaluate(trainer, held_out, run)
+            if saving:
+                run.save(trainer)
+            if stopping or (saving and at.step < config.steps and trainer.agree(stop.asked)):  # asked while it evaluated
+                raise Interrupted(f"interrupted after step {at.step} of {config.steps}", hint=f"gotr1 train --resume {run.folder} goes on")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
+    """Evaluates after the steps done so far, and notes whether they were the best."""
+    at, settings, last = trainer.at, trainer.config.evaluation, trainer.at.step == trainer.config.steps
+    samples = trainer.evaluate(held_out if last else held_out[: settings.prompts])
+    score = summary(samples[: settings.prompts])[settings.metric].mean
+    if not math.isnan(score) and (at.best is None or score > at.best["score"]):
+        at.best = {"step": at.step, "score": score}
+    at.pending = False
+    run.evaluated("after" if last else ON_THE_WAY, at.step, samples)
+
+
+def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
+    """The model as it is before training, and where asked for what greedy decoding or choosing the best of several would give."""
+    settings = trainer.config.evaluation
+    wanted: dict[str, dict[str, Any]] = {"before": {}}
     if settings.greedy:
-        base = settings.sampling or config.sampling
+        base = settings.sampling or trainer.config.sampling
         cold = make_sampling(base.model_copy(update={"temperature": 0.0, "image_temperature": 0.0}))
-        rows["before, greedy"] = trainer.evaluate(held_out, sampling=cold)
-        report("evaluated", {"name": "before, greedy", "step": 0, "samples": rows["before, greedy"]})
+        wanted["before, greedy"] = {"sampling": cold}
     if settings.best_of > 1:
-        name = f"before, best of {settings.best_of}"
-        rows[name] = trainer.evaluate(held_out, best_of=settings.best_of)
-        report("evaluated", {"name": name, "step": 0, "samples": rows[name]})
-    best = -float("inf")
-    for step in range(config.steps):
-        metrics, batch = trainer.step(step)
-        report("step", {"step": step, "metrics": metrics, "batch": batch})
-        last = step + 1 == config.steps
-        if last or (settings.every and (step + 1) % settings.every == 0):
-            samples = trainer.evaluate(held_out if last else held_out[: settings.prompts])
-            score = summary(samples[: settings.prompts])[settings.metric].mean
-            report("evaluated", {"name": "after" if last else "", "step": step + 1, "samples": samples})
-            if trainer.accelerator.is_main_process:
-                trainer.save(folder / "checkpoints" / "last", step + 1, score)
-                if score > best:
-                    trainer.save(folder / "checkpoints" / "best", step + 1, score)
-            best = max(best, score)
-            trainer.accelerator.wait_for_everyone()
-            if last:
-                rows["after"] = samples
-    return {"rows": {name: columns(samples) for name, samples in rows.items()}, "metric": settings.metric, "reward": REWARD}
+        wanted[f"before, best of {settings.best_of}"] = {"best_of": settings.best_of}
+    for name, changed in wanted.items():
+        if name not in run.records.held_out:  # a resumed run has them
+            samples = trainer.evaluate(held_out, **changed)
+            check_known(samples, trainer.config.nan_limit)
+            run.evaluated(name, 0, samples)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gotr1_core.config import OptimizerConfig, RunConfig, SegmentConfig
 from gotr1_core.credit import Credit
+from gotr1_core.memory import explained
 from gotr1_core.optim import clip, rate_at, set_rate
 from gotr1_core.protocols import Policy, RLAlgorithm
 from gotr1_core.reference import Reference
@@ -31,6 +32,7 @@ class Learner:
     settings: OptimizerConfig
     segments: Mapping[SegmentName, SegmentConfig]
     reference: Reference | None
+    starting: str = ""  # fingerprint of what trains as it was when training began, where it is the reference
     updates: int = 0
 
 
@@ -128,7 +130,7 @@ def update(
     # Where every action of a segment is masked there is nothing to divide, either.
     scale = {name: accelerator.num_processes / max(1.0, accelerator.reduce(n, "sum").item()) for name, n in local.items()}
     tally = Tally()
-    with clock.phase("scoring"):
+    with clock.phase("scoring"), explained("scoring", config):
         references = _reference_scores(accelerator, learner, parts)
         olds = score_slices(accelerator, learner, parts) if config.updates > 1 else [None] * len(parts)
     for number in range(config.updates if parts else 0):

@@ -1,67 +1,34 @@
-"""A training run from the command line: folder, live view, records, and the table at the end."""
+"""A training run at the terminal: live view, and the table at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from rich.console import Console
 from rich.table import Table
 
-from gotr1_core.build import build, check, held_out_prompts, training_prompts
+from gotr1_core.checkpoint import CHECKPOINTS
 from gotr1_core.cli.view import View
-from gotr1_core.config import RunConfig
-from gotr1_core.evaluate import REWARD, estimate, paired, summary
-from gotr1_core.plugins import Registry
-from gotr1_core.tracking import Records, check_free, new_folder, write_samples
-from gotr1_core.train import Trainer, train
+from gotr1_core.evaluate import REWARD, estimate, paired
+from gotr1_core.restore import checkpoint_of
+from gotr1_core.run import Run
 
 
-def run_training(registry: Registry, config: RunConfig, *, device: str, live: bool) -> Path:
-    """Trains as the config says; returns the run's folder."""
-    check(registry, config)
-    check_free(config)
-    source, held_out = training_prompts(registry, config.prompts), held_out_prompts(registry, config.prompts)
-    set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=device == "cpu")
-    parts = build(registry, config, device=accelerator.device)
-    trainer = Trainer(config, parts, source, accelerator)
-    folder = new_folder(config)
+def watched(train: Callable[[View], Run], steps: int, *, live: bool) -> None:
+    """Runs a training under the live view; prints what it came to, and on stdout where it lies."""
     console = Console(stderr=True)
-    records = Records(folder, registry, config)
-    registry.manager.hook.gotr1_run_started(run=folder, config=config.model_dump(mode="json"))
-
-    with closing(records), View(console, config, folder, live=live) as view:
-
-        def report(event: str, data: Mapping[str, Any]) -> None:
-            if event == "step":
-                step, metrics = data["step"] + 1, data["metrics"]
-                records.metrics({"step": step, **metrics})
-                if config.save_samples and (step == 1 or step % config.save_samples == 0):
-                    records.samples(step, data["batch"].samples)
-                registry.manager.hook.gotr1_step_finished(run=folder, step=step, metrics=metrics)
-            if event == "evaluated":
-                scores = {name: value.mean for name, value in summary(data["samples"]).items()}
-                records.metrics({"step": data["step"], "evaluation": data["name"] or "held-out", "prompts": len(data["samples"]), **scores})
-                if data["name"]:
-                    write_samples(folder / "samples" / f"held-out-{data['name'].replace(' ', '-').replace(',', '')}", data["samples"][:16])
-            view.show(event, data)
-
-        result = train(trainer, held_out, folder, report)
-    records.held_out(result["rows"])
-    means = {"rows": {name: {k: estimate(v).mean for k, v in row.items()} for name, row in result["rows"].items()}}
-    registry.manager.hook.gotr1_run_finished(run=folder, summary=means)
-    show_result(console, folder, result)
-    return folder
+    with View(console, steps, live=live) as view:
+        run = train(view)
+    if run.main:
+        if live:
+            show_result(console, run)
+        print(run.folder)
 
 
-def show_result(console: Console, folder: Path, result: Mapping[str, Any]) -> None:
+def show_result(console: Console, run: Run) -> None:
     """Held-out scores before and after, with intervals, and where everything lies."""
-    rows = result["rows"]
+    rows = run.records.held_out
     names = [REWARD, *(n for n in rows["before"] if n != REWARD)]
     table = Table("held-out", *names, title=f"{len(rows['before'][REWARD])} held-out prompts")
     for name, row in rows.items():
@@ -70,5 +37,8 @@ def show_result(console: Console, folder: Path, result: Mapping[str, Any]) -> No
     table.add_section()
     table.add_row("change", *[f"{change[n].mean:+.3f} ± {change[n].half_width:.3f}" for n in names])
     console.print(table)
-    console.print(f"run         {folder}\ncheckpoint  {folder / 'checkpoints' / 'best'}\npictures    {folder / 'samples'}")
-    console.print(f'draw        gotr1 generate "a red circle above a blue square" --checkpoint {folder}')
+    _, best = checkpoint_of(run.folder)
+    where: dict[str, Path] = {"run": run.folder, "best": best, "checkpoints": run.folder / CHECKPOINTS, "pictures": run.folder / "samples"}
+    for name, path in where.items():
+        console.print(f"{name:<12}{path}")
+    console.print(f'{"draw":<12}gotr1 generate "a red circle above a blue square" --checkpoint {run.folder}')

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +13,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gotr1_core.config import RunConfig
 from gotr1_core.evaluate import summary
+from gotr1_core.hookspecs import hookimpl
+from gotr1_core.samples import Sample
+from gotr1_core.tracking import null_for_nan
 
 BARS = "▁▂▃▄▅▆▇█"
 PHASES = ("rollout", "scoring", "update")
@@ -31,17 +32,16 @@ def trend(values: list[float], width: int = 30) -> str:
 
 
 class View:
-    """Shows what :func:`gotr1_core.train.train` reports."""
+    """A listener that shows a run: enter it, and register it with the run."""
 
-    def __init__(self, console: Console, config: RunConfig, folder: Path, *, live: bool) -> None:
-        self.console, self.config, self.folder = console, config, folder
+    def __init__(self, console: Console, steps: int, *, live: bool) -> None:
+        self.console = console
         self.history: dict[str, list[float]] = {}
         self.held_out: list[tuple[int, str, Mapping[str, float]]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console)
-        self.task = self.progress.add_task(f"{folder}: evaluating", total=config.steps)
+        self.task = self.progress.add_task("loading", total=steps)
         self.live = Live(self.progress, console=console, refresh_per_second=4) if live else None
-        self.begun = time.perf_counter()
 
     def __enter__(self) -> View:
         if self.live:
@@ -52,19 +52,35 @@ class View:
         if self.live:
             self.live.stop()
 
-    def show(self, event: str, data: Mapping[str, Any]) -> None:
-        """One event of the run."""
-        if event == "step":
-            for name, value in data["metrics"].items():
-                self.history.setdefault(name, []).append(value)
-            self.progress.update(self.task, completed=data["step"] + 1, description=f"{self.folder}: training")
-        elif event == "evaluated":
-            means = {name: value.mean for name, value in summary(data["samples"]).items()}
-            self.held_out.append((data["step"], data["name"], means))
+    @hookimpl
+    def gotr1_run_started(self, run: Path, step: int) -> None:
+        self.progress.update(self.task, completed=step, description=f"{run}: evaluating")
+        self._show({"run": str(run), "step": step})
+
+    @hookimpl
+    def gotr1_step_finished(self, run: Path, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append(value)
+        self.progress.update(self.task, completed=step, description=f"{run}: training")
+        shown = {k: round(v, 4) for k, v in metrics.items() if k in ("reward", "seconds") or k.startswith("reward.")}
+        self._show({"step": step, **shown})
+
+    @hookimpl
+    def gotr1_evaluated(self, step: int, name: str, samples: Sequence[Sample]) -> None:
+        means = {score: value.mean for score, value in summary(samples).items()}
+        self.held_out.append((step, name, means))
+        self._show({"step": step, "evaluation": name, **{k: round(v, 4) for k, v in means.items()}})
+
+    @hookimpl
+    def gotr1_checkpoint_saved(self, step: int, checkpoint: Path) -> None:
+        self._show({"step": step, "checkpoint": str(checkpoint)})
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        """The table where there is a terminal; else the event as a line of JSON."""
         if self.live:
             self.live.update(Group(self._rewards(), self.progress))
         else:
-            self._line(event, data)
+            print(json.dumps({k: null_for_nan(v) for k, v in row.items()}), file=self.console.file, flush=True)
 
     def _rewards(self) -> Table:
         table = Table("", "now", "trend", box=None)
@@ -78,13 +94,5 @@ class View:
             table.add_row("step", f"{self.history['seconds'][-1]:.2f} s", phases)
         for step, name, means in self.held_out[-4:]:
             shown = ", ".join(f"{n} {v:.3f}" for n, v in means.items())
-            table.add_row(f"held-out {name or step}", "", shown)
+            table.add_row(f"{name}, step {step}", "", shown)
         return table
-
-    def _line(self, event: str, data: Mapping[str, Any]) -> None:
-        if event == "step":
-            shown = {k: round(v, 4) for k, v in data["metrics"].items() if k in ("reward", "seconds") or k.startswith("reward.")}
-            print(json.dumps({"step": data["step"] + 1, **shown}), file=self.console.file, flush=True)
-        elif event == "evaluated":
-            means = {k: round(v, 4) for k, v in self.held_out[-1][2].items()}
-            print(json.dumps({"step": data["step"], "held-out": data["name"] or "on the way", **means}), file=self.console.file, flush=True)

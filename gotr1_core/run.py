@@ -1,0 +1,81 @@
+"""A run as the loop sees it: what happens goes to its records, and to everyone who listens through the lifecycle hooks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from gotr1_core.config import RunConfig
+from gotr1_core.evaluate import columns, estimate, summary
+from gotr1_core.samples import Sample
+from gotr1_core.tracking import Records
+
+if TYPE_CHECKING:
+    from gotr1_core.train import Trainer
+
+ON_THE_WAY = "held-out"
+STRICT = "GOTR1_STRICT_PLUGINS"
+
+
+class Run:
+    """One run's folder and listeners. On other processes than the main one it writes nothing and tells nobody."""
+
+    def __init__(self, folder: Path, config: RunConfig, manager: pluggy.PluginManager, *, main: bool = True) -> None:
+        self.folder, self.config, self.manager, self.main = folder, config, manager, main
+        self.records = Records(folder, main=main)
+
+    def started(self, step: int) -> None:
+        """The components are built."""
+        self.tell("gotr1_run_started", config=self.config.model_dump(mode="json"), step=step)
+
+    def stepped(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        """One step is done; the first is 1."""
+        self.records.metrics({"step": step, **metrics})
+        every = self.config.save_samples
+        if every and (step == 1 or step % every == 0):
+            self.records.samples(f"step-{step:06d}", samples)
+        self.tell("gotr1_step_finished", step=step, metrics=metrics, samples=samples)
+
+    def evaluated(self, name: str, step: int, samples: Sequence[Sample]) -> None:
+        """Held-out samples were drawn and judged. What is compared at the end is kept in full."""
+        means = {score: value.mean for score, value in summary(samples).items()}
+        self.records.metrics({"step": step, "evaluation": name, "prompts": len(samples), **means})
+        if name != ON_THE_WAY:
+            self.records.samples(f"held-out-{name.replace(' ', '-').replace(',', '')}", samples)
+            self.records.evaluation(name, columns(samples))
+        self.tell("gotr1_evaluated", step=step, name=name, samples=samples)
+
+    def save(self, trainer: Trainer) -> None:
+        """A checkpoint of where the trainer is."""
+        if self.main:
+            checkpoint = trainer.save(self.folder, len(self.records.rows))
+            self.tell("gotr1_checkpoint_saved", step=trainer.at.step, checkpoint=checkpoint)
+        trainer.accelerator.wait_for_everyone()
+
+    def finished(self, outcome: str) -> None:
+        """The run is over, whichever way."""
+        rows = self.records.held_out.items()
+        means = {name: {score: estimate(values).mean for score, values in row.items()} for name, row in rows}
+        self.tell("gotr1_run_finished", outcome=outcome, summary=means)
+        self.records.close()
+
+    def tell(self, hook: str, **what: Any) -> None:
+        """Calls one lifecycle hook of every listener, each in its own ``try``: a run outlives a listener that fails."""
+        if not self.main:
+            return
+        given = {"run": self.folder, **what}
+        for listener in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            try:
+                listener.function(*[given[name] for name in listener.argnames])
+            except Exception as error:
+                if os.environ.get(STRICT) == "1":
+                    raise
+                shown = " ".join(f"{type(error).__name__}: {error}".split())
+                name = listener.plugin_name
+                print(f"warning: {name} failed in {hook} and hears no more of this run: {shown}", file=sys.stderr)
+                self.manager.unregister(listener.plugin)

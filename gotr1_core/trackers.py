@@ -1,0 +1,92 @@
+"""Numbers and pictures of a run to an experiment tracker, through accelerate: a listener like any other plugin's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gotr1_core.config import RunConfig, flat
+from gotr1_core.errors import UsageError
+from gotr1_core.hookspecs import hookimpl
+from gotr1_core.tracking import overlay
+
+if TYPE_CHECKING:
+    from gotr1_core.samples import Sample
+
+PROJECT = "gotr1"
+SHOWN = 8  # pictures of a step or an evaluation
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuses a tracker whose package is not there; accelerate would go on without a word."""
+    if name and importlib.util.find_spec(name) is None:
+        raise UsageError(f"tracker: the package {name} is not installed", hint=f"pip install {name}, or tracker=null")
+
+
+class Tracker:
+    """Listens to a run and passes on what it hears."""
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.tracker is not None
+        check_tracker(config.tracker)
+        self.name, self.every = config.tracker, config.save_samples
+        self.tracker: Any = None
+
+    @hookimpl
+    def gotr1_run_started(self, run: Path, config: Mapping[str, Any], step: int) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        name = run.resolve().name
+        # The same id for the same folder: a resumed run goes on in its own record.
+        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        arguments: dict[str, dict[str, Any]] = {
+            "tensorboard": {"run_name": "tensorboard", "logging_dir": str(run), "purge_step": step + 1},
+            "wandb": {"run_name": PROJECT, "name": name, "id": identity, "resume": "allow", "dir": str(run)},
+            "trackio": {"run_name": PROJECT, "name": name, "resume": "allow"},
+        }
+        self.tracker = LOGGER_TYPE_TO_CLASS[self.name](**arguments[self.name])
+        self.tracker.start()
+        self.tracker.store_init_configuration({key: _plain(value) for key, value in flat(config).items()})
+
+    @hookimpl
+    def gotr1_step_finished(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        self.tracker.log(dict(metrics), step=step)
+        if self.every and (step == 1 or step % self.every == 0):
+            self._pictures("samples", samples, step)
+
+    @hookimpl
+    def gotr1_evaluated(self, step: int, name: str, samples: Sequence[Sample]) -> None:
+        from gotr1_core.evaluate import summary
+
+        self.tracker.log({f"{name}/{score}": value.mean for score, value in summary(samples).items()}, step=step)
+        self._pictures(name, samples, step)
+
+    @hookimpl
+    def gotr1_run_finished(self) -> None:
+        if self.tracker is not None:
+            self.tracker.finish()
+
+    def _pictures(self, name: str, samples: Sequence[Sample], step: int) -> None:
+        """The first samples that were drawn, their plans over them."""
+        import numpy as np
+
+        pictures = [overlay(sample) for sample in samples if sample.image is not None][:SHOWN]
+        if not pictures:
+            return
+        if self.name == "trackio":  # accelerate has no pictures for it
+            import trackio
+
+            self.tracker.log({f"{name}/{i:02d}": trackio.Image(np.asarray(p)) for i, p in enumerate(pictures)}, step=step)
+        elif self.name == "tensorboard":
+            same = [np.asarray(p) for p in pictures if p.size == pictures[0].size]
+            self.tracker.log_images({name: np.stack(same)}, step=step, dataformats="NHWC")
+        else:
+            self.tracker.log_images({name: pictures}, step=step)
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """What every tracker takes as a setting."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
