@@ -25,7 +25,8 @@ from gotr1_core.samples import Prompt
 from gotr1_core.stop import Interrupted
 from gotr1_core.trackers import Tracker
 from gotr1_core.tracking import CONFIG, ENVIRONMENT, check_free, environment, locked, new_folder
-from gotr1_core.train import Trainer, train
+from gotr1_core.train import Trainer
+from gotr1_core.train import train as run_loop
 
 # What a run is: with another of these its checkpoint would not load, or its scores before and after would not compare.
 FIXED = (
@@ -34,7 +35,7 @@ FIXED = (
 )
 
 
-def start(
+def train(
     config: RunConfig,
     *,
     registry: Registry | None = None,
@@ -175,7 +176,7 @@ def _train(
             outcome = "failed"
             try:
                 run.started(trainer.at.step)
-                train(trainer, held_out, run)
+                run_loop(trainer, held_out, run)
                 outcome = "finished"
             except (Interrupted, KeyboardInterrupt):
                 outcome = "interrupted"

@@ -59,9 +59,9 @@ def command(
     if dry_run:
         return _show(settings, as_json=as_json)
     from gotr1_core.cli.run import watched
-    from gotr1_core.session import start
+    from gotr1_core.session import train
 
-    watched(lambda view: start(settings, registry=registry(), listeners=[view], cpu=cpu), settings.steps, live=sys.stderr.isatty())
+    watched(lambda view: train(settings, registry=registry(), listeners=[view], cpu=cpu), settings.steps, live=sys.stderr.isatty())
 
 
 def _resume(folder: Path, words: list[str], *, dry_run: bool, as_json: bool, cpu: bool) -> None:

@@ -1,0 +1,100 @@
+"""Kills a run at random moments (SIGKILL), also while it writes a checkpoint, and resumes it: does it always go on, and exactly?
+
+    python benchmarks/kill.py --kills 50 --out build/kill
+
+Trains the default preset, small, once without a disturbance and once killed again and again; then compares weights, optimizer state
+and metrics bit for bit. Prints where each kill fell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from gotr1_core.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage
+
+SMALL = ["groups=2", "plans=2", "prompts.held_out=2", "evaluation.prompts=2", "evaluation.every=7", "evaluation.greedy=false"]
+SMALL += ["evaluation.best_of=0", "save_samples=5", "checkpoint.every=1", "constant_tolerance=0", "constant_groups=keep"]
+
+
+def command(out: Path, name: str, steps: int) -> list[str]:
+    """Starts the run, or goes on with it."""
+    train = [sys.executable, "-m", "gotr1_core.cli.main", "train"]
+    folder = out / name
+    return [*train, "--resume", str(folder)] if folder.exists() else [*train, *SMALL, f"steps={steps}", f"output={out}", f"name={name}"]
+
+
+def kill_once(out: Path, steps: int, rng: random.Random) -> str:
+    """Starts or resumes the run, kills it at a random moment, and says what it was doing; ``finished`` if it was faster."""
+    folder = out / "killed"
+    process = subprocess.Popen(command(out, "killed", steps), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    if rng.random() < 0.15:  # while it starts
+        time.sleep(rng.uniform(0, 6))
+    else:
+        for line in process.stderr:
+            if line.startswith('{"run"'):
+                break
+        time.sleep(rng.uniform(0, 4))
+        if rng.random() < 0.6:  # wait for a checkpoint being written, and strike somewhere in it
+            until = time.monotonic() + 10
+            while time.monotonic() < until and process.poll() is None and not list((folder / CHECKPOINTS).glob("*.part")):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.25))
+    if process.poll() is not None:
+        rest = process.stderr.read()
+        if process.returncode:
+            sys.exit(f"a resumed run failed:\n{rest}")
+        return "finished"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return "while it wrote a checkpoint" if list((folder / CHECKPOINTS).glob("*.part")) else "elsewhere"
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Metrics without what time and memory say."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("build/kill"))
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    args.out.mkdir(parents=True)
+    subprocess.run(command(args.out, "whole", args.steps), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rng, fell = random.Random(args.seed), Counter[str]()
+    for number in range(args.kills):
+        moment = kill_once(args.out, args.steps, rng)
+        if moment == "finished":
+            sys.exit(f"finished after {number} kills: give more --steps")
+        fell[moment] += 1
+        print(f"kill {number + 1}: {moment}, {max(checkpoints(args.out / 'killed'), default=0)} steps are safe", flush=True)
+    subprocess.run(command(args.out, "killed", args.steps), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    one, other = args.out / "whole", args.out / "killed"
+    names = [path.name for path in checkpoints(one).values()]
+    same = names == [path.name for path in checkpoints(other).values()]
+    for name in names:
+        same &= damage(other / CHECKPOINTS / name) is None
+        same &= (one / CHECKPOINTS / name / MANIFEST).read_bytes() == (other / CHECKPOINTS / name / MANIFEST).read_bytes()
+    same_metrics = rows(one) == rows(other) and (one / "held-out.json").read_bytes() == (other / "held-out.json").read_bytes()
+    print(", ".join(f"{count} {moment}" for moment, count in fell.items()))
+    print(f"checkpoints (weights, optimizer, state) equal bit for bit: {same}; metrics and held-out scores equal: {same_metrics}")
+    sys.exit(not (same and same_metrics))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The command line's first steps as functions: configs, components by name, finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gotr1_core.build import Parts
+from gotr1_core.build import component as make
+from gotr1_core.config import ComponentConfig, RunConfig, validate
+from gotr1_core.hookspecs import Kind
+from gotr1_core.plugins import Registry
+from gotr1_core.restore import restore
+from gotr1_core.samples import Sampling
+
+
+def load_config(
+    file: Path | str | None = None,
+    *,
+    preset: str | None = None,
+    words: Sequence[str] = (),
+    registry: Registry | None = None,
+    **named: Any,
+) -> RunConfig:
+    """A run's config as ``gotr1 train`` makes it: preset, then file, then names, then KEY=VALUE words, each over what comes before.
+
+    Args:
+        file: a YAML config.
+        preset: a named config to start from.
+        words: such as ``["steps=20", "planner.model=PATH"]``.
+        registry: the plugins; all that are installed if not given.
+        named: ``planner``, ``renderer``, ``judge``, ``algorithm`` or any other key of a config.
+
+    Raises:
+        UsageError: an unknown key, a wrong value, a file that is none.
+    """
+    from gotr1_core.cli.common import load_config as gather
+
+    return validate(RunConfig, gather(registry or Registry(), Path(file) if file else None, preset, named, words))
+
+
+def component(kind: Kind, name: str, *, registry: Registry | None = None, device: str = "cpu", **options: Any) -> Any:
+    """One component by its registered name, ready to use: a judge, a planner with its weights.
+
+    Args:
+        kind: ``planner``, ``renderer``, ``judge``, ``algorithm``, ``source`` or ``benchmark``.
+        name: as ``gotr1 list KIND`` shows it.
+        registry: the plugins; all that are installed if not given.
+        device: where a planner's or renderer's weights go.
+        options: the component's, as ``gotr1 show KIND NAME`` lists them.
+
+    Raises:
+        UsageError: no such component, a wrong option, weights that are not there.
+    """
+    more = {"device": device} if kind in ("planner", "renderer") else {}
+    return make(registry or Registry(), kind, ComponentConfig(name=name, **options), **more)
+
+
+def load_run(path: Path | str, *, registry: Registry | None = None, device: str = "cpu") -> tuple[RunConfig, Parts, Sampling]:
+    """The components of a run with its best checkpoint's weights (or those of the checkpoint that ``path`` is), and how to sample.
+
+    Raises:
+        UsageError: no run, no whole checkpoint, or one that is damaged.
+    """
+    return restore(registry or Registry(), Path(path), device=device)
+
+
+__all__ = ["component", "load_config", "load_run"]
