@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, WithJsonSchema
 
+from gotr1_core.complaints import explain, keys
 from gotr1_core.errors import UsageError
 
 
@@ -47,7 +47,19 @@ def _listed(value: Any) -> Any:
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-Named = Annotated[ComponentConfig, BeforeValidator(_named)]
+# What a config may say is more than what it becomes; the JSON Schema describes the former.
+_OPTIONS: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
+_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {**_OPTIONS, "required": ["name"]}]}
+Named = Annotated[ComponentConfig, BeforeValidator(_named), WithJsonSchema(_SCHEMA)]
+Judges = Annotated[
+    list[ComponentConfig], BeforeValidator(_listed), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
+]
+Algorithm = Annotated[ComponentConfig, BeforeValidator(_algorithm), WithJsonSchema({"anyOf": [{"type": "string"}, _OPTIONS]})]
+Files = Annotated[
+    list[Path],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    AfterValidator(lambda files: [file.absolute() for file in files]),
+]
 
 
 class SamplingConfig(Strict):
@@ -132,12 +144,11 @@ class CheckpointConfig(Strict):
 class RunConfig(Strict):
     """Everything about a training run."""
 
-    plugins: list[Path] = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
-
+    plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
     planner: Named
     renderer: Named
-    judge: Annotated[list[ComponentConfig], BeforeValidator(_listed)]
-    algorithm: Annotated[ComponentConfig, BeforeValidator(_algorithm)] = ComponentConfig(name="grpo")
+    judge: Judges
+    algorithm: Algorithm = ComponentConfig(name="grpo")
     prompts: PromptsConfig = PromptsConfig()
     reward: str = "pi * (sem + spa) / 2 * ri"
     train: Literal["planner", "renderer", "both"] = "both"
@@ -180,10 +191,13 @@ class RunConfig(Strict):
 class SftConfig(Strict):
     """Everything about stage one."""
 
+    plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
     policy: Named
     kind: Literal["planner", "renderer"] = "planner"
     data: Annotated[
-        ComponentConfig | Path, BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v))
+        ComponentConfig | Path,
+        BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v)),
+        WithJsonSchema(_SCHEMA),
     ]
     steps: int = Field(1000, gt=0)
     batch: int = Field(64, gt=0)
@@ -200,10 +214,16 @@ class SftConfig(Strict):
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces."""
+    """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces.
+
+    Over a list of components options go to the only one, or to those whose names they stand under: ``judge.NAME.KEY=VALUE``.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
+        if isinstance(old, list) and isinstance(value, Mapping) and value and "name" not in value:
+            merged[key] = _into(key, [_named(item) for item in old], value)
+            continue
         if isinstance(old, str) and isinstance(value, Mapping):
             old = {"name": old}  # a component given by its name alone, and now its options
         if isinstance(old, Mapping) and isinstance(value, str) and "name" in old:
@@ -213,6 +233,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             value = dict(value) if renamed else merge(old, value)
         merged[key] = value
     return merged
+
+
+def _into(key: str, listed: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    """Options laid over components of a list."""
+    names = [str(item.get("name")) if isinstance(item, Mapping) else "" for item in listed]
+    if all(name in names and isinstance(own, Mapping) for name, own in options.items()):
+        return [merge(item, options.get(name, {})) if isinstance(item, Mapping) else item for name, item in zip(names, listed, strict=True)]
+    if len(listed) == 1 and isinstance(listed[0], Mapping):
+        return [merge(listed[0], options)]
+    given = next(iter(options))
+    raise UsageError(f"{key}.{given}: there are {len(listed)} of {key}", hint=f"say which one: {key}.NAME.KEY=…, of {', '.join(names)}")
 
 
 def overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -228,8 +259,8 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
         try:
             pairs.append((key.split("."), _load(value)))
-        except _NOT_YAML:
-            raise UsageError(f"the value of {key} is not YAML: {value}", hint="quote it") from None
+        except _NOT_YAML as error:
+            raise UsageError(f"the value of {key} is not YAML: {_first_line(value)} ({_problem(error)})", hint="quote it") from None
     tree: dict[str, Any] = {}
     for path, read in sorted(pairs, key=lambda pair: len(pair[0])):
         for part in reversed(path):
@@ -242,8 +273,34 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
+def _problem(error: Exception) -> str:
+    """What is wrong with a text that should be YAML, in one line."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    return _first_line(str(error))
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text.strip() else text.strip()
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number although it has no dot, and a date stays the text it is."""
+    """YAML 1.1, but 1e-4 is a number although it has no dot, a date stays the text it is, and a key stands there once."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -275,9 +332,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
     except _NOT_YAML as error:
-        raise UsageError(f"{path} is not YAML: {str(error).splitlines()[0]}", hint="see examples/ for configs") from None
+        raise UsageError(f"{path} is not YAML: {_problem(error)}", hint="`gotr1 config show` prints a config") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path} is not a mapping of keys to values", hint="see examples/ for configs")
+        raise UsageError(f"{path} is not a mapping of keys to values", hint="`gotr1 config show` prints a config")
     return data
 
 
@@ -286,31 +343,13 @@ def validate(model: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known, last = keys(model), where.rpartition(".")[2]
-            # The right key in the wrong place is nearer than any other.
-            near = [key for key in known if key.rpartition(".")[2] == last] or difflib.get_close_matches(where, known, 1, cutoff=0.4)
-            raise UsageError(f"unknown key {where}", hint=f"did you mean {near[0]}?" if near else "see the config reference") from None
-        given = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        raise UsageError(f"{where}: {first['msg']}{given}", hint="see the config reference") from None
-
-
-def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a config model."""
-    found = []
-    for name, field in model.model_fields.items():
-        found.append(prefix + name)
-        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type) and issubclass(t, Strict)]
-        for kind in inner:
-            found += keys(kind, f"{prefix}{name}.")
-    return found
+        stage = " --stage sft" if model is SftConfig else ""
+        raise explain(error, data, keys(model), see=f"see `gotr1 config schema{stage}`") from None
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in data.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found

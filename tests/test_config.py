@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, keys, merge, overrides, read_yaml, validate
+from gotr1_core.complaints import keys
+from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, merge, overrides, read_yaml, validate
 from gotr1_core.errors import UsageError
 
 LEAST: dict[str, Any] = {"planner": "toy", "renderer": "toy", "judge": "toy"}
@@ -61,6 +62,32 @@ def test_merge(base: dict[str, Any], over: dict[str, Any], expected: dict[str, A
     before = repr((base, over))
     assert merge(base, over) == expected
     assert repr((base, over)) == before  # neither is changed
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("judge.x=1", [{"name": "one", "x": 1, "y": 2}]),
+        ("judge.one.x=1", [{"name": "one", "x": 1, "y": 2}]),
+        ("judge.one=3", [{"name": "one", "one": 3, "y": 2}]),
+        ("judge={name: two}", {"name": "two"}),
+        ("judge=[two]", ["two"]),
+    ],
+)
+def test_options_of_the_only_one_in_a_list(word: str, expected: Any) -> None:
+    assert merge({"judge": [{"name": "one", "y": 2}]}, overrides([word])) == {"judge": expected}
+
+
+def test_options_of_one_of_several() -> None:
+    listed = {"judge": ["one", {"name": "two", "x": 1}]}
+    assert merge(listed, overrides(["judge.one.x=3", "judge.two.y=4"])) == {
+        "judge": [{"name": "one", "x": 3}, {"name": "two", "x": 1, "y": 4}]
+    }
+    assert overrides(["judge.two.y=4", "judge=[one, two]"]) == {"judge": [{"name": "one"}, {"name": "two", "y": 4}]}
+    for word in ("judge.x=3", "judge.one=3", "judge.three.x=3"):
+        with pytest.raises(UsageError, match="there are 2 of judge") as caught:
+            merge(listed, overrides([word]))
+        assert caught.value.hint == "say which one: judge.NAME.KEY=…, of one, two"
 
 
 @given(mappings)
@@ -118,10 +145,11 @@ def test_what_is_no_word_is_refused(word: str) -> None:
     assert "steps=20" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("value", ["[1, 2", "*x", "@y", "0x_", "{a: b: c}", "'", "\0", "[" * 5000])
+@pytest.mark.parametrize("value", ["[1, 2", "*x", "@y", "{x: 1, x: 2}", "[\n", "0x_", "{a: b: c}", "'", "\0", "[" * 5000])
 def test_a_value_that_is_not_yaml_is_refused(value: str) -> None:
-    with pytest.raises(UsageError, match="the value of a is not YAML"):
+    with pytest.raises(UsageError, match="the value of a is not YAML") as caught:
         overrides([f"a={value}"])
+    assert "\n" not in caught.value.message
 
 
 # -- complaints -------------------------------------------------------------------------------------------------------------
@@ -149,7 +177,7 @@ def test_an_unknown_key_names_the_nearest(word: str, unknown: str, near: str) ->
 
 
 def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
-    assert refused({**LEAST, "zzz": 1}).hint == "see the config reference"
+    assert refused({**LEAST, "zzz": 1}).hint == "see `gotr1 config schema`"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +203,28 @@ def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
 )
 def test_a_wrong_value_is_named_with_its_key(word: str, part: str) -> None:
     assert part in refused(merge(LEAST, overrides([word]))).message
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (RunConfig, {"prompts": {"held_out": 0}}, "prompts.held_out: Input should be greater than 0, not 0"),
+        (RunConfig, {"lora": {"targets": [1]}}, "lora.targets.0: Input should be a valid string, not 1"),
+        (RunConfig, {"lora": {"targets": 3}}, "lora.targets: Input should be a valid list, not 3"),
+        (RunConfig, {"judge": 3}, "judge: Input should be a name, or a mapping with a name, not 3"),
+        (RunConfig, {"judge": {"x": 1}}, "judge.name: Field required"),
+        (RunConfig, {"sampling": 3}, "sampling: Input should be a mapping of keys to values, not 3"),
+        (RunConfig, {"steps": ["x" * 200]}, f"steps: Input should be a valid integer, not ['{'x' * 97}…"),
+        (SftConfig, {"data": 3}, "data: Input should be a name, or a mapping with a name, not 3"),
+        (SftConfig, {"data": {"x": 1}}, "data.name: Field required"),
+        (SftConfig, {"data": "x", "weights": {"plam": 1}}, "weights.plam: Input should be 'plan' or 'image', not 'plam'"),
+    ],
+)
+def test_a_complaint_has_a_place_in_the_config_and_no_other(model: Any, data: dict[str, Any], message: str) -> None:
+    """Not the members of a union, nor classes, which pydantic names besides."""
+    error = refused({**(LEAST if model is RunConfig else {"policy": "x"}), **data}, model)
+    assert error.message == message
+    assert error.hint == ("see `gotr1 config schema`" if model is RunConfig else "see `gotr1 config schema --stage sft`")
 
 
 def test_what_is_missing_is_named() -> None:
@@ -213,6 +263,9 @@ def test_numbers_read_alike_in_files_and_words(tmp_path: Path) -> None:
         (b"a: [1, 2\n", "is not YAML"),
         (b"a: 0x_\n", "is not YAML"),
         (b"[" * 5000, "is not YAML"),
+        (b"steps: 3\nseed: 1\n'steps': 4\n", "is not YAML: the key 'steps' is there twice, line 3"),
+        (b"a: &a {x: 1}\nb: {<<: *a, y: {x: 1, y: 2, x: 3}}\n", "the key 'x' is there twice, line 2"),
+        (b"caf\xe9: 1", "is not YAML: it is not UTF-8 text"),
         (b"!!python/object/apply:os.system ['true']", "is not YAML"),  # and is not run
         (b"", "is not a mapping"),
         (b"- a\n- b\n", "is not a mapping"),
@@ -228,11 +281,34 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: bytes, par
     assert "\n" not in caught.value.message
 
 
+def test_a_key_may_lie_over_a_merged_one(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: *b\n")
+    assert read_yaml(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}, "d": {"x": 3, "y": 2}}
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match="Is a directory"):
         read_yaml(tmp_path)
+
+
+# -- as JSON Schema ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_allows_what_a_config_may_say() -> None:
+    """Names alone, one judge or several, options of the default algorithm: what the model takes apart before it looks."""
+    schema = RunConfig.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["planner", "renderer", "judge"]
+    properties = schema["properties"]
+    assert {kind["type"] for kind in properties["planner"]["anyOf"]} == {"string", "object"}
+    assert {kind["type"] for kind in properties["judge"]["anyOf"]} == {"string", "object", "array"}
+    assert all("required" not in kind for kind in properties["algorithm"]["anyOf"])
+    assert properties["steps"] == {"default": 1000, "exclusiveMinimum": 0, "title": "Steps", "type": "integer"}
+    assert properties.keys() == RunConfig.model_fields.keys()
+    assert {kind["type"] for kind in SftConfig.model_json_schema()["properties"]["data"]["anyOf"]} == {"string", "object"}
 
 
 # -- there and back ---------------------------------------------------------------------------------------------------------

@@ -182,6 +182,75 @@ def test_an_interrupt_is_no_broken_plugin() -> None:
         registry(Point("slow", raising(KeyboardInterrupt())))
 
 
+# -- what the environment lets load -----------------------------------------------------------------------------------------
+
+
+THREE = [
+    providing(judge("a"), name="alpha", distribution="gotr1-one"),
+    providing(judge("b"), name="beta", distribution="gotr1_one"),
+    providing(judge("c"), name="gamma", distribution="gotr1-two"),
+]
+
+
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({}, "abc"),
+        ({"GOTR1_PLUGINS": "beta"}, "b"),
+        ({"GOTR1_PLUGINS": " beta, gamma ,"}, "bc"),
+        ({"GOTR1_PLUGINS": "gotr1-one"}, "ab"),  # all of a distribution, however its name is written
+        ({"GOTR1_PLUGINS": "GOTR1_One,gotr1-two"}, "abc"),
+        ({"GOTR1_PLUGINS": ""}, ""),
+        ({"GOTR1_PLUGINS": ","}, ""),
+        ({"GOTR1_DISABLE_PLUGINS": "gotr1-one"}, "c"),
+        ({"GOTR1_DISABLE_PLUGINS": ""}, "abc"),
+        ({"GOTR1_PLUGINS": "gotr1-one", "GOTR1_DISABLE_PLUGINS": "alpha"}, "b"),
+    ],
+)
+def test_the_environment_says_what_loads(variables: dict[str, str], names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert "".join(p.component.name for p in registry(*THREE).provided) == names
+
+
+@pytest.mark.parametrize("variable", ["GOTR1_PLUGINS", "GOTR1_DISABLE_PLUGINS"])
+def test_the_environment_names_what_is_installed(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "alpha,gama")
+    with pytest.raises(UsageError) as caught:
+        registry(*THREE)
+    assert caught.value.message == f"{variable} names 'gama', which is not installed"
+    assert caught.value.hint == "did you mean 'gamma'? installed: alpha, beta, gamma, gotr1-one, gotr1-two"
+    with pytest.raises(UsageError) as caught:
+        registry()
+    assert caught.value.hint == "installed: none"
+
+
+def test_what_does_not_load_is_not_even_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GOTR1_DISABLE_PLUGINS", "bad")
+    found = registry(Point("bad", raising(ImportError("no"))), *THREE)
+    assert (len(found.provided), found.broken) == (3, [])
+    assert capsys.readouterr().err == ""
+
+
+def test_strictly_a_broken_plugin_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = Point("bad", raising(ImportError("no\nmore")), "gotr1-bad")
+    for value in ("", "0"):
+        monkeypatch.setenv("GOTR1_STRICT_PLUGINS", value)
+        assert len(registry(bad).broken) == 1
+    monkeypatch.setenv("GOTR1_STRICT_PLUGINS", "1")
+    capsys.readouterr()
+    with pytest.raises(Gotr1Error) as caught:
+        registry(bad, *THREE)
+    assert caught.value.message == "plugin bad of gotr1-bad does not load: ImportError: no more"
+    assert caught.value.hint == "mend it, or leave it out: GOTR1_DISABLE_PLUGINS=bad"
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == ""
+    assert len(registry(*THREE).provided) == 3
+    monkeypatch.setenv("GOTR1_STRICT_PLUGINS", "yes")
+    with pytest.raises(UsageError, match="GOTR1_STRICT_PLUGINS is 'yes'"):
+        registry()
+
+
 # -- names ------------------------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +309,7 @@ def test_a_component_is_called_with_its_options() -> None:
     ("options", "message", "hint"),
     [
         ({"treshold": 1}, "unknown key judge.treshold", "did you mean judge.threshold?"),
-        ({"zzz": 1}, "unknown key judge.zzz", "known: threshold, limit"),
+        ({"zzz": 1}, "unknown key judge.zzz", "see `gotr1 show judge toy`"),
         ({"threshold": "high"}, "judge.threshold: Input should be a valid number, unable to parse string as a number, not 'high'", "see "),
         ({"threshold": -1}, "judge.threshold: Input should be greater than or equal to 0, not -1", "see "),
     ],

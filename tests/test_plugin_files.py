@@ -1,0 +1,206 @@
+"""Single files as plugins: loaded as a module of their name, with their hash as version; what is none is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gotr1_core.build import component
+from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, overrides, read_yaml, validate
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Provided, Registry
+
+JUDGE = """
+from __future__ import annotations
+
+import dataclasses
+
+from pydantic import BaseModel, ConfigDict
+
+from gotr1_core.hookspecs import Component, hookimpl
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    bonus: float = 0.0
+
+
+@dataclasses.dataclass
+class MyJudge:
+    options: Options
+    rewards = {"shiny": "image"}
+
+
+@hookimpl
+def gotr1_components():
+    yield Component("judge", "mine", f"{__name__}:MyJudge", f"{__name__}:Options", "shines")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _modules() -> Iterator[None]:
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        sys.modules.pop(name)
+
+
+def written(folder: Path, source: str = JUDGE, name: str = "my_judge.py") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(source, encoding="utf-8")
+    return folder / name
+
+
+def test_a_file_is_a_plugin(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    registry = Registry([])
+    registry.add_file(file)
+    version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    [found] = registry.provided
+    assert found == Provided(found.component, "my_judge.py", version)
+    assert registry.find("judge", "my_judge.py:mine") == found
+    assert registry.files == [file]
+    assert [plugin.id for plugin in registry.loaded] == ["my_judge.py:my_judge"]
+    made = component(registry, "judge", ComponentConfig(name="mine", bonus=2))
+    assert made.options.bonus == 2
+    assert type(made).__module__ == "my_judge"
+    with pytest.raises(UsageError, match=r"unknown key judge\.bonsu"):
+        component(registry, "judge", ComponentConfig(name="mine", bonsu=2))
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_target_may_name_the_stem(tmp_path: Path) -> None:
+    source = JUDGE.replace('f"{__name__}:MyJudge", f"{__name__}:Options"', '"my-judge:MyJudge", "my-judge:Options"')
+    registry = Registry([])
+    registry.add_file(written(tmp_path, source, "my-judge.py"))
+    assert component(registry, "judge", ComponentConfig(name="mine")).options.bonus == 0
+
+
+def test_the_same_file_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = JUDGE + "\nprint('loaded')\n"
+    file = written(tmp_path, counted)
+    registry = Registry([])
+    registry.add_file(file)
+    module = sys.modules["my_judge"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "again.py").symlink_to(file)
+    for same in (file, Path("my_judge.py"), tmp_path / ".." / tmp_path.name / "my_judge.py", tmp_path / "again.py"):
+        registry.add_file(same)
+    assert len(registry.provided) == len(registry.files) == 1
+    other = Registry([])
+    other.add_file(file)
+    assert sys.modules["my_judge"] is module  # the classes that the first registry made are not made twice
+    assert len(other.provided) == 1
+
+
+def test_a_changed_file_is_another_plugin(tmp_path: Path) -> None:
+    for number in (1, 2):  # faster than a file's time stamp tells, and of one size
+        registry = Registry([])
+        registry.add_file(written(tmp_path, JUDGE.replace('"mine"', f'"mine{number}"')))
+        assert [p.component.name for p in registry.provided] == [f"mine{number}"]
+    registry = Registry([])
+    registry.add_file(written(tmp_path / "elsewhere"))
+    assert [p.component.name for p in registry.provided] == ["mine"]
+    with pytest.raises(UsageError, match="two plugin files have one name") as caught:
+        registry.add_file(tmp_path / "my_judge.py")
+    assert caught.value.hint == "rename one of them"
+
+
+def test_a_file_may_only_listen(tmp_path: Path) -> None:
+    source = """
+from gotr1_core.hookspecs import hookimpl
+heard = []
+@hookimpl
+def gotr1_step_finished(step):
+    heard.append(step)
+"""
+    registry = Registry([])
+    registry.add_file(written(tmp_path, source, "listener.py"))
+    registry.manager.hook.gotr1_step_finished(run=tmp_path, step=3, metrics={}, samples=[])
+    assert sys.modules["listener"].heard == [3]
+    assert registry.loaded[0].hooks == ("gotr1_step_finished",)
+
+
+IMPORT = "from gotr1_core.hookspecs import Component, hookimpl\n"
+HOOK = IMPORT + "@hookimpl\ndef gotr1_components():\n    "
+
+WRONG: dict[str, tuple[str, str | bytes | None, str]] = {
+    "missing": ("my_judge.py", None, "cannot read the plugin {file}: No such file or directory"),
+    "not Python": ("my_judge.txt", JUDGE, "{file} is no plugin file"),
+    "no suffix": ("my_judge", JUDGE, "{file} is no plugin file"),
+    "import": ("my_judge.py", "import a_module_that_is_not_there", "{file} does not load: ModuleNotFoundError: No module named"),
+    "syntax": ("my_judge.py", "def (:\n", "{file} does not load: SyntaxError: invalid syntax (my_judge.py, line 1)"),
+    "binary": ("my_judge.py", b"\0\xff", "{file} does not load: SyntaxError: "),
+    "exit": ("my_judge.py", "raise SystemExit(3)", "{file} does not load: SystemExit: 3"),
+    "lines": ("my_judge.py", "raise RuntimeError('one\\n two')", "{file} does not load: RuntimeError: one two"),
+    "standard": ("json.py", JUDGE, "{file} would hide the module 'json', which is installed"),
+    "not imported yet": ("this.py", JUDGE, "{file} would hide the module 'this', which is installed"),
+    "installed": ("gotr1_core.py", JUDGE, "{file} would hide the module 'gotr1_core', which is installed"),
+    "main": ("__main__.py", JUDGE, "{file} would hide the module '__main__'"),
+    "dotted": ("my.judge.py", JUDGE, "{file} cannot be a module called 'my.judge'"),
+    "empty": ("my_judge.py", "", "{file} registers nothing"),
+    "no hook": ("my_judge.py", "def gotr1_components():\n    return []", "{file} registers nothing"),
+    "no component": ("my_judge.py", HOOK + "return []", "{file} registers nothing"),
+    "nonsense": ("my_judge.py", HOOK + "yield 'a judge'", "{file} is broken: TypeError: registers 'a judge', which is no Component"),
+    "raising": ("my_judge.py", HOOK + "raise OSError('gone')", "{file} is broken: OSError: gone"),
+    "misspelt": ("my_judge.py", HOOK.replace("components", "componets") + "return []", "{file} is broken: PluginValidationError: "),
+}
+
+
+@pytest.mark.parametrize(("name", "source", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_plugin_is_refused(name: str, source: str | bytes | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if source is not None:
+        file.write_bytes(source if isinstance(source, bytes) else source.encode())
+    registry, before = Registry([]), dict(sys.modules)
+    with pytest.raises(UsageError) as caught:
+        registry.add_file(file)
+    assert message.format(file=file) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    assert caught.value.code == 2
+    assert (registry.loaded, registry.files, registry.manager.list_name_plugin()) == ([], [], [])
+    assert all(sys.modules.get(module) is before.get(module) for module in ("json", "gotr1_core", "__main__", "this"))
+
+
+def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
+    (tmp_path / "my_judge.py").mkdir()
+    with pytest.raises(UsageError, match=r"cannot read the plugin .*: Is a directory"):
+        Registry([]).add_file(tmp_path / "my_judge.py")
+
+
+def test_an_interrupt_is_none_of_its_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Registry([]).add_file(written(tmp_path, "raise KeyboardInterrupt"))
+    assert "my_judge" not in sys.modules
+
+
+def test_a_file_beside_the_caller_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python looks in the working folder, the file itself is what its name would find."""
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry([])
+    registry.add_file(written(tmp_path))
+    assert len(registry.provided) == 1
+
+
+# -- in configs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "rest"), [(RunConfig, {"planner": "x", "renderer": "x", "judge": "x"}), (SftConfig, {"policy": "x", "data": "x"})]
+)
+def test_a_config_names_files_absolutely(model: type, rest: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert validate(model, rest).plugins == []
+    for word in ("plugins=[my.py, /elsewhere/other.py]", "plugins=my.py"):
+        config = validate(model, {**rest, **overrides([word])})
+        assert config.plugins == [tmp_path / "my.py", Path("/elsewhere/other.py")][: len(config.plugins)]
+        (tmp_path / "config.yaml").write_text(dump(config))
+        assert validate(model, read_yaml(tmp_path / "config.yaml")) == config
+    with pytest.raises(UsageError, match=r"plugins\.0: Input is not a valid path, not 3"):
+        validate(model, {**rest, "plugins": [3]})
