@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("gotr1")
 hookimpl = pluggy.HookimplMarker("gotr1")
+"""Marks a plugin's function as the implementation of the hook of its name."""
 
 Kind = Literal["planner", "renderer", "judge", "algorithm", "source", "benchmark", "preset"]
 KINDS: tuple[Kind, ...] = ("planner", "renderer", "judge", "algorithm", "source", "benchmark", "preset")

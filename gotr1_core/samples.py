@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 SegmentName = Literal["plan", "image"]
 PLAN: SegmentName = "plan"
+"""The segment of the chain's tokens."""
 IMAGE: SegmentName = "image"
+"""The segment of the picture's tokens."""
 
 
 @dataclass(frozen=True)
