@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gotr1_core.config import LoraConfig
@@ -38,6 +43,37 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
             for adapter in layer.active_adapters:
                 state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter).detach()
     return state
+
+
+def adapter(module: nn.Module, part: str) -> tuple[Any, dict[str, Tensor]]:
+    """The adapters that :func:`add_lora` put into a module, as peft's config and state.
+
+    Names are those within ``part``, the library's own model inside the module: what others know. The config lists the layers in full,
+    so that loading hits these and no others.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    whole: Any = module
+    config = copy(whole.peft_config["default"])
+    config.target_modules = [name for name, layer in module.get_submodule(part).named_modules() if isinstance(layer, LoraLayer)]
+    # No embedding is adapted; left to find that out, peft would ask a hub for the base model's config.
+    state = get_peft_model_state_dict(module, save_embedding_layers=False)
+    return config, {name.removeprefix(f"{part}."): tensor.cpu().contiguous() for name, tensor in state.items()}
+
+
+def save_adapter(module: nn.Module, part: str, folder: Path, *, base: str) -> None:
+    """Writes a module's adapters where ``PeftModel.from_pretrained(model, folder)`` loads them onto the library's model.
+
+    ``part`` is that model inside the module, ``base`` where it came from.
+    """
+    config, state = adapter(module, part)
+    config.base_model_name_or_path, config.inference_mode = base, True
+    kind = type(module.get_submodule(part))
+    config.save_pretrained(folder, auto_mapping_dict={"base_model_class": kind.__name__, "parent_library": kind.__module__})
+    save_file(
+        {f"base_model.model.{name}": tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
+    )
 
 
 def layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]:

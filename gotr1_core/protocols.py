@@ -51,7 +51,11 @@ class Policy(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes the whole model where its library can load it from."""
+        """Writes the whole model, adapters merged, where its library can load it from."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the trained adapters alone, as what loads them onto the same base model expects."""
         ...
 
 

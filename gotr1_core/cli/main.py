@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gotr1_core.cli import common, evaluate, generate, plugins, sft, train
+from gotr1_core.cli import common, evaluate, export, generate, plugins, sft, train
 from gotr1_core.errors import Gotr1Error
 
 INTERRUPTED = 130
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (train, sft, generate, evaluate, plugins):
+for module in (train, sft, generate, evaluate, export, plugins):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, JanusForConditionalGeneration
 
 from gotr1_core.chain import Chain, parse
 from gotr1_core.errors import UsageError
-from gotr1_core.lora import merged_state
+from gotr1_core.lora import merged_state, save_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import seed_for, uniforms
@@ -195,3 +195,7 @@ class JanusPolicy:
         """The whole model as a transformers checkpoint, adapters merged and tokenizer included."""
         self.module.model.save_pretrained(folder, state_dict=merged_state(self.module.model))
         self.tokenizer.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapters alone, for peft to load onto the checkpoint that the options name."""
+        save_adapter(self.module, "model", folder, base=self.options.model)
