@@ -76,19 +76,19 @@ class OptimizerConfig(Strict):
     """AdamW; one for each policy."""
 
     rate: float = Field(1e-5, gt=0, description="Learning rate at its peak.")
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after the warm-up.")
     warmup: int = Field(0, ge=0, description="Updates of linear warm-up.")
     floor: float = Field(0.0, ge=0, le=1, description="Where the schedule ends, as a share of the rate.")
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decays of the running means of gradient and square.")
     clip: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
 
 
 class LoraConfig(Strict):
     """Low-rank adapters (arXiv 2106.09685) instead of full weights."""
 
-    rank: int = Field(32, gt=0)
-    alpha: float = Field(32.0, gt=0)
+    rank: int = Field(32, gt=0, description="Rank of an adapter.")
+    alpha: float = Field(32.0, gt=0, description="An adapter's output counts alpha / rank times.")
     targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Layers, within what the policy lets LoRA adapt.")
 
 
@@ -112,13 +112,13 @@ class SegmentsConfig(Strict):
 class PromptsConfig(Strict):
     """Where prompts come from: a source, or a file of your own (text, one prompt a line, or JSONL with "prompt")."""
 
-    source: Named | None = None
-    file: Path | None = None
+    source: Named | None = Field(None, description="A component that makes prompts.")
+    file: Path | None = Field(None, description="Training prompts of your own, in place of the source's.")
     held_out: PositiveInt | Path = Field(
         300,
         description="Held-out prompts: how many of the source's validation split (of your own file without a source: its last), or a file.",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of the source.")
 
 
 class EvaluationConfig(Strict):
@@ -129,7 +129,7 @@ class EvaluationConfig(Strict):
     metric: str = Field("reward", description="What the best checkpoint is best in: a reward's name, or reward.")
     best_of: int = Field(0, ge=0, description="Also show the untrained model's best of so many by the training reward; 0 does not.")
     greedy: bool = Field(False, description="Also show the untrained model decoded greedily.")
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, description="Every evaluation draws with it, so that scores before and after compare.")
     batch: int = Field(64, gt=0, description="Prompts drawn at the same time.")
     sampling: SamplingConfig | None = Field(None, description="If other than training's.")
 
@@ -145,14 +145,14 @@ class RunConfig(Strict):
     """Everything about a training run."""
 
     plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
-    planner: Named
-    renderer: Named
-    judge: Judges
-    algorithm: Algorithm = ComponentConfig(name="grpo")
+    planner: Named = Field(description="What writes the chain.")
+    renderer: Named = Field(description="What draws it; named as the planner, the two are one policy.")
+    judge: Judges = Field(description="What scores plan and picture; a list where several share the work.")
+    algorithm: Algorithm = Field(ComponentConfig(name="grpo"), description="What turns rewards into gradients.")
     prompts: PromptsConfig = PromptsConfig()
-    reward: str = "pi * (sem + spa) / 2 * ri"
-    train: Literal["planner", "renderer", "both"] = "both"
-    steps: int = Field(1000, gt=0)
+    reward: str = Field("pi * (sem + spa) / 2 * ri", description="Expression of the judges' scores that makes a sample's total.")
+    train: Literal["planner", "renderer", "both"] = Field("both", description="Whose segments train.")
+    steps: int = Field(1000, gt=0, description="Rollouts, each with its updates.")
     groups: int = Field(8, gt=0, description="Prompts of a step, over all processes.")
     plans: int = Field(16, gt=0, description="Plans of a prompt (N).")
     images: int = Field(1, gt=0, description="Images of a plan (M).")
@@ -168,7 +168,7 @@ class RunConfig(Strict):
     mask_truncated: bool = Field(False, description="Chains that were cut carry no gradient.")
     nan_limit: float = Field(0.5, gt=0, le=1, description="A larger share of samples without a reward stops the run.")
     constant_limit: int = Field(20, gt=0, description="So many steps in a row with nothing but constant groups stop the run.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of what is drawn and of LoRA's beginning.")
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     segments: SegmentsConfig = SegmentsConfig()
@@ -177,9 +177,9 @@ class RunConfig(Strict):
         None, description="The renderer's, where it is a model of its own; else as the planner's."
     )
     lora: LoraConfig | None = LoraConfig()
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    output: Path = Path("runs")
+    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
+    output: Path = Field(Path("runs"), description="Folder of runs.")
     name: str | None = Field(None, description="Of the run's folder; a date and time if not given.")
     save_samples: int = Field(10, ge=0, description="Steps between saved samples with pictures; 0 saves none.")
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -192,25 +192,25 @@ class SftConfig(Strict):
     """Everything about stage one."""
 
     plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
-    policy: Named
-    kind: Literal["planner", "renderer"] = "planner"
+    policy: Named = Field(description="What trains.")
+    kind: Literal["planner", "renderer"] = Field("planner", description="As which of the two the policy is registered.")
     data: Annotated[
         ComponentConfig | Path,
         BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v)),
         WithJsonSchema(_SCHEMA),
-    ]
-    steps: int = Field(1000, gt=0)
-    batch: int = Field(64, gt=0)
-    micro_batch: int = Field(64, gt=0)
+    ] = Field(description="A source, or a JSONL file of prompts, chains and pictures.")
+    steps: int = Field(1000, gt=0, description="Optimizer updates.")
+    batch: int = Field(64, gt=0, description="Examples of an update.")
+    micro_batch: int = Field(64, gt=0, description="Examples in one forward and backward pass.")
     sort_window: int = Field(1, gt=0, description="So many batches are sorted by length together, which saves padding.")
-    weights: dict[Literal["plan", "image"], float] = {"plan": 1.0, "image": 1.0}
+    weights: dict[Literal["plan", "image"], float] = Field({"plan": 1.0, "image": 1.0}, description="Of the segments' losses.")
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoraConfig | None = None
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    seed: int = Field(0, ge=0)
-    save_every: int = Field(500, gt=0)
-    output: Path = Path("runs/sft")
+    lora: LoraConfig | None = Field(None, description="Adapters instead of full weights.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
+    seed: int = Field(0, ge=0, description="Of the order of the data, of what is dropped, and of LoRA's beginning.")
+    save_every: int = Field(500, gt=0, description="Steps between saves, from which a stopped training goes on.")
+    output: Path = Field(Path("runs/sft"), description="Where the model, its log and its saves go.")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
