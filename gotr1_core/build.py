@@ -138,27 +138,38 @@ def _shares(registry: Registry, config: RunConfig, kind: Kind) -> bool:
     return same and config.renderer.options in ({}, config.planner.options)
 
 
-def build(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> Parts:
-    """The components, weights loaded, adapters in place."""
-    check(registry, config)
-    judges = make_judges(registry, config)
-    if config.evaluation.metric not in (REWARD, *judges.offered()):
+def build(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu", judged: bool = True) -> Parts:
+    """The components, weights loaded, adapters in place; without ``judged`` there are no judges, and the reward is unknown."""
+    if judged:
+        check(registry, config)
+    judges = make_judges(registry, config) if judged else Judges({}, Expression.parse("1 / 0"))
+    if judged and config.evaluation.metric not in (REWARD, *judges.offered()):
         raise _no_metric(config, list(judges.offered()))
     planner, renderer = policies(registry, config, device=device)
     parts = Parts(planner, renderer, judges, component(registry, "algorithm", config.algorithm))
-    trained = [policy for policy, _ in parts.trained(config.train).values()]
-    for role, (policy, _) in parts.trained(config.train).items():
+    prepare(parts, config)
+    return parts
+
+
+def prepare(parts: Parts, config: RunConfig) -> None:
+    """Adapters into what trains, and everything else frozen.
+
+    Raises:
+        UsageError: a policy that is to train and has nothing that could.
+    """
+    trained = parts.trained(config.train)
+    for role, (policy, _) in trained.items():
         if not any(p.requires_grad for p in policy.module.parameters()):
             other = "planner" if role == "renderer" else "renderer"
             raise UsageError(f"train: the {role} has nothing to train", hint=f"set train={other}, or choose another {role}")
-    for policy in {id(p): p for p in (planner, renderer)}.values():
-        if policy not in trained:
+    training = [policy for policy, _ in trained.values()]
+    for policy in {id(p): p for p in (parts.planner, parts.renderer)}.values():
+        if policy not in training:
             policy.module.requires_grad_(False)
         elif config.lora is not None:
             add_lora(policy, config.lora)
-        if policy in trained and config.gradient_checkpointing:
+        if policy in training and config.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
-    return parts
 
 
 def policies(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> tuple[Planner, Renderer]:

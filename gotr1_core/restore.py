@@ -38,9 +38,12 @@ def checkpoint_of(path: Path) -> tuple[Path, Path]:
 
 
 def restore(
-    registry: Registry, path: Path, words: Sequence[str] = (), *, device: torch.device | str = "cpu"
+    registry: Registry, path: Path, words: Sequence[str] = (), *, device: torch.device | str = "cpu", judged: bool = False
 ) -> tuple[RunConfig, Parts, Sampling]:
-    """The components of a run with its trained weights, and the settings to generate with, which ``sampling.…`` words may change."""
+    """The components of a run with its trained weights, and the settings to generate with, which ``sampling.…`` words may change.
+
+    Without ``judged`` the judges are not made: drawing does not need them, and they may be large or cost money.
+    """
     changed = overrides(words)
     if changed.keys() - {"sampling"}:
         raise UsageError("with --checkpoint only sampling.… can be changed", hint="the rest is the run's own")
@@ -53,7 +56,7 @@ def restore(
     settings = validate(Changeable, merge(kept.model_dump(), changed))
     for file in config.plugins:
         registry.add_file(file)
-    parts = build(registry, config, device=device)
+    parts = build(registry, config, device=device, judged=judged)
     for role, (policy, _) in parts.trained(config.train).items():
         load_trainable(policy.module, folder / role / TRAINABLE)
     return config, parts, make_sampling(settings.sampling)

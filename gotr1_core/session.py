@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from gotr1_core.build import Parts, build, check, held_out_prompts, training_prompts
+from gotr1_core.build import Parts, build, check, held_out_prompts, prepare, training_prompts
 from gotr1_core.checkpoint import CHECKPOINTS, NO_ROOM, checkpoints, no_room, write_atomically
 from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
 from gotr1_core.errors import UsageError
@@ -50,7 +50,7 @@ def train(
     Args:
         config: everything about the run.
         registry: the plugins; all that are installed if not given.
-        parts: components made by hand, in place of those that the config names.
+        parts: components made by hand, in place of those that the config names; LoRA and freezing are the config's all the same.
         source: training prompts, in place of the config's.
         held_out: evaluation prompts, in place of the config's.
         listeners: objects with lifecycle hooks (:mod:`gotr1_core.hookspecs`).
@@ -143,7 +143,10 @@ def make_trainer(config: RunConfig, registry: Registry, parts: Parts | None, sou
     set_seed(config.seed)  # what LoRA draws
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
     with explained("loading", config):
-        parts = parts or build(registry, config, device=accelerator.device)
+        if parts is None:
+            parts = build(registry, config, device=accelerator.device)
+        else:
+            prepare(parts, config)
         return Trainer(config, parts, source, accelerator)
 
 
