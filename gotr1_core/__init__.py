@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers and the API reference
+    from gotr1_core.build import FilePrompts as FilePrompts
     from gotr1_core.build import Parts as Parts
     from gotr1_core.build import policies as policies
     from gotr1_core.chain import Chain as Chain
@@ -41,31 +42,64 @@ if TYPE_CHECKING:  # the same names again, for type checkers and the API referen
     from gotr1_core.library import load_config as load_config
     from gotr1_core.library import load_run as load_run
     from gotr1_core.plugins import Registry as Registry
-    from gotr1_core.protocols import Benchmark as Benchmark
-    from gotr1_core.protocols import Loss as Loss
-    from gotr1_core.protocols import Planner as Planner
-    from gotr1_core.protocols import Policy as Policy
-    from gotr1_core.protocols import PromptSource as PromptSource
-    from gotr1_core.protocols import Renderer as Renderer
-    from gotr1_core.protocols import RewardJudge as RewardJudge
-    from gotr1_core.protocols import RLAlgorithm as RLAlgorithm
+    from gotr1_core.protocols import (
+        Benchmark as Benchmark,
+    )
+    from gotr1_core.protocols import (
+        Loss as Loss,
+    )
+    from gotr1_core.protocols import (
+        Planner as Planner,
+    )
+    from gotr1_core.protocols import (
+        Policy as Policy,
+    )
+    from gotr1_core.protocols import (
+        PromptSource as PromptSource,
+    )
+    from gotr1_core.protocols import (
+        Renderer as Renderer,
+    )
+    from gotr1_core.protocols import (
+        RewardJudge as RewardJudge,
+    )
+    from gotr1_core.protocols import (
+        RLAlgorithm as RLAlgorithm,
+    )
     from gotr1_core.reward import Expression as Expression
     from gotr1_core.rollout import Judges as Judges
     from gotr1_core.run import Run as Run
-    from gotr1_core.samples import IMAGE as IMAGE
-    from gotr1_core.samples import PLAN as PLAN
-    from gotr1_core.samples import Example as Example
-    from gotr1_core.samples import Prompt as Prompt
-    from gotr1_core.samples import Rollout as Rollout
-    from gotr1_core.samples import Sample as Sample
-    from gotr1_core.samples import Sampling as Sampling
-    from gotr1_core.samples import Scored as Scored
+    from gotr1_core.samples import (
+        IMAGE as IMAGE,
+    )
+    from gotr1_core.samples import (
+        PLAN as PLAN,
+    )
+    from gotr1_core.samples import (
+        Example as Example,
+    )
+    from gotr1_core.samples import (
+        Prompt as Prompt,
+    )
+    from gotr1_core.samples import (
+        Rollout as Rollout,
+    )
+    from gotr1_core.samples import (
+        Sample as Sample,
+    )
+    from gotr1_core.samples import (
+        Sampling as Sampling,
+    )
+    from gotr1_core.samples import (
+        Scored as Scored,
+    )
     from gotr1_core.session import resume as resume
     from gotr1_core.session import train as train
     from gotr1_core.tracking import write_samples as write_samples
 
 _HOME = {
     "build": (
+        "FilePrompts",
         "Parts",
         "policies",
     ),
