@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,53 +14,97 @@ from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 
 if TYPE_CHECKING:
+    from gotr1_core.hookspecs import Kind
     from gotr1_core.protocols import Planner, Renderer
     from gotr1_core.samples import Sampling
 
 DEFAULT_PRESET = "scenes"
 
-# Options that several commands have.
-ConfigOrWord = Annotated[str | None, typer.Argument(help="A YAML config, or the first KEY=VALUE.", show_default=False)]
-PlannerName = Annotated[str | None, typer.Option(help="What writes the chain.")]
-RendererName = Annotated[str | None, typer.Option(help="What draws it.")]
-PresetName = Annotated[str | None, typer.Option(help="A named config to start from; scenes if nothing else is named.")]
-Batch = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
+_files: list[Path] = []
+
+
+def start(files: Sequence[Path]) -> None:
+    """Begins a command line: the next :func:`registry` is a new one, with these files of --plugin."""
+    _files[:] = files
+    registry.cache_clear()
 
 
 @cache
 def registry() -> Registry:
-    """The plugins of this command line, loaded when they are first asked for. `call` forgets them for the next one."""
-    return Registry()
+    """The plugins of this command line, loaded when they are first asked for."""
+    found = Registry()
+    for file in _files:
+        found.add_file(file)
+    return found
+
+
+def names(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
+    """Completes the names of a kind of component."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        found = [p.component for p in registry().of_kind(kind)]
+        return [(component.name, component.summary) for component in found if component.name.startswith(incomplete)]
+
+    return complete
+
+
+# Options that several commands have.
+ConfigOrWord = Annotated[str | None, typer.Argument(help="A YAML config, or the first KEY=VALUE.", show_default=False)]
+PlannerName = Annotated[str | None, typer.Option(help="What writes the chain.", autocompletion=names("planner"))]
+RendererName = Annotated[str | None, typer.Option(help="What draws it.", autocompletion=names("renderer"))]
+JudgeNames = Annotated[
+    list[str] | None, typer.Option(help="What scores plan and picture; may be given again.", autocompletion=names("judge"))
+]
+AlgorithmName = Annotated[str | None, typer.Option(help="What turns rewards into gradients.", autocompletion=names("algorithm"))]
+PresetName = Annotated[
+    str | None, typer.Option(help="A named config to start from; scenes if nothing else is named.", autocompletion=names("preset"))
+]
+PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: text, one a line, or JSONL.")]
+Batch = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def load_config(
     registry: Registry, config: Path | None, preset: str | None, named: Mapping[str, Any], words: Sequence[str]
 ) -> dict[str, Any]:
-    """Preset, then file, then options, then KEY=VALUE words, each over what comes before.
+    """Preset, then file, then options, then KEY=VALUE words, each over what comes before; and the plugin files that it needs, loaded.
 
     Where neither a preset, a file nor a component is named, the preset ``scenes`` is taken.
     """
     from gotr1_core.config import merge, overrides, read_yaml
 
+    own = with_plugins(registry, read_yaml(config)) if config else {}
     given = {key: value for key, value in named.items() if value is not None}
     if preset is None and config is None and not given.keys() & {"planner", "renderer", "judge"}:
         preset = DEFAULT_PRESET
     data: dict[str, Any] = read_yaml(registry.preset(preset)) if preset else {}
-    if config is not None:
-        data = merge(data, read_yaml(config))
-    return merge(merge(data, given), overrides(words))
+    return with_plugins(registry, merge(merge(merge(data, own), given), overrides(words)))
+
+
+def with_plugins(registry: Registry, data: dict[str, Any]) -> dict[str, Any]:
+    """Loads the plugin files that a config names, and names those of --plugin in it too, so that the run's own config has them."""
+    named = data.get("plugins") or []
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or not all(isinstance(file, str) for file in named):
+        return data  # which validation will tell
+    for file in named:
+        registry.add_file(Path(file))
+    return {**data, "plugins": [str(file) for file in registry.files]} if registry.files else data
 
 
 def config_or_words(first: str | None, words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Tells ``CONFIG.yaml`` from the first KEY=VALUE."""
     if first is None:
         return None, list(words)
-    if "=" in first:
-        return None, [first, *words]
     path = Path(first)
-    if not path.is_file():
+    with suppress(OSError):  # a name that is too long
+        if path.is_dir():
+            raise UsageError(f"{first} is a folder, and no config", hint=f"give a YAML file, such as {path / 'config.yaml'}")
+        if path.exists():
+            return path, list(words)
+    if "=" not in first:
         raise UsageError(f"there is no config {first}", hint="give a YAML file, or KEY=VALUE")
-    return path, list(words)
+    return None, [first, *words]
 
 
 def drawing(
