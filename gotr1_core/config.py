@@ -167,6 +167,9 @@ class RunConfig(Strict):
     prune: bool = Field(True, description="Do not draw images whose total is 0 whatever they are.")
     mask_truncated: bool = Field(False, description="Chains that were cut carry no gradient.")
     nan_limit: float = Field(0.5, gt=0, le=1, description="A larger share of samples without a reward stops the run.")
+    deviation_limit: float | None = Field(
+        None, gt=0, description="A larger mean deviation of scorer from sampler stops the run; by precision if not given (1e-4, or 2e-2)."
+    )
     constant_limit: int = Field(20, gt=0, description="So many steps in a row with nothing but constant groups stop the run.")
     seed: int = Field(0, ge=0, description="Of what is drawn and of LoRA's beginning.")
     sampling: SamplingConfig = SamplingConfig()
