@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import pluggy
 
 from gotr1_core.config import RunConfig
 from gotr1_core.evaluate import columns, estimate, summary
+from gotr1_core.report import write_report
+from gotr1_core.plugins import STRICT, one_line
 from gotr1_core.samples import Sample
 from gotr1_core.tracking import Records
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from gotr1_core.train import Trainer
 
 ON_THE_WAY = "held-out"
-STRICT = "GOTR1_STRICT_PLUGINS"
 
 
 class Run:
@@ -28,6 +30,7 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, manager: pluggy.PluginManager, *, main: bool = True) -> None:
         self.folder, self.config, self.manager, self.main = folder, config, manager, main
         self.records = Records(folder, main=main)
+        self._dropped: list[object] = []  # listeners that failed
 
     def started(self, step: int) -> None:
         """The components are built."""
@@ -53,6 +56,7 @@ class Run:
     def save(self, trainer: Trainer) -> None:
         """A checkpoint of where the trainer is."""
         if self.main:
+            self.records.sync()
             checkpoint = trainer.save(self.folder, len(self.records.rows))
             self.tell("gotr1_checkpoint_saved", step=trainer.at.step, checkpoint=checkpoint)
         trainer.accelerator.wait_for_everyone()
@@ -61,8 +65,10 @@ class Run:
         """The run is over, whichever way."""
         rows = self.records.held_out.items()
         means = {name: {score: estimate(values).mean for score, values in row.items()} for name, row in rows}
+        with suppress(OSError):  # a full disk has its own error
+            if self.main and rows:
+                write_report(self.folder)
         self.tell("gotr1_run_finished", outcome=outcome, summary=means)
-        self.records.close()
 
     def tell(self, hook: str, **what: Any) -> None:
         """Calls one lifecycle hook of every listener, each in its own ``try``: a run outlives a listener that fails."""
@@ -70,12 +76,12 @@ class Run:
             return
         given = {"run": self.folder, **what}
         for listener in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            if listener.plugin in self._dropped:
+                continue
             try:
                 listener.function(*[given[name] for name in listener.argnames])
             except Exception as error:
                 if os.environ.get(STRICT) == "1":
                     raise
-                shown = " ".join(f"{type(error).__name__}: {error}".split())
-                name = listener.plugin_name
-                print(f"warning: {name} failed in {hook} and hears no more of this run: {shown}", file=sys.stderr)
-                self.manager.unregister(listener.plugin)
+                print(f"warning: {listener.plugin_name} failed in {hook} and hears no more of this run: {one_line(error)}", file=sys.stderr)
+                self._dropped.append(listener.plugin)
