@@ -1,4 +1,4 @@
-"""A Janus so small that every test can afford a real one: random weights, its own tokenizer, nine image tokens."""
+"""What all tests share: a Janus so small that each can afford a real one (random weights, nine image tokens), and a run."""
 
 from __future__ import annotations
 
@@ -145,3 +145,16 @@ class LettersJudge:
 @pytest.fixture
 def letters_judge() -> LettersJudge:
     return LettersJudge()
+
+
+SHORT = ["steps=3", "groups=4", "plans=2", "prompts.held_out=6", "evaluation.prompts=3", "evaluation.every=2", "save_samples=1"]
+
+
+@pytest.fixture(scope="session")
+def miniature_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run called NAME, of three steps with the default preset. For reading; copy it to change it."""
+    from gotr1_core.cli.main import call
+
+    output = tmp_path_factory.mktemp("runs")
+    assert call(["train", *SHORT, f"output={output}", "name=NAME"]) == 0
+    return output / "NAME"
