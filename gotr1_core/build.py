@@ -37,6 +37,10 @@ class Parts:
     def unified(self) -> bool:
         return self.planner is self.renderer  # type: ignore[comparison-overlap]
 
+    def policies(self) -> dict[str, Policy]:
+        """Planner and renderer by role; the planner alone where it is both."""
+        return {"planner": self.planner} if self.unified else {"planner": self.planner, "renderer": self.renderer}
+
     def trained(self, train: str) -> dict[str, tuple[Policy, tuple[SegmentName, ...]]]:
         """The policies that train, by role, and their segments that do."""
         wanted: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
@@ -117,7 +121,7 @@ def preflight(registry: Registry, config: RunConfig) -> dict[str, int]:
         found = registry.find(kind, part.name).component
         made = load(found.target)
         if hasattr(made, "preflight"):
-            sizes |= made.preflight(options_of(found, part.options))
+            sizes |= made.preflight(options_of(found, part.options), key=kind)
     return sizes
 
 
@@ -163,7 +167,7 @@ def prepare(parts: Parts, config: RunConfig) -> None:
             other = "planner" if role == "renderer" else "renderer"
             raise UsageError(f"train: the {role} has nothing to train", hint=f"set train={other}, or choose another {role}")
     training = [policy for policy, _ in trained.values()]
-    for policy in {id(p): p for p in (parts.planner, parts.renderer)}.values():
+    for policy in parts.policies().values():
         if policy not in training:
             policy.module.requires_grad_(False)
         elif config.lora is not None:

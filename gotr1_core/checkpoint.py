@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gotr1_core.errors import Gotr1Error, UsageError
 
@@ -43,12 +43,15 @@ def replacing(folder: Path) -> Iterator[Path]:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     recover(folder)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         yield part
         _sync(part)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        code = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        if code:  # a full disk is the same error whoever writes
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
         raise
     old = folder.with_name(folder.name + ".old")
     if folder.exists():
@@ -78,8 +81,39 @@ def _sync(folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """A text file that is there whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is damaged: it is no JSON object", hint="put it back as it was")
+    return found
+
+
+@contextmanager
+def writing(folder: Path, *, again: str) -> Iterator[None]:
+    """Says of a full disk what is safe and what to do: make room, then ``again``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        safe = "".join(f"; the last checkpoint is {last}" for last in list(checkpoints(folder).values())[-1:])
+        message = f"{error.filename or folder} cannot be written: {error.strerror}{safe}"
+        raise Gotr1Error(message, hint=f"make room, then {again}") from error
 
 
 # -- tensors ----------------------------------------------------------------------------------------------------------------
@@ -91,23 +125,12 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of the parameters that train: tells whether a run would go on from another model than it began with."""
+    """SHA-256 of all parameters, frozen ones too: tells whether a run would go on from another model than it began with."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(trainable(module).items()):
+    for name, tensor in sorted(module.named_parameters()):
         digest.update(name.encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file; a full disk is the OSError that it is elsewhere."""
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        code = re.search(r"code: (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -202,21 +225,11 @@ def prune(run: Path, keep: int, best: int | None) -> None:
             shutil.rmtree(found[step], ignore_errors=True)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint, once the whole checkpoint is known to be what was saved."""
+def read_state(folder: Path, *, deep: bool = True) -> dict[str, Any]:
+    """The JSON state of a checkpoint, once the whole checkpoint is known to be what was saved (without ``deep`` by its sizes)."""
     if not (folder / STATE).is_file():
         raise UsageError(f"{folder} is not a checkpoint", hint="give the folder of a run, or of one of its checkpoints")
-    problem = damage(folder)
+    problem = damage(folder, deep=deep)
     if problem:
-        raise UsageError(f"{folder} is damaged: {problem}", hint="use another checkpoint of the run")
-    return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
-
-
-def no_room(error: OSError, run: Path) -> Gotr1Error:
-    """What to say when a run ends because nothing more can be written."""
-    last = [f"the last checkpoint is {folder}" for folder in list(checkpoints(run).values())[-1:]]
-    where = error.filename or run
-    return Gotr1Error(
-        f"{where} cannot be written: {error.strerror}; {''.join(last) or 'there is no checkpoint yet'}",
-        hint=f"make room, then gotr1 train --resume {run}",
-    )
+        raise UsageError(f"{folder} is damaged: {problem}", hint="use another checkpoint of the run, or remove this one")
+    return read_json(folder / STATE)

@@ -13,8 +13,8 @@ import pluggy
 
 from gotr1_core.config import RunConfig
 from gotr1_core.evaluate import columns, estimate, summary
-from gotr1_core.report import write_report
 from gotr1_core.plugins import STRICT, one_line
+from gotr1_core.report import write_report
 from gotr1_core.samples import Sample
 from gotr1_core.tracking import Records
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
 from gotr1_core.build import Parts, build, check, held_out_prompts, prepare, training_prompts
-from gotr1_core.checkpoint import CHECKPOINTS, NO_ROOM, checkpoints, no_room, write_atomically
+from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage, read_json, read_state, write_atomically, writing
 from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.memory import explained
@@ -65,14 +66,19 @@ def train(
         Gotr1Error: nothing could be learnt, no memory or no room on the disk.
     """
     registry = registry or Registry()
+    for file in config.plugins:
+        registry.add_file(file)
+    accelerator = _accelerator(config, cpu=cpu)
     if parts is None:
-        check(registry, config)
+        check(registry, config, accelerator.num_processes)
     check_free(config)
     source = source or training_prompts(registry, config.prompts)
     held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
-    trainer = make_trainer(config, registry, parts, source, cpu=cpu)
-    folder = new_folder(registry, config) if trainer.accelerator.is_main_process else config.output
-    return _train(trainer, held_out, _together(trainer.accelerator, folder), registry, listeners, None)
+    trainer = make_trainer(config, registry, parts, source, accelerator)
+    main = accelerator.is_main_process
+    folder = _together(accelerator, new_folder(registry, config) if main else config.output)
+    with _holding(folder, main=main):
+        return _train(trainer, held_out, Run(folder, config, registry.manager, main=main), listeners)
 
 
 def resume(
@@ -91,20 +97,44 @@ def resume(
     ``words`` are KEY=VALUE changes; those that would break the run are refused. The rest as in :func:`start`.
     """
     registry = registry or Registry()
-    config, changed = resumed_config(folder, words)
-    for file in config.plugins:
-        registry.add_file(file)
-    if parts is None:
-        check(registry, config)
-    last = list(checkpoints(folder).values())[-1:]
-    source = source or training_prompts(registry, config.prompts)
-    held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
-    trainer = make_trainer(config, registry, parts, source, cpu=cpu)
-    if trainer.accelerator.is_main_process:
-        for part in (folder / CHECKPOINTS).glob("*.part"):  # what a killed process was writing
-            shutil.rmtree(part, ignore_errors=True)
-        _note(folder, registry, config, changed, last)
-    return _train(trainer, held_out, folder, registry, listeners, last[0] if last else None, resumed=True)
+    _known(folder)
+    main = _state(cpu=cpu).is_main_process
+    with _holding(folder, main=main):
+        config, changed = resumed_config(folder, words)
+        for file in config.plugins:
+            registry.add_file(file)
+        accelerator = _accelerator(config, cpu=cpu)
+        if parts is None:
+            check(registry, config, accelerator.num_processes)
+        last = _last_checkpoint(folder, main=main)
+        source = source or training_prompts(registry, config.prompts)
+        held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
+        trainer = make_trainer(config, registry, parts, source, accelerator)
+        rows = trainer.load(last) if last else None
+        if main:
+            for part in (folder / CHECKPOINTS).glob("*.part"):  # what a killed process was writing
+                shutil.rmtree(part, ignore_errors=True)
+            _note(folder, registry, config, changed, last)
+        run = Run(folder, config, registry.manager, main=main)
+        run.records.cut(rows)
+        return _train(trainer, held_out, run, listeners)
+
+
+def _known(folder: Path) -> None:
+    if not (folder / CONFIG).is_file():
+        raise UsageError(f"{folder} is no run", hint="give the folder that `gotr1 train` named")
+
+
+def _last_checkpoint(folder: Path, *, main: bool) -> Path | None:
+    """The last whole checkpoint, and a warning for every later one that is not."""
+    found = checkpoints(folder)
+    last = max(found, default=0)
+    for other in sorted((folder / CHECKPOINTS).glob("step-*")):
+        number = other.name.removeprefix("step-")
+        if main and number.isdigit() and int(number) > last:
+            where = found[last].name if last else "the start"
+            print(f"warning: {other} is damaged: {damage(other, deep=False)}; going on from {where}", file=sys.stderr)
+    return found.get(last)
 
 
 def resumed_config(folder: Path, words: Sequence[str]) -> tuple[RunConfig, dict[str, tuple[Any, Any]]]:
@@ -113,35 +143,44 @@ def resumed_config(folder: Path, words: Sequence[str]) -> tuple[RunConfig, dict[
     Raises:
         UsageError: no run, a finished one, or a change that would break it.
     """
-    if not (folder / CONFIG).is_file():
-        raise UsageError(f"{folder} is no run", hint="give the folder that `gotr1 train` named")
+    _known(folder)
     old = validate(RunConfig, read_yaml(folder / CONFIG))
     config = validate(RunConfig, merge(old.model_dump(mode="json"), overrides(words)))
     before, after = flat(old.model_dump(mode="json")), flat(config.model_dump(mode="json"))
     changed = {key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
+    # Where evaluation has no sampling of its own, scores before and after would be drawn differently.
+    settled = FIXED if old.evaluation.sampling else (*FIXED, "sampling")
     for key, (was, now) in changed.items():
-        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in settled):
             raise UsageError(f"{key} cannot change when a run is resumed (it was {was!r}, not {now!r})", hint="start a new run with it")
     done = max(checkpoints(folder), default=0)
-    state = json.loads((checkpoints(folder)[done] / "state.json").read_text()) if done else {}
+    state = read_state(checkpoints(folder)[done], deep=False) if done else {}
     if config.steps < done or (config.steps == done and not state.get("pending")):
         raise UsageError(f"{folder} has done {done} of {config.steps} steps", hint=f"steps={done + old.steps} would go on with it")
     return config, changed
 
 
-def _note(folder: Path, registry: Registry, config: RunConfig, changed: Mapping[str, Any], last: Sequence[Path]) -> None:
+def _note(folder: Path, registry: Registry, config: RunConfig, changed: Mapping[str, Any], last: Path | None) -> None:
     """Keeps the changed config, and in the environment where the run went on and what was different."""
-    known = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    now = {"from": last[0].name if last else None, "changed": dict(changed), **environment(registry, config)}
+    known = read_json(folder / ENVIRONMENT)
+    now = {"from": last.name if last else None, "changed": dict(changed), **environment(registry, config)}
     known["resumed"] = [*known.get("resumed", ()), now]
     write_atomically(folder / CONFIG, dump(config))
     write_atomically(folder / ENVIRONMENT, json.dumps(known, indent=1))
 
 
-def make_trainer(config: RunConfig, registry: Registry, parts: Parts | None, source: PromptSource, *, cpu: bool) -> Trainer:
+def _state(*, cpu: bool) -> PartialState:
+    """This process among the others, before anything about the run is known."""
+    return PartialState(cpu=cpu or not torch.cuda.is_available())
+
+
+def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
+    return Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
+
+
+def make_trainer(config: RunConfig, registry: Registry, parts: Parts | None, source: PromptSource, accelerator: Accelerator) -> Trainer:
     """The components with their weights, and the loop around them."""
     set_seed(config.seed)  # what LoRA draws
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
     with explained("loading", config):
         if parts is None:
             parts = build(registry, config, device=accelerator.device)
@@ -159,58 +198,45 @@ def _together(accelerator: Accelerator, folder: Path) -> Path:
     return Path(broadcast_object_list([str(folder)])[0])
 
 
-def _train(
-    trainer: Trainer,
-    held_out: Sequence[Prompt],
-    folder: Path,
-    registry: Registry,
-    listeners: Sequence[object],
-    checkpoint: Path | None,
-    *,
-    resumed: bool = False,
-) -> Run:
-    main = trainer.accelerator.is_main_process
-    with _writing(folder, main=main):
-        run = Run(folder, trainer.config, registry.manager, main=main)
-        if resumed:
-            run.records.cut(trainer.load(checkpoint) if checkpoint else None)
-        mine = [*listeners, *([Tracker(trainer.config)] if main and trainer.config.tracker else [])]
-        with _listening(registry, mine):
-            outcome = "failed"
-            try:
-                run.started(trainer.at.step)
-                run_loop(trainer, held_out, run)
-                outcome = "finished"
-            except (Interrupted, KeyboardInterrupt):
-                outcome = "interrupted"
-                raise
-            finally:
-                run.finished(outcome)
+def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Sequence[object]) -> Run:
+    outcome = "failed"
+    with closing(run.records), _listening(run, [*listeners, *_trackers(run)]):
+        try:
+            run.started(trainer.at.step)
+            run_loop(trainer, held_out, run)
+            outcome = "finished"
+        except Interrupted:
+            outcome = "interrupted"
+            raise
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+            where = "before the first step was saved" if not checkpoints(run.folder) else "in the middle of a step"
+            raise Interrupted(f"interrupted {where}", hint=f"gotr1 train --resume {run.folder} goes on") from None
+        finally:
+            run.finished(outcome)
     return run
 
 
-@contextmanager
-def _writing(folder: Path, *, main: bool) -> Iterator[None]:
-    """Holds the folder, and says what to do when it cannot be written to."""
-    try:
-        if main:
-            with locked(folder):
-                yield
-        else:
-            yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise no_room(error, folder) from error
+def _trackers(run: Run) -> list[object]:
+    return [Tracker(run.config)] if run.main and run.config.tracker else []
 
 
 @contextmanager
-def _listening(registry: Registry, listeners: Sequence[object]) -> Iterator[None]:
-    for listener in listeners:
-        registry.manager.register(listener, name=type(listener).__name__)
+def _holding(folder: Path, *, main: bool) -> Iterator[None]:
+    """Keeps other processes out of a run's folder, and says what to do when it cannot be written to."""
+    with writing(folder, again=f"gotr1 train --resume {folder}"), locked(folder) if main else nullcontext():
+        yield
+
+
+@contextmanager
+def _listening(run: Run, listeners: Sequence[object]) -> Iterator[None]:
+    manager = run.manager
     try:
+        for listener in listeners:
+            name = type(listener).__name__
+            manager.register(listener, name=f"{name} {id(listener)}" if manager.has_plugin(name) else name)
         yield
     finally:
         for listener in listeners:
-            if registry.manager.is_registered(listener):  # one that failed is not
-                registry.manager.unregister(listener)
+            if manager.is_registered(listener):
+                manager.unregister(listener)

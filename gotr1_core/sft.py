@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gotr1_core.chain import parse
-from gotr1_core.checkpoint import TRAINABLE, load_optimizer_tensors, load_trainable, optimizer_tensors, replacing, trainable
+from gotr1_core.checkpoint import TRAINABLE, load_optimizer_tensors, load_trainable, optimizer_tensors, recover, replacing, trainable
 from gotr1_core.config import SftConfig, dump
 from gotr1_core.errors import UsageError
 from gotr1_core.lora import add_lora
@@ -102,6 +102,9 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
         policy.enable_gradient_checkpointing()
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     optimizer = make_optimizer(policy.module, config.optimizer)
+    if accelerator.is_main_process:
+        recover(config.output / "model")
+    accelerator.wait_for_everyone()
     first = _resume(config.output, policy, optimizer)
     module, optimizer = accelerator.prepare(policy.module, optimizer)
     begun = time.perf_counter()

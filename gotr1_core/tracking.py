@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import platform
 import shutil
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.chain import draw
-from gotr1_core.checkpoint import write_atomically
+from gotr1_core.checkpoint import NO_ROOM, read_json, write_atomically
 from gotr1_core.config import RunConfig, dump
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
@@ -89,7 +90,7 @@ class Records:
         self.folder, self.main = folder, main
         self.rows = _read_rows(folder / METRICS)
         held_out = folder / HELD_OUT
-        known = json.loads(held_out.read_text(encoding="utf-8")) if held_out.is_file() else {}
+        known = read_json(held_out) if held_out.is_file() else {}
         self.held_out: dict[str, Columns] = {
             model: {name: [nan_for_null(v) for v in values] for name, values in row.items()} for model, row in known.items()
         }
@@ -123,6 +124,11 @@ class Records:
         if self.main:
             write_atomically(self.folder / HELD_OUT, json.dumps(known))
 
+    def sync(self) -> None:
+        """Has what was written so far reach the disk, before a checkpoint counts on it."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
     def close(self) -> None:
         if self._metrics is not None:
             self._metrics.close()
@@ -130,8 +136,11 @@ class Records:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics file; a last line that a killed process left half-written is none."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was") from None
 
 
 def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
@@ -139,6 +148,8 @@ def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}", hint="choose another folder") from None
     paths = []
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gotr1_core.build import Parts, make_sampling
@@ -34,7 +35,6 @@ from gotr1_core.checkpoint import (
     read_state,
     read_tensors,
     trainable,
-    write_tensors,
 )
 from gotr1_core.config import RunConfig
 from gotr1_core.credit import constant_groups
@@ -49,6 +49,7 @@ from gotr1_core.run import ON_THE_WAY, Run
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.sampling import seed_for
 from gotr1_core.stop import Interrupted, Stop
+from gotr1_core.tracking import HELD_OUT
 from gotr1_core.update import Clock, Learner, update
 
 
@@ -69,6 +70,7 @@ class Trainer:
     def __init__(self, config: RunConfig, parts: Parts, source: PromptSource, accelerator: Accelerator) -> None:
         self.config, self.parts, self.source, self.accelerator = config, parts, source, accelerator
         self.sampling = make_sampling(config.sampling)
+        self.starting = {role: fingerprint(policy.module) for role, policy in parts.policies().items()}
         self.learners = self._learners()
         self.at = Progress()
 
@@ -81,8 +83,7 @@ class Trainer:
             optimizer = make_optimizer(policy.module, settings)
             module, optimizer = self.accelerator.prepare(policy.module, optimizer)
             reference = Reference(policy.module) if any(s.kl for s in chosen.values()) else None
-            starting = fingerprint(policy.module) if reference else ""
-            found[role] = Learner(policy, module, optimizer, settings, chosen, reference, starting)
+            found[role] = Learner(policy, module, optimizer, settings, chosen, reference)
         return found
 
     def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
@@ -179,16 +180,15 @@ class Trainer:
     def save(self, run: Path, rows: int) -> Path:
         """What trained, its optimizers and where the run is; ``rows`` of metrics belong to it. Returns the checkpoint's folder."""
         sampling = (self.config.evaluation.sampling or self.config.sampling).model_dump()
-        state = {"rows": rows, "sampling": sampling, **asdict(self.at)}
+        state = {"rows": rows, "sampling": sampling, "starting": self.starting, **asdict(self.at)}
         state["updates"] = {role: learner.updates for role, learner in self.learners.items()}
-        state["reference"] = {role: learner.starting for role, learner in self.learners.items()}
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         with new_checkpoint(run, self.at.step) as part:
             for role, learner in self.learners.items():
                 (part / role).mkdir()
-                write_tensors(part / role / TRAINABLE, trainable(learner.policy.module))
-                write_tensors(part / role / OPTIMIZER, optimizer_tensors(learner.optimizer))
+                save_file(trainable(learner.policy.module), part / role / TRAINABLE)
+                save_file(optimizer_tensors(learner.optimizer), part / role / OPTIMIZER)
             (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         best = self.at.best["step"] if self.at.best else None
         prune(run, self.config.checkpoint.keep, best)
@@ -197,16 +197,17 @@ class Trainer:
     def load(self, checkpoint: Path) -> int:
         """Goes on from a checkpoint; returns how many rows of metrics belong to it."""
         state = read_state(checkpoint)
-        for role, learner in self.learners.items():
-            if learner.starting != state["reference"][role]:
+        for role, found in self.starting.items():
+            if found != state["starting"].get(role):
                 raise UsageError(
-                    f"the model that the {role} starts from is not the one that this run started from, so its reference would be another",
+                    f"the weights that the {role} starts from are not those that this run started from",
                     hint="put the starting weights back, or start a new run",
                 )
+        for role, learner in self.learners.items():
             load_trainable(learner.policy.module, checkpoint / role / TRAINABLE)
             load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
             learner.updates = state["updates"][role]
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and "scaler" in state:  # else mixed_precision was another
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.at = Progress(**{field.name: state[field.name] for field in fields(Progress)})
         return int(state["rows"])
@@ -297,6 +298,8 @@ def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> N
         wanted[f"before, best of {settings.best_of}"] = {"best_of": settings.best_of}
     for name, changed in wanted.items():
         if name not in run.records.held_out:  # a resumed run has them
+            if trainer.at.step:
+                raise UsageError(f"{run.folder / HELD_OUT} lacks the evaluation {name!r} of the untrained model", hint="put it back")
             samples = trainer.evaluate(held_out, **changed)
             check_known(samples, trainer.config.nan_limit)
             run.evaluated(name, 0, samples)

@@ -32,7 +32,6 @@ class Learner:
     settings: OptimizerConfig
     segments: Mapping[SegmentName, SegmentConfig]
     reference: Reference | None
-    starting: str = ""  # fingerprint of what trains as it was when training began, where it is the reference
     updates: int = 0
 
 

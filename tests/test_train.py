@@ -5,42 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 import gotr1_core.train as loop
-from gotr1_core.build import build, make_sampling
+from gotr1_core import session
+from gotr1_core.build import build, held_out_prompts, make_sampling, training_prompts
 from gotr1_core.checkpoint import read_state
-from gotr1_core.config import RunConfig, dump, validate
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.evaluate import evaluate
-from gotr1_core.hookspecs import Component
+from gotr1_core.hookspecs import hookimpl
 from gotr1_core.plugins import Registry
 from gotr1_core.restore import restore
 from gotr1_core.rollout import Batch
-from gotr1_core.samples import PLAN, Prompt, Sample, SegmentName
-from gotr1_core.train import Trainer, train
-
-
-class Values:
-    """A judge of the prompt's kind: ``flat`` ones have one value, ``missing`` ones none, others depend on the chain."""
-
-    rewards: Mapping[str, SegmentName] = {"value": PLAN}
-
-    def __init__(self, options: None = None) -> None:
-        del options
-
-    def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        return {"value": [self.one(s) for s in samples]}
-
-    def one(self, sample: Sample) -> float:
-        if "missing" in sample.prompt.text:
-            return math.nan
-        return 0.5 if "flat" in sample.prompt.text else (sum(map(ord, sample.chain.raw)) % 97) / 97
+from gotr1_core.samples import Prompt, Sample
+from gotr1_core.train import Trainer
 
 
 class Listed:
@@ -54,48 +37,32 @@ class Listed:
 
 
 @pytest.fixture
-def registry(letters_judge: Any) -> Registry:
-    """The installed plugins, and one more with judges that a random policy gets rewards from."""
-    found = Registry()
-    judges = {"letters": type(letters_judge), "values": Values}
-    components = [Component("judge", name, f"{kind.__module__}:{kind.__name__}", None, "of the tests") for name, kind in judges.items()]
-    found.add(SimpleNamespace(gotr1_components=lambda: components), "tests")
-    return found
-
-
-@pytest.fixture
-def make(tiny_janus: Path, registry: Registry) -> Any:
-    def configured(**changed: Any) -> RunConfig:
-        data: dict[str, Any] = {
-            "planner": {"name": "janus", "model": str(tiny_janus), "instruction": "{prompt}", "attention": "eager"},
-            "renderer": "janus",
-            "judge": ["values"],
-            "reward": "value",
-            "prompts": {"source": "scenes", "held_out": 6},
-            "steps": 3,
-            "groups": 3,
-            "plans": 4,
-            "micro_batch": 8,
-            "sampling": {"guidance_scale": 2.0, "max_chain_tokens": 8},
-            "evaluation": {"every": 2, "prompts": 4},
-            "optimizer": {"rate": 0.01, "schedule": "constant"},
-            "lora": None,
-        }
-        return validate(RunConfig, data | changed)
-
-    return configured
-
-
-@pytest.fixture
 def trainer(registry: Registry, make: Any) -> Any:
     def started(source: Any = None, **changed: Any) -> Trainer:
-        from gotr1_core.build import training_prompts
-
         config = make(**changed)
         torch.manual_seed(0)  # peft draws A from the global generator
         return Trainer(config, build(registry, config), source or training_prompts(registry, config.prompts), Accelerator(cpu=True))
 
     return started
+
+
+class Heard:
+    """A listener that keeps what it hears of steps and evaluations."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int, str]] = []
+        self.metrics: list[Mapping[str, float]] = []
+        self.samples: dict[tuple[str, int, str], Sequence[Sample]] = {}
+
+    @hookimpl
+    def gotr1_step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.events.append(("step", step, ""))
+        self.metrics.append(metrics)
+
+    @hookimpl
+    def gotr1_evaluated(self, step: int, name: str, samples: Sequence[Sample]) -> None:
+        self.events.append(("evaluated", step, name))
+        self.samples["evaluated", step, name] = samples
 
 
 def parameters(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -113,52 +80,45 @@ def same(one: Sequence[Sample], other: Sequence[Sample]) -> bool:
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_a_run_of_three_steps(registry: Registry, make: Any, trainer: Any, tmp_path: Path, lora: Any) -> None:
     """Prompts and the judge of the embedded world, and a reward a random policy can get; all of it is restored from disk."""
-    from gotr1_core.build import held_out_prompts
+    settings: dict[str, Any] = {"judge": ["scenes", "values"], "reward": "value * bright + pi / 10", "lora": lora, "updates": 2}
+    settings |= {"evaluation": {"every": 2, "prompts": 4, "metric": "value", "greedy": True, "best_of": 2}}
+    settings |= {"segments": {"plan": {"kl": 0.01}, "image": {"weight": 0.5, "kl": 0.01}}, "output": str(tmp_path), "name": "one"}
+    config, heard = make(**settings), Heard()
+    run = session.train(config, registry=registry, listeners=[heard], cpu=True)
 
-    settings: dict[str, Any] = {"judge": ["scenes", "letters"], "reward": "letters * bright + pi / 10", "lora": lora}
-    settings |= {"evaluation": {"every": 2, "prompts": 4, "metric": "letters", "greedy": True, "best_of": 2}, "updates": 2}
-    settings |= {"segments": {"plan": {"kl": 0.01}, "image": {"weight": 0.5, "kl": 0.01}}}
-    begun = trainer(**settings)
-    config, start = begun.config, parameters(begun)
-    (tmp_path / "config.yaml").write_text(dump(config))
-    held_out = held_out_prompts(registry, config.prompts)
-    heard: list[tuple[str, Mapping[str, Any]]] = []
-    result = train(begun, held_out, tmp_path, lambda event, data: heard.append((event, data)))
-
-    events = [(event, data["step"], data.get("name")) for event, data in heard]
     before = [("evaluated", 0, "before"), ("evaluated", 0, "before, greedy"), ("evaluated", 0, "before, best of 2")]
-    steps = [("step", 0, None), ("step", 1, None), ("evaluated", 2, ""), ("step", 2, None), ("evaluated", 3, "after")]
-    assert events == before + steps
-    assert result["rows"].keys() == {"before", "before, greedy", "before, best of 2", "after"}
-    assert all(len(column) == 6 for row in result["rows"].values() for column in row.values())
-    assert {"letters", "bright", "pi", "ri", "sem", "spa", "correct", "reward"} <= result["rows"]["after"].keys()
-    metrics = [data["metrics"] for event, data in heard if event == "step"]
-    for row in metrics:
+    steps = [("step", 1, ""), ("step", 2, ""), ("evaluated", 2, "held-out"), ("step", 3, ""), ("evaluated", 3, "after")]
+    assert heard.events == before + steps
+    held_out = run.records.held_out
+    assert held_out.keys() == {"before", "before, greedy", "before, best of 2", "after"}
+    assert all(len(column) == 6 for row in held_out.values() for column in row.values())
+    assert {"value", "bright", "pi", "ri", "sem", "spa", "correct", "reward"} <= held_out["after"].keys()
+    for row in heard.metrics:
         assert row["plan.worst_deviation"] <= 1e-4
         assert row["image.worst_deviation"] <= 1e-4
-        assert {"seconds.rollout", "seconds.scoring", "seconds.update", "plan.kl", "image.entropy", "reward.letters"} <= row.keys()
+        assert {"seconds.rollout", "seconds.scoring", "seconds.update", "plan.kl", "image.entropy", "reward.value"} <= row.keys()
         assert sum(v for k, v in row.items() if k.startswith("seconds.")) >= 0.85 * row["seconds"]
-    assert metrics[2]["plan.kl"] > 0
-    changed = {name for name, p in parameters(begun).items() if not torch.equal(p, start[name])}
-    assert changed
-    assert all("lora_" in name for name in changed) == bool(lora)
+    assert heard.metrics[2]["plan.kl"] > 0
 
-    after = next(data["samples"] for event, data in heard if data.get("name") == "after")
-    scores = [sum(s.scores["letters"] for s in d["samples"][:4]) / 4 for e, d in heard if e == "evaluated" and d["step"] > 0]
-    last, best = (read_state(tmp_path / "checkpoints" / name) for name in ("last", "best"))
+    scores = [sum(s.scores["value"] for s in heard.samples[event][:4]) / 4 for event in (steps[2], steps[4])]
+    last = read_state(run.folder / "checkpoints" / "step-000003")
     assert last["step"] == 3
-    assert last["letters"] == pytest.approx(scores[-1])
-    assert best["letters"] == pytest.approx(max(scores))
-    assert best["step"] == (2 if scores[0] >= scores[1] else 3)
-    found, parts, sampling = restore(registry, tmp_path / "checkpoints" / "last")
+    assert last["best"] == {"step": 2 if scores[0] >= scores[1] else 3, "score": pytest.approx(max(scores))}
+    found, parts, sampling = restore(registry, run.folder / "checkpoints" / "step-000003", judged=True)
     assert found == config
     assert sampling == make_sampling(config.sampling)
-    again = evaluate(parts.planner, parts.renderer, parts.judges, held_out, sampling=sampling, seed=config.evaluation.seed)
-    assert same(after, again)
+    prompts = held_out_prompts(registry, config.prompts)
+    again = evaluate(parts.planner, parts.renderer, parts.judges, prompts, sampling=sampling, seed=config.evaluation.seed)
+    assert same(heard.samples[steps[4]], again)
+    set_seed(config.seed)  # as for the run: peft draws A from the global generator
     untrained = build(registry, config)
-    base = evaluate(untrained.planner, untrained.renderer, untrained.judges, held_out, sampling=sampling, seed=config.evaluation.seed)
-    assert not same(after, base)
-    assert restore(registry, tmp_path)[0] == config  # a run's folder means its best checkpoint
+    base = evaluate(untrained.planner, untrained.renderer, untrained.judges, prompts, sampling=sampling, seed=config.evaluation.seed)
+    assert not same(heard.samples[steps[4]], base)
+    assert same(heard.samples[before[0]], base)
+    start, end = (dict(found.planner.module.named_parameters()) for found in (untrained, parts))
+    changed = {name for name, parameter in end.items() if not torch.equal(parameter, start[name])}
+    assert changed
+    assert all("lora_" in name for name in changed) == bool(lora)
 
 
 def test_runs_repeat(trainer: Any) -> None:
@@ -179,12 +139,12 @@ def test_every_step_has_new_prompts_and_samples(trainer: Any) -> None:
     batches = [one.step(step)[1] for step in range(2)]
     ids = [p.id for b in batches for p in b.prompts]
     assert len(set(ids)) == 6
-    assert one.drawn == 6
+    assert one.at.drawn == 6
 
 
 def test_a_run_learns(trainer: Any) -> None:
     """Ten steps towards letters: the sampled reward rises by more than three standard errors of its own noise."""
-    one = trainer(judge=["letters"], reward="letters", groups=4, plans=8, optimizer={"rate": 0.01, "schedule": "constant"})
+    one = trainer(reward="letters", groups=4, plans=8, optimizer={"rate": 0.01, "schedule": "constant"})
     rewards = [one.step(step)[0]["reward"] for step in range(12)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
 
@@ -264,7 +224,7 @@ def test_constant_groups(trainer: Any, monkeypatch: pytest.MonkeyPatch, how: str
     texts = [p.text for p in seen[0].prompts]
     assert len(texts) == updated
     assert sum("flat" in text for text in texts) == (how == "keep")
-    assert one.drawn == drawn
+    assert one.at.drawn == drawn
     assert len(batch.prompts) == drawn
     assert metrics["constant_groups"] == pytest.approx(sum("flat" in p.text for p in batch.prompts) / drawn)
 
@@ -273,7 +233,7 @@ def test_refill_gives_up(trainer: Any) -> None:
     one = trainer(Listed(["flat"]), constant_groups="refill", refill_limit=2)
     start = parameters(one)
     one.step(0)
-    assert one.drawn == 6
+    assert one.at.drawn == 6
     assert all(torch.equal(p, start[name]) for name, p in parameters(one).items())
 
 
@@ -291,7 +251,7 @@ def test_a_difference_in_between_starts_the_count_again(trainer: Any) -> None:
     one = trainer(Listed(["flat"] * 6 + ["go"] * 3), constant_limit=3)
     for step in range(5):
         one.step(step)
-    assert one.idle == 2
+    assert one.at.idle == 2
 
 
 def test_runs_without_rewards_stop(trainer: Any) -> None:

@@ -27,6 +27,7 @@ def command(
     """Plans and draws a prompt: PNG, the chain as JSON, and the boxes drawn over the picture."""
     import json
 
+    from gotr1_core.checkpoint import writing
     from gotr1_core.generate import generate
     from gotr1_core.tracking import write_samples
 
@@ -37,5 +38,7 @@ def command(
     named = {"planner": planner, "renderer": renderer}
     writer, drawer, sampling = drawing(registry(), checkpoint, preset, named, override or [])
     samples = generate(writer, drawer, prompt, number=number, seed=seed, sampling=sampling)
-    for path, sample in zip(write_samples(out, samples), samples, strict=True):
+    with writing(out, again="draw again"):
+        paths = write_samples(out, samples)
+    for path, sample in zip(paths, samples, strict=True):
         print(json.dumps({"image": str(path), "chain": sample.chain.raw}, ensure_ascii=False))

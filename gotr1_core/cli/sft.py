@@ -22,6 +22,7 @@ def command(
     from rich.progress import track
 
     from gotr1_core.build import component
+    from gotr1_core.checkpoint import write_atomically, writing
     from gotr1_core.config import ComponentConfig, SftConfig, merge, overrides, read_yaml, validate
     from gotr1_core.sft import from_examples, from_source, read_examples, train_supervised
 
@@ -39,9 +40,10 @@ def command(
     console = Console(stderr=True)
     log = settings.output / "log.jsonl"
     rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    for row in track(train_supervised(settings, policy, batches), "training", total=settings.steps, console=console):
-        if row["step"] % 20 == 0 or row["step"] + 1 == settings.steps:
-            rows = [kept for kept in rows if json.loads(kept)["step"] < row["step"]]  # what a broken run logged past its last save
-            rows.append(json.dumps(row))
-            log.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    with writing(settings.output, again="run it again: it goes on from its last save"):
+        for row in track(train_supervised(settings, policy, batches), "training", total=settings.steps, console=console):
+            if row["step"] % 20 == 0 or row["step"] + 1 == settings.steps:
+                rows = [kept for kept in rows if json.loads(kept)["step"] < row["step"]]  # what a broken run logged past its last save
+                rows.append(json.dumps(row))
+                write_atomically(log, "\n".join(rows) + "\n")
     console.print(f"the model is in {settings.output / 'model' / 'weights'}")
