@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gotr1_core.chain import Chain
 from gotr1_core.samples import Example, Prompt, Rollout, Sample, Sampling, Scored, SegmentName
@@ -56,6 +56,19 @@ class Policy(Protocol):
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the trained adapters alone, as what loads them onto the same base model expects."""
+        ...
+
+
+class Preflight(Protocol):
+    """What a component's class may have besides: checks that cost no more than seconds, before any weights are loaded."""
+
+    @staticmethod
+    def preflight(options: Any, *, key: str) -> Mapping[str, int]:
+        """Refuses what cannot work with a `UsageError`, and returns the sizes it knows, none of which must be there.
+
+        ``key`` is the component's place in the config, such as ``planner``. Sizes: ``image_tokens`` of a picture, ``context`` in
+        positions, ``parameters`` in numbers.
+        """
         ...
 
 
@@ -151,4 +164,4 @@ class Benchmark(Protocol):
         ...
 
 
-__all__ = ["Benchmark", "Loss", "Planner", "Policy", "PromptSource", "RLAlgorithm", "Renderer", "RewardJudge"]
+__all__ = ["Benchmark", "Loss", "Planner", "Policy", "Preflight", "PromptSource", "RLAlgorithm", "Renderer", "RewardJudge"]

@@ -20,7 +20,7 @@ from gotr1_janus.module import contexts_of
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
 
-TEXTS = ["a", "a red cat", "two dogs, and a bird on a roof", "a b", "x <pad> y"]
+TEXTS = ["a", "a red cat", "two dogs, and a bird on a roof", "a b", "x, y"]
 SETTINGS = Sampling(guidance_scale=3.0, max_chain_tokens=10)
 SAME = 2e-5
 """Log-probabilities of one action computed in batches of other shapes: float32 rounding of logits of order 10, times guidance 5."""
@@ -241,10 +241,11 @@ def test_pads_of_the_unconditional_row_are_attended_to(policy: JanusPolicy) -> N
             assert (scored[row] - image_by_hand(policy, images, row, hide_pads=True)).abs().max() > 0.01
 
 
-def test_a_pad_id_in_a_prompt_is_content(policy: JanusPolicy) -> None:
-    ids = policy.encode_prompt(Prompt("x <pad> y"))
+def test_a_pad_id_in_a_prompt_is_content(tiny_janus: Path) -> None:
+    policy = make(tiny_janus, instruction="x <pad> {prompt}")  # an instruction may say it, a prompt cannot
+    ids = policy.encode_prompt(Prompt("y"))
     assert policy.module.pad in ids
-    prompts = [Prompt("x <pad> y"), Prompt("a very much longer prompt")]  # so that the first is padded too
+    prompts = [Prompt("y"), Prompt("a very much longer prompt")]  # so that the first is padded too
     plans = policy.plan(prompts, seeds=[0, 1], sampling=SETTINGS)
     with torch.no_grad():
         by_hand = plan_by_hand(policy, plans, 0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import JanusForConditionalGeneration
 
 from gotr1_core.samples import IMAGE, PLAN, Rollout, Scored, SegmentName
 from gotr1_core.sampling import score
 from gotr1_janus.layout import Sequences, attention, unconditional
+
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration
 
 
 class JanusModule(nn.Module):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 INSTRUCTION = "Follow the caption to generate an image through a chain of thought process: {prompt}"
 
@@ -25,3 +26,14 @@ class JanusOptions(BaseModel):
     )
     chunk: int = Field(4096, gt=0, description="Positions whose logits exist at the same time while scoring.")
     drop_conditions: float = Field(0.1, ge=0, le=1, description="SFT: share of samples whose prompt and chain are dropped, for guidance.")
+
+    @field_validator("instruction")
+    @classmethod
+    def _has_the_prompt(cls, value: str) -> str:
+        try:
+            fields = [(name, form, conversion) for _, name, form, conversion in Formatter().parse(value) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"a brace of the text itself is written twice, {{{{ or }}}} ({error})") from None
+        if fields != [("prompt", "", None)]:
+            raise ValueError("{prompt} must be there once, and no other field; a brace of the text itself is written twice, {{ or }}")
+        return value

@@ -10,18 +10,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, JanusForConditionalGeneration
 
-from gotr1_core.chain import Chain, parse
+from gotr1_core.chain import Chain
 from gotr1_core.errors import UsageError
 from gotr1_core.lora import merged_state, save_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import seed_for, uniforms
+from gotr1_core.weights import local_weights
+from gotr1_janus import checkpoint
 from gotr1_janus.layout import left_pad, right_pad, unconditional
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.sampler import Sampler
+from gotr1_janus.text import Text
+from gotr1_janus.window import Window
 
 
 class JanusPolicy:
@@ -30,10 +33,19 @@ class JanusPolicy:
     lora_prefix = "model.model.language_model"  # LoRA elsewhere would hit the vision tower, the aligners or the heads (facts.md)
 
     def __init__(self, options: JanusOptions, *, device: torch.device | str = "cpu") -> None:
+        from transformers import JanusForConditionalGeneration  # seconds, which a preflight need not wait for
+
         self.options = options
-        self.tokenizer = AutoTokenizer.from_pretrained(options.model)
+        weights = local_weights(options.model, key="model", check=lambda config: checkpoint.only_janus(config, options.model))
+        source = options.model if weights is None or weights.folder is None else weights.folder
+        self.tokenizer = checkpoint.load_tokenizer(source)
+        self.text = Text(self.tokenizer, options.instruction)
         model, found = JanusForConditionalGeneration.from_pretrained(
-            options.model, dtype=getattr(torch, options.dtype), output_loading_info=True
+            source,
+            dtype=getattr(torch, options.dtype),
+            local_files_only=weights is not None,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         if found["missing_keys"]:  # transformers would go on with random weights in their place
             missing = sorted(found["missing_keys"])
@@ -49,23 +61,32 @@ class JanusPolicy:
         for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
             part.requires_grad_(False)  # the picture's code is given; text-to-image does not use the understanding path
         self.image_tokens = model.model.vqmodel.config.num_patches**2
+        self.features = model.config.text_config.hidden_size
+        self.window = Window(self.text, model.config.text_config.max_position_embeddings, self.image_tokens)
+
+    @staticmethod
+    def preflight(options: JanusOptions, *, key: str = "planner") -> dict[str, int]:
+        """What can be told before weights are loaded; see :func:`gotr1_janus.checkpoint.preflight`."""
+        return checkpoint.preflight(options, key)
 
     # -- text ---------------------------------------------------------------------------------------------------------------
 
     def encode_prompt(self, prompt: Prompt) -> Tensor:
         """Ids of the conversation up to where the model begins to write."""
-        text = self.options.instruction.format(prompt=prompt.text)
-        message = [{"role": "user", "content": [{"type": "text", "text": text}]}]
-        written = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        return torch.tensor(self.tokenizer(written, add_special_tokens=False).input_ids)
+        return torch.tensor(self.text.encode_prompt(prompt.text))
 
     def encode_chain(self, chain: Chain) -> Tensor:
         """Ids of a chain, begin-of-image not included."""
-        return torch.tensor(self.tokenizer(chain.raw, add_special_tokens=False).input_ids, dtype=torch.long)
+        return torch.tensor(self.text.encode_chain(chain.raw), dtype=torch.long)
 
     def decode_chain(self, ids: Tensor) -> Chain:
-        """The chain that ids spell; special tokens are kept, or the boxes would be lost."""
-        return parse(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        """The chain that ids spell."""
+        return self.text.decode_chain(ids)
+
+    def check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Refuses what could not be planned and drawn, with a `UsageError`: a blank prompt, or one too long for the model's context."""
+        for prompt in prompts:
+            self.window.encode(prompt.text, sampling.max_chain_tokens)
 
     # -- pictures -----------------------------------------------------------------------------------------------------------
 
@@ -99,7 +120,8 @@ class JanusPolicy:
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
         """One chain per prompt and seed. Equal prompts that stand together share the prefill of their prefix."""
         device = self.module.device
-        context, context_length = left_pad([self.encode_prompt(p).to(device) for p in prompts], self.module.pad)
+        asked = [self.window.encode(p.text, sampling.max_chain_tokens)[0].to(device) for p in prompts]
+        context, context_length = left_pad(asked, self.module.pad)
         uniform = uniforms(seeds, sampling.max_chain_tokens)
         sampler = Sampler(self.module, context, context_length, steps=sampling.max_chain_tokens, cache=self.options.cache)
         drawn = sampler.text(uniform, sampling.temperature)
@@ -147,8 +169,9 @@ class JanusPolicy:
         """Given chains as a plan rollout, begin-of-image as its last token."""
         device = self.module.device
         boi = torch.tensor([self.module.boi])
-        prompt, prompt_length = right_pad([self.encode_prompt(p) for p in prompts])
-        tokens, full = right_pad([torch.cat([self.encode_chain(c), boi]) for c in chains])
+        encoded = [self.window.encode(p.text, c) for p, c in zip(prompts, chains, strict=True)]
+        prompt, prompt_length = right_pad([asked for asked, _ in encoded])
+        tokens, full = right_pad([torch.cat([written, boi]) for _, written in encoded])
         mask = torch.arange(tokens.shape[1]).unsqueeze(0) < full.unsqueeze(1)
         tensors = {"prompt": prompt, "prompt_length": prompt_length, "tokens": tokens, "length": full - 1, "mask": mask}
         tensors |= {"log_prob": torch.full(mask.shape, float("nan")), "truncated": torch.zeros(len(full), dtype=torch.bool)}

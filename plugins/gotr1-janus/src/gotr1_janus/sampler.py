@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
 
 from gotr1_core.sampling import Tokens, decode, guide
 from gotr1_janus.layout import attention
@@ -23,10 +24,8 @@ class Sampler:
         width = context.shape[1]
         mask, _ = attention(lengths, width)
         self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], 1)
-        static = cache == "static"
-        self.cache = (
-            StaticCache(config=self.language.config, max_cache_len=width + steps) if static else DynamicCache(config=self.language.config)
-        )
+        self.static = cache == "static"
+        self.cache = _cache(self.language.config, width + steps if self.static else None)
         self.at = width
 
     def _run(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ class Sampler:
 
     def _prefill(self) -> Tensor:
         first = torch.cat([self.owner.new_zeros(1, dtype=torch.bool), self.owner[1:] == self.owner[:-1]]).logical_not().nonzero().flatten()
-        if isinstance(self.cache, StaticCache):
+        if self.static:
             first = torch.arange(len(self.context), device=self.context.device)  # its tensors have one batch size for good
         context = self.context[first]
         mask, positions = attention(self.lengths[first], context.shape[1])
@@ -81,3 +80,10 @@ class Sampler:
             return guide(conditional, other, scale)
 
         return decode(advance, uniform, temperature)
+
+
+def _cache(config: Any, length: int | None) -> Any:
+    """An empty cache, of a fixed length or one that grows. Imported here, as transformers takes seconds that a refusal need not."""
+    from transformers import DynamicCache, StaticCache
+
+    return DynamicCache(config=config) if length is None else StaticCache(config=config, max_cache_len=length)
