@@ -75,7 +75,7 @@ class Registry:
         self.loaded: list[Plugin] = []
         self.broken: list[Broken] = []
         self.files: list[Path] = []
-        self.commands: dict[str, str] = {}  # of the command line, and which distribution each is of
+        self.commands: dict[str, str] = {}  # of the command line, and the id of the plugin that each is of
         self.strict = _switch(STRICT)
         for point in _chosen(entry_points(group=GROUP) if points is None else points):
             self._load(point)

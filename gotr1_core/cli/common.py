@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gotr1_core.errors import UsageError
-from gotr1_core.plugins import Registry
+from gotr1_core.hookspecs import KINDS, Kind
+from gotr1_core.plugins import Registry, nearest
 
 if TYPE_CHECKING:
-    from gotr1_core.hookspecs import Kind
     from gotr1_core.protocols import Planner, Renderer
     from gotr1_core.samples import Sampling
 
@@ -48,8 +48,27 @@ def names(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
     return complete
 
 
-# Options that several commands have.
-ConfigOrWord = Annotated[str | None, typer.Argument(help="A YAML config, or the first KEY=VALUE.", show_default=False)]
+def kinds(incomplete: str) -> list[str]:
+    """Completes a kind of component."""
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def kind_of(word: str) -> Kind:
+    """The kind that a word says."""
+    for kind in KINDS:
+        if kind == word:
+            return kind
+    raise UsageError(f"there is no kind {word!r}", hint=f"{nearest(word, KINDS)}kinds: {', '.join(KINDS)}")
+
+
+# Arguments and options that several commands have.
+ConfigOrWord = Annotated[
+    str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML config, or the first KEY=VALUE.", show_default=False)
+]
+Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as steps=20 or planner.model=PATH.")]
+KindArgument = Annotated[
+    str | None, typer.Argument(metavar="KIND", help="Such as planner or judge; all if not given.", autocompletion=kinds)
+]
 PlannerName = Annotated[str | None, typer.Option(help="What writes the chain.", autocompletion=names("planner"))]
 RendererName = Annotated[str | None, typer.Option(help="What draws it.", autocompletion=names("renderer"))]
 JudgeNames = Annotated[

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gotr1_core.cli.common import Batch, PresetName, drawing, registry
+from gotr1_core.cli.common import Batch, Json, PresetName, drawing, names, registry
+
+if TYPE_CHECKING:
+    from gotr1_core.evaluate import Estimate
 
 
 def command(
-    override: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as sampling.temperature=0.")
-    ] = None,
-    benchmark: Annotated[str, typer.Option(help="Which benchmark.")] = "scenes",
+    override: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as sampling.temperature=0.")] = None,
+    benchmark: Annotated[str, typer.Option(help="Which benchmark.", autocompletion=names("benchmark"))] = "scenes",
     checkpoint: Annotated[Path | None, typer.Option(help="A run, or one of its checkpoints; else the untrained model.")] = None,
     preset: PresetName = None,
     count: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
     seed: Annotated[int, typer.Option(help="Evaluations of the same seed draw the same.")] = 1,
     batch: Batch = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Draws a benchmark's prompts and prints its numbers, with 95 % intervals."""
+    """Draws a benchmark's prompts and measures them. Numbers have 95 % intervals."""
     import json
     from collections import defaultdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from gotr1_core.build import component
+    from gotr1_core.cli.tables import table
     from gotr1_core.config import ComponentConfig
-    from gotr1_core.evaluate import Estimate, draw, estimate
+    from gotr1_core.evaluate import draw, estimate
     from gotr1_core.tracking import null_for_nan
 
     suite = component(registry(), "benchmark", ComponentConfig(name=benchmark))
@@ -47,7 +46,11 @@ def command(
         scores = {c: {n: {k: null_for_nan(v) for k, v in vars(e).items()} for n, e in cells.items()} for c, cells in rows.items()}
         print(json.dumps({"benchmark": benchmark, "count": len(samples), "scores": scores}))
         return
-    table = Table("category", *measured, title=f"{benchmark}, {len(samples)} prompts, mean ± half of the 95 % interval")
-    for category, cells in rows.items():
-        table.add_row(category, *[f"{e.mean:.3f} ± {e.half_width:.3f}" for e in cells.values()])
-    Console().print(table)
+    title = f"{benchmark}, {len(samples)} prompts, mean ± half of the 95 % interval"
+    print(table(("category", *measured), [(category, *map(_cell, cells.values())) for category, cells in rows.items()], title), end="")
+
+
+def _cell(estimate: Estimate) -> str:
+    if estimate.count == 0:
+        return "could not be scored"
+    return f"{estimate.mean:.3f}" if estimate.count == 1 else f"{estimate.mean:.3f} ± {estimate.half_width:.3f}"

@@ -12,22 +12,21 @@ from gotr1_core.errors import UsageError
 
 
 def command(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    override: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as sampling.guidance_scale=3.")
-    ] = None,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
+    override: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as sampling.guidance_scale=3.")] = None,
     number: Annotated[int, typer.Option("-n", "--number", help="How many pictures, each with a plan of its own.")] = 1,
     seed: Annotated[int, typer.Option(help="Pictures of the same seed are the same.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("pictures"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pictures that the folder has.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="A run, or one of its checkpoints.")] = None,
     planner: PlannerName = None,
     renderer: RendererName = None,
     preset: PresetName = None,
 ) -> None:
-    """Plans and draws a prompt: PNG, the chain as JSON, and the boxes drawn over the picture."""
+    """Plans and draws a prompt. Writes PNG, the chain as JSON, and the boxes drawn over the picture."""
     import json
 
-    from gotr1_core.checkpoint import writing
+    from gotr1_core.cli.progress import progress
     from gotr1_core.generate import generate
     from gotr1_core.tracking import write_samples
 
@@ -35,10 +34,32 @@ def command(
         raise UsageError(f"-n {number}: there is nothing to draw", hint="give 1 or more")
     if not prompt.strip():
         raise UsageError("the prompt is empty", hint="say what to draw")
+    if not overwrite:
+        _check_free(out, number)
     named = {"planner": planner, "renderer": renderer}
     writer, drawer, sampling = drawing(registry(), checkpoint, preset, named, override or [])
-    samples = generate(writer, drawer, prompt, number=number, seed=seed, sampling=sampling)
-    with writing(out, again="draw again"):
-        paths = write_samples(out, samples)
-    for path, sample in zip(paths, samples, strict=True):
+    with progress("drawing", number) as report:
+        samples = generate(writer, drawer, prompt, number=number, seed=seed, sampling=sampling, report=report)
+    _remove_older(out)
+    for path, sample in zip(write_samples(out, samples), samples, strict=True):
         print(json.dumps({"image": str(path), "chain": sample.chain.raw}, ensure_ascii=False))
+
+
+def _check_free(out: Path, number: int) -> None:
+    """Refuses, before anything is loaded, a folder in which older pictures would be mixed with new ones or lost."""
+    for name in ("samples.jsonl", *(f"{i:03d}.png" for i in range(number))):
+        if (out / name).exists():
+            raise UsageError(f"{out} has pictures already: {name}", hint="give another --out, or --overwrite to replace them")
+
+
+def _remove_older(out: Path) -> None:
+    """Removes the pictures that a former call wrote; what else is in the folder stays."""
+    import json
+    from contextlib import suppress
+
+    rows = out / "samples.jsonl"
+    for line in rows.read_text(encoding="utf-8", errors="replace").splitlines() if rows.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):  # a row without a picture, or one that gotr1 did not write
+            picture = Path(json.loads(line)["image"])
+            for name in (picture.name, f"{picture.stem}-plan.png"):
+                (out / name).unlink(missing_ok=True)

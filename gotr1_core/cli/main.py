@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.cli import common, evaluate, export, generate, plugins, sft, train
+from gotr1_core.cli import common, config, evaluate, export, generate, plugins, score, sft, show, train
+from gotr1_core.cli import list as list_
 from gotr1_core.cli.options import ComponentCommand
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.plugins import RAISED, one_line
@@ -33,7 +34,11 @@ app.command(
 app.command("sft", cls=ComponentCommand, epilog="policy=NAME --help (also data=NAME) shows the options of NAME.")(sft.command)
 app.command("generate", cls=ComponentCommand, epilog="--planner NAME --help (also --renderer) shows the options of NAME.")(generate.command)
 app.command("evaluate")(evaluate.command)
+app.command("score", cls=ComponentCommand, epilog="--judge NAME --help shows the options of NAME.")(score.command)
 app.command("export")(export.command)
+app.command("list")(list_.command)
+app.command("show")(show.command)
+app.add_typer(config.app, name="config")
 app.command("plugins")(plugins.command)
 
 
@@ -127,10 +132,10 @@ def commands() -> TyperGroup:
             continue
         for name, command in made.items():
             if name in registry.commands:
-                has = registry.commands[name]
+                has = registry.commands[name].partition(":")[0]
                 print(f"warning: {plugin.distribution} adds a command {name!r}, but {has} has one, which is kept", file=sys.stderr)
                 continue
-            registry.commands[name] = plugin.distribution
+            registry.commands[name] = plugin.id
             command.rich_help_panel = f"Commands of {plugin.distribution}"  # type: ignore[attr-defined]
             group.add_command(command, name)
     options = _everywhere()
@@ -158,10 +163,11 @@ def _each(command: Any) -> Iterator[Any]:
 
 def _misused(error: typer.TyperException) -> int:
     """What Typer says of a line that it cannot read, in two lines."""
-    message = " ".join(error.format_message().split())
-    context = getattr(error, "ctx", None)
-    # Without any argument Typer has printed the help, and has nothing to say.
-    return _say(message, f"see `{context.command_path if context else 'gotr1'} --help`", 2) if message else 2
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if not message or message.lstrip().startswith("Usage:"):  # nothing was asked for, which Typer answers with the help
+        print(message, end="", file=sys.stderr)
+        return 2
+    return _say(" ".join(message.split()), f"see `{context.command_path if context else 'gotr1'} --help`", 2)
 
 
 def _say(message: str, hint: str | None, code: int) -> int:

@@ -10,7 +10,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     """The text to print. No cell is cut: a terminal's table wraps them, and elsewhere a row is a line however long."""
     if sys.stdout.isatty():
         return _rich(columns, rows, title)
-    lines = [[" ".join(cell.split()) for cell in row] for row in ([name.upper() for name in columns], *rows)]
+    lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([*([title] if title else []), *shown]) + "\n"

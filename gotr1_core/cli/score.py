@@ -1,0 +1,141 @@
+"""``gotr1 score``"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gotr1_core.cli.common import Batch, Json, JudgeNames, registry, with_plugins
+from gotr1_core.errors import Gotr1Error, UsageError
+
+if TYPE_CHECKING:
+    from gotr1_core.samples import Sample
+    from gotr1_core.score import Picture, ScoreConfig
+
+
+def command(
+    override: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...", help="PNG or JPEG files, folders of them, a samples.jsonl; and KEY=VALUE for judges, as judge.KEY=VALUE."
+        ),
+    ],
+    prompt: Annotated[str | None, typer.Option(help="What the pictures were drawn for; a samples.jsonl says it of its own.")] = None,
+    judge: JudgeNames = None,
+    chain: Annotated[str | None, typer.Option(metavar="TEXT|FILE", help="The plan that they were drawn from.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Also the total of the scores, such as 'pi * (sem + spa) / 2 * ri'.")] = None,
+    batch: Batch = 64,
+    as_json: Json = False,
+) -> None:
+    """Scores pictures with judges alone. Without a chain, only what needs the picture."""
+    import json
+    import sys
+
+    paths = [Path(word) for word in override if "=" not in word or _is_there(Path(word))]
+    if not paths:
+        raise UsageError("there are no pictures", hint="give PNG or JPEG files, or a folder of them")
+    config = _config(judge, reward, [word for word in override if Path(word) not in paths])
+    from gotr1_core.build import component
+    from gotr1_core.cli.progress import progress
+    from gotr1_core.reward import Expression
+    from gotr1_core.score import find_pictures, score
+
+    expression = None if config.reward is None else Expression.parse(config.reward)
+    pictures = find_pictures(paths, prompt, None if chain is None else _chain(chain))
+    judges = {part.name: component(registry(), "judge", part) for part in config.judge}
+    samples = []
+    with progress("scoring", len(pictures)) as report:
+        for sample in score(judges, pictures, expression, batch):
+            samples.append(sample)
+            report(len(samples))
+    _check_any(samples, config)
+    unplanned = sum(picture.chain is None for picture in pictures)
+    if unplanned:
+        print(
+            f"note: no plan is known of {unplanned} of {len(pictures)} pictures: what compares a picture with it sees none", file=sys.stderr
+        )
+    if as_json:
+        print(json.dumps(_rows(pictures, samples, rewarded=expression is not None), ensure_ascii=False))
+    else:
+        _print(pictures, samples, rewarded=expression is not None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _config(judge: Sequence[str] | None, reward: str | None, words: Sequence[str]) -> ScoreConfig:
+    from gotr1_core.config import merge, overrides, validate
+    from gotr1_core.score import ScoreConfig
+
+    changed = overrides(words)
+    unknown = sorted(changed.keys() - {"judge", "reward", "plugins"})
+    if unknown:
+        raise UsageError(f"{unknown[0]} has no meaning here", hint="only judge.… and reward can be set")
+    given = {key: value for key, value in {"judge": list(judge or ()), "reward": reward}.items() if value}
+    data = with_plugins(registry(), merge(given, changed))
+    if not data.get("judge"):
+        raise UsageError("there is no judge", hint="give --judge NAME; `gotr1 list judge` names them")
+    return validate(ScoreConfig, data)
+
+
+def _chain(given: str) -> str:
+    """A chain as it stands, or as a file has it."""
+    path = Path(given)
+    if not _is_there(path):
+        if path.suffix in (".txt", ".json", ".jsonl") and " " not in given:
+            raise UsageError(f"there is no file {given}", hint="give the chain's text, or a file that has it")
+        return given
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the chain's text, or a file that has it") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", hint="give the chain's text, or a file that has it") from None
+
+
+def _check_any(samples: Sequence[Sample], config: ScoreConfig) -> None:
+    """Refuses to show a table in which nothing is known."""
+    if any(value == value for sample in samples for value in sample.scores.values()):
+        return
+    judges = " and ".join(part.name for part in config.judge)
+    if any(sample.scores for sample in samples):
+        raise Gotr1Error("nothing could be scored", hint=f"judge {judges} had no score for such prompts; try other words, or another judge")
+    raise Gotr1Error("nothing could be scored", hint=f"judge {judges} scores plans: give --chain, or a samples.jsonl")
+
+
+def _rows(pictures: Sequence[Picture], samples: Sequence[Sample], *, rewarded: bool) -> list[Mapping[str, Any]]:
+    from gotr1_core.tracking import null_for_nan
+
+    return [
+        {
+            "image": None if picture.path is None else str(picture.path),
+            "prompt": sample.prompt.text,
+            "scores": {name: null_for_nan(value) for name, value in sample.scores.items()},
+        }
+        | ({"reward": null_for_nan(sample.reward)} if rewarded else {})
+        for picture, sample in zip(pictures, samples, strict=True)
+    ]
+
+
+def _print(pictures: Sequence[Picture], samples: Sequence[Sample], *, rewarded: bool) -> None:
+    from gotr1_core.cli.tables import table
+
+    names = list(dict.fromkeys(name for sample in samples for name in sample.scores))
+    lines = []
+    for picture, sample in zip(pictures, samples, strict=True):
+        values = [sample.scores.get(name) for name in names] + ([sample.reward] if rewarded else [])
+        lines.append([str(picture.path or "not drawn"), *map(_cell, values)])
+    print(table(("image", *names, *(["reward"] if rewarded else [])), lines), end="")
+
+
+def _cell(value: float | None) -> str:
+    if value is None:  # there was nothing to score
+        return "-"
+    return f"{value:.3f}" if value == value else "could not be scored"
