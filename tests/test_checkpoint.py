@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from gotr1_core.checkpoint import (
+    CHECKPOINTS,
+    MANIFEST,
+    STATE,
     TRAINABLE,
+    checkpoints,
+    damage,
+    fingerprint,
     load_optimizer_tensors,
     load_trainable,
+    new_checkpoint,
     optimizer_tensors,
+    prune,
     read_state,
-    replacing,
-    save_checkpoint,
+    recover,
     trainable,
+    write_atomically,
 )
 from gotr1_core.config import OptimizerConfig
 from gotr1_core.errors import UsageError
@@ -38,55 +51,154 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None
     optimizer.zero_grad()
 
 
+def save(run: Path, step: int, module: nn.Module | None = None, **state: Any) -> Path:
+    """A checkpoint as a run writes it."""
+    with new_checkpoint(run, step) as part:
+        (part / "planner").mkdir()
+        save_file(trainable(module or make()), part / "planner" / TRAINABLE)
+        (part / STATE).write_text(json.dumps({"step": step, **state}))
+    return run / CHECKPOINTS / f"step-{step:06d}"
+
+
 def test_what_trains_comes_back(tmp_path: Path) -> None:
     one, other = make(), make()
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.normal_()
-    save_checkpoint(tmp_path / "last", {"planner": one}, {"step": 3, "sampling": {"temperature": 1.0}})
-    load_trainable(other, tmp_path / "last" / "planner" / TRAINABLE)
+    folder = save(tmp_path, 3, one, sampling={"temperature": 1.0})
+    load_trainable(other, folder / "planner" / TRAINABLE)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) == a.requires_grad  # what is frozen is not kept
-    assert read_state(tmp_path / "last") == {"step": 3, "sampling": {"temperature": 1.0}}
+    assert read_state(folder) == {"step": 3, "sampling": {"temperature": 1.0}}
     assert trainable(one).keys() == {"1.weight", "1.bias", "2.weight", "2.bias"}
-    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+    assert list(folder.parent.iterdir()) == [folder]
+    assert checkpoints(tmp_path) == {3: folder}
+
+
+def test_the_manifest_lists_every_file(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    assert files.keys() == {STATE, f"planner/{TRAINABLE}"}
+    for name, entry in files.items():
+        content = (folder / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_a_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
-    folder = tmp_path / "last"
-    save_checkpoint(folder, {"planner": make(), "renderer": make()}, {"step": 1})
-    save_checkpoint(folder, {"planner": make()}, {"step": 2})
-    assert read_state(folder) == {"step": 2}
+    folder = save(tmp_path, 1)
+    (folder / "renderer").mkdir()
+    assert save(tmp_path, 1, best=2) == folder
+    assert read_state(folder) == {"step": 1, "best": 2}
     assert not (folder / "renderer").exists()
 
 
-def write_and_fail(folder: Path) -> None:
-    with replacing(folder) as part:
+def write_and_fail(run: Path, error: BaseException) -> None:
+    with new_checkpoint(run, 1) as part:
         (part / "half").write_text("x")
-        raise KeyboardInterrupt
+        raise error
 
 
-def test_a_failed_save_leaves_the_old_one(tmp_path: Path) -> None:
-    folder = tmp_path / "last"
-    save_checkpoint(folder, {"planner": make()}, {"step": 1})
-    with pytest.raises(KeyboardInterrupt):
-        write_and_fail(folder)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_a_failed_save_leaves_the_old_one(tmp_path: Path, error: BaseException) -> None:
+    folder = save(tmp_path, 1)
+    with pytest.raises(type(error)):
+        write_and_fail(tmp_path, error)
     assert read_state(folder) == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_leftovers_of_a_killed_save_do_not_matter(tmp_path: Path) -> None:
-    for name in ("last.part", "last.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "junk").write_text("x")
-    save_checkpoint(tmp_path / "last", {"planner": make()}, {"step": 1})
-    assert [p.name for p in tmp_path.iterdir()] == ["last"]
-    assert not (tmp_path / "last" / "junk").exists()
+    for name in ("step-000001.part", "step-000001.old"):
+        (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
+        (tmp_path / CHECKPOINTS / name / "junk").write_text("x")
+    assert checkpoints(tmp_path) == {}
+    folder = save(tmp_path, 1)
+    assert list(folder.parent.iterdir()) == [folder]
+    assert not (folder / "junk").exists()
+
+
+def test_what_was_moved_out_of_the_way_comes_back(tmp_path: Path) -> None:
+    """A process that was killed between the two renames."""
+    folder = save(tmp_path, 1)
+    folder.rename(folder.with_name(folder.name + ".old"))
+    recover(folder)
+    assert checkpoints(tmp_path) == {1: folder}
+    recover(folder)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def overwrite(text: str) -> Callable[[Path], Any]:
+    return lambda path: path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "problem", "by_size"),
+    [
+        (f"planner/{TRAINABLE}", Path.unlink, "is missing", True),
+        (f"planner/{TRAINABLE}", cut, "is not what was saved", True),
+        (f"planner/{TRAINABLE}", flip, "is not what was saved", False),
+        (STATE, flip, "is not what was saved", False),
+        (MANIFEST, Path.unlink, "is missing", True),
+        (MANIFEST, cut, "is damaged", True),
+        (MANIFEST, overwrite(""), "is damaged", True),
+        (MANIFEST, overwrite("[]"), "is damaged", True),
+        (MANIFEST, overwrite('{"files": {"state.json": 1}}'), "is damaged", True),
+        (MANIFEST, overwrite("\x80"), "is damaged", True),
+    ],
+)
+def test_damage_is_found(tmp_path: Path, name: str, how: Callable[[Path], Any], problem: str, by_size: bool) -> None:
+    before, folder = save(tmp_path, 1), save(tmp_path, 2)
+    assert damage(folder) is None
+    how(folder / name)
+    assert damage(folder) == f"{name} {problem}"
+    assert (damage(folder, deep=False) is not None) == by_size
+    assert checkpoints(tmp_path) == ({1: before} if by_size else {1: before, 2: folder})
+    with pytest.raises(UsageError, match="is damaged"):
+        read_state(folder)
+
+
+def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
+    for step in (2, 4, 10, 100, 1000000):
+        save(tmp_path, step)
+    prune(tmp_path, 2, best=4)
+    assert list(checkpoints(tmp_path)) == [4, 100, 1000000]  # by number, not by name
+    prune(tmp_path, 1, best=1000000)
+    assert list(checkpoints(tmp_path)) == [1000000]
+    prune(tmp_path, 3, best=None)
+    assert list(checkpoints(tmp_path)) == [1000000]
+
+
+def test_a_fingerprint_tells_models_apart() -> None:
+    one = make()
+    assert fingerprint(one) == fingerprint(make())
+    with torch.no_grad():
+        one[0].weight[0, 0] += 1e-6  # of what is frozen, too
+    assert fingerprint(one) != fingerprint(make())
+    assert fingerprint(make().to(torch.bfloat16)) != fingerprint(make())
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "one")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\udc80")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "last", {"planner": make()}, {})
-    path = tmp_path / "last" / "planner" / TRAINABLE
+    path = save(tmp_path, 1) / "planner" / TRAINABLE
     thawed = make()
     thawed.requires_grad_(True)
     for module in (make(width=5), thawed):
@@ -100,16 +212,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UsageError, match="missing"):
         load_trainable(make(), path)
-
-
-@pytest.mark.parametrize("text", [None, "{", "[1]"])
-def test_no_state_is_no_checkpoint(tmp_path: Path, text: str | None) -> None:
-    from gotr1_core.errors import Gotr1Error
-
-    if text is not None:
-        (tmp_path / "state.json").write_text(text)
-    with pytest.raises(Gotr1Error):
-        read_state(tmp_path)
 
 
 def test_an_optimizer_goes_on_exactly() -> None:

@@ -19,7 +19,7 @@ from gotr1_core.config import RunConfig, read_yaml, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.tracking import SHOWN, Records, as_row, environment, new_folder, overlay, write_samples
+from gotr1_core.tracking import SHOWN, Records, as_row, environment, locked, new_folder, overlay, write_samples
 
 CHAIN = "a <|obj_start|>rød katt<|obj_end|> <|box_start|>(0,0),(500,999)<|box_end|>, left"
 
@@ -103,20 +103,43 @@ def test_a_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
 
 
 def test_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    folder = new_folder(config(tmp_path / "runs", name="one"))
+    chosen = config(tmp_path / "runs", name="one", steps=3)
+    folder = new_folder(Registry(), chosen)
     assert folder == tmp_path / "runs" / "one"
-    assert folder.is_dir()
-    with pytest.raises(UsageError, match="one is there already"):
-        new_folder(config(tmp_path / "runs", name="one"))
-    unnamed = new_folder(config(tmp_path / "runs"))
+    assert validate(RunConfig, read_yaml(folder / "config.yaml")) == chosen
+    assert json.loads((folder / "environment.json").read_text())["components"]
+    (folder / "metrics.jsonl").write_text("kept")
+    with pytest.raises(UsageError, match="one is there already") as caught:
+        new_folder(Registry(), chosen)
+    assert caught.value.hint == f"choose another name=…, or go on with it: gotr1 train --resume {folder}"
+    assert (folder / "metrics.jsonl").read_text() == "kept"
+    unnamed = new_folder(Registry(), config(tmp_path / "runs"))
     assert unnamed.parent == folder.parent
     assert unnamed != folder
+    assert sorted(folder.parent.iterdir()) == sorted([folder, unnamed])
+
+
+def test_two_that_ask_for_a_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name was free when it was asked for, and is taken when the folder is there: the first keeps it."""
+    chosen = config(tmp_path, name="one")
+    first = new_folder(Registry(), chosen)
+    monkeypatch.setattr("gotr1_core.tracking.check_free", lambda config: None)
+    with pytest.raises(UsageError, match="one is there already"):
+        new_folder(Registry(), chosen)
+    assert list(tmp_path.iterdir()) == [first]
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError, match="being trained by another process"), locked(tmp_path):
+        pytest.fail("two hold it")
+    with locked(tmp_path):
+        pass
 
 
 def test_an_output_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(UsageError, match="cannot make"):
-        new_folder(config(tmp_path / "runs", name="one"))
+        new_folder(Registry(), config(tmp_path / "runs", name="one"))
 
 
 def test_the_environment_says_what_was_used(tmp_path: Path) -> None:
@@ -136,27 +159,76 @@ def test_the_environment_says_what_was_used(tmp_path: Path) -> None:
 
 @pytest.fixture
 def records(tmp_path: Path) -> Iterator[Records]:
-    with closing(Records(tmp_path, Registry(), config(tmp_path, name="one", steps=3))) as made:
+    with closing(Records(tmp_path)) as made:
         yield made
 
 
-def test_records_of_a_run(records: Records) -> None:
-    assert validate(RunConfig, read_yaml(records.folder / "config.yaml")) == config(records.folder, name="one", steps=3)
-    assert json.loads((records.folder / "environment.json").read_text())["components"]
+def test_rows_are_on_disk_at_once(records: Records) -> None:
+    """So that a run can be watched; and they are JSON, which has no NaN."""
     records.metrics({"step": 1, "reward": 0.5})
     records.metrics({"step": 2, "reward": math.nan})
-    # On disk at once, so that a run can be watched; and JSON, which has no NaN.
-    assert rows(records.folder / "metrics.jsonl") == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
+    assert rows(records.folder / "metrics.jsonl") == records.rows == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
 
 
-def test_some_samples_of_a_step(records: Records) -> None:
-    records.samples(7, [sample(pi=i / 20) for i in range(20)], most=3)
+def test_some_samples(records: Records) -> None:
+    records.samples("step-000007", [sample(pi=i / 20) for i in range(20)], most=3)
     folder = records.folder / "samples" / "step-000007"
     assert [row["reward"] for row in rows(folder / "samples.jsonl")] == [0, 0.05, 0.1]
     assert len(list(folder.glob("*.png"))) == 6
 
 
 def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
-    records.held_out({"before": {"pi": [0.5, math.nan]}, "after": {"pi": [1.0, 0.25]}})
+    records.evaluation("before", {"pi": [0.5, math.nan]})
+    records.evaluation("after", {"pi": [1.0, 0.25]})
     text = (records.folder / "held-out.json").read_text()
     assert json.loads(text, parse_constant=no_constant) == {"before": {"pi": [0.5, None]}, "after": {"pi": [1.0, 0.25]}}
+    with closing(Records(records.folder)) as again:
+        assert math.isnan(again.held_out["before"]["pi"][1])
+
+
+def test_records_go_on_where_a_checkpoint_was(records: Records) -> None:
+    """Whole rows up to it; and what is half-written, or came after, is forgotten."""
+    for step in range(5):
+        records.metrics({"step": step})
+    records.evaluation("before", {"pi": [0.5]})
+    records.evaluation("after", {"pi": [1.0]})
+    records.close()
+    with (records.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')
+    with closing(Records(records.folder)) as again:
+        assert [row["step"] for row in again.rows] == [0, 1, 2, 3, 4]
+        again.cut(2)
+        again.metrics({"step": 9})
+        assert [row["step"] for row in rows(again.folder / "metrics.jsonl")] == [0, 1, 9]
+        assert again.held_out.keys() == {"before"}
+
+
+def test_records_start_over_without_a_checkpoint(records: Records) -> None:
+    """Evaluations of the untrained model need not be repeated; one whose scores are not kept must be."""
+    records.metrics({"step": 0, "evaluation": "before", "pi": 0.5})
+    records.evaluation("before", {"pi": [0.5]})
+    records.metrics({"step": 0, "evaluation": "before, greedy", "pi": 0.5})
+    records.metrics({"step": 1})
+    records.close()
+    with closing(Records(records.folder)) as again:
+        again.cut(None)
+        assert again.rows == rows(again.folder / "metrics.jsonl") == [{"step": 0, "evaluation": "before", "pi": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metrics.jsonl", '{"step"\n{"step": 2}\n'), ("metrics.jsonl", "3\n"), ("held-out.json", "{"), ("held-out.json", "[]")],
+)
+def test_damaged_records_are_said(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name} is damaged"):
+        Records(tmp_path)
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    with closing(Records(tmp_path, main=False)) as quiet:
+        quiet.metrics({"step": 1})
+        quiet.samples("step-000001", [sample()])
+        quiet.evaluation("before", {"pi": [0.5]})
+        quiet.cut(None)
+    assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,8 @@ from rich.console import Console
 
 from gotr1_core.chain import parse
 from gotr1_core.cli.view import View, trend
-from gotr1_core.config import RunConfig, validate
 from gotr1_core.samples import Prompt, Sample
 
-CONFIG = validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x", "steps": 2})
 METRICS = {"reward": 0.5, "reward.pi": 0.25, "plan.deviation": 1e-7, "seconds": 2.0, "seconds.rollout": 1.5, "seconds.update": 0.5}
 SAMPLE = Sample(Prompt("a"), parse(""), None, scores={"pi": 0.75}, reward=0.5)
 
@@ -22,10 +20,13 @@ def shown(*, live: bool) -> str:
     """What a run of two steps prints."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=live, width=120)
-    with View(console, CONFIG, Path("runs/mine"), live=live) as view:
-        view.show("evaluated", {"name": "before", "step": 0, "samples": [SAMPLE]})
-        for step in range(2):
-            view.show("step", {"step": step, "metrics": METRICS | {"reward": 0.5 + step / 4}, "batch": None})
+    run = Path("runs/mine")
+    with View(console, 2, live=live) as view:
+        view.gotr1_run_started(run=run, step=0)
+        view.gotr1_evaluated(step=0, name="before", samples=[SAMPLE])
+        for step in (1, 2):
+            view.gotr1_step_finished(run=run, step=step, metrics=METRICS | {"reward": 0.25 + step / 4})
+        view.gotr1_checkpoint_saved(step=2, checkpoint=run / "checkpoints" / "step-000002")
     return file.getvalue()
 
 
@@ -39,7 +40,7 @@ def test_on_a_terminal_rewards_phases_and_progress_are_shown() -> None:
         "▁█",
         "rollout 1.50 s",
         "update 0.50 s",
-        "held-out before",
+        "before, step 0",
         "pi 0.750",
     ):
         assert part in text, part
@@ -48,9 +49,11 @@ def test_on_a_terminal_rewards_phases_and_progress_are_shown() -> None:
 def test_elsewhere_a_line_of_json_an_event() -> None:
     rows = [json.loads(line) for line in shown(live=False).splitlines()]
     assert rows == [
-        {"step": 0, "held-out": "before", "reward": 0.5, "pi": 0.75},
+        {"run": "runs/mine", "step": 0},
+        {"step": 0, "evaluation": "before", "reward": 0.5, "pi": 0.75},
         {"step": 1, "reward": 0.5, "reward.pi": 0.25, "seconds": 2.0},
         {"step": 2, "reward": 0.75, "reward.pi": 0.25, "seconds": 2.0},
+        {"step": 2, "checkpoint": "runs/mine/checkpoints/step-000002"},
     ]
 
 
