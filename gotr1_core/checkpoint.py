@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STATE, MANIFEST = "state.json", "manifest.json"
-TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
+TRAINABLE, OPTIMIZER, CRITIC = "trainable.safetensors", "optimizer.safetensors", "critic.safetensors"
 CHECKPOINTS = "checkpoints"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

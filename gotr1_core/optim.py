@@ -31,9 +31,9 @@ def rate_at(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next update."""
+    """The learning rate of the next update; a group's ``factor`` multiplies it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:

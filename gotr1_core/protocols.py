@@ -5,7 +5,7 @@ Structural: a component need not inherit from anything here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -36,7 +36,8 @@ class Policy(Protocol):
     """A trainable module whose sampled actions have log-probabilities.
 
     ``module(segments)`` scores: ``{"plan": rollout, "image": rollout}`` (either or both) to ``{segment: Scored}``. The
-    wrapped module is what the loop calls, so that the hooks of DDP and FSDP fire. ``lora_prefix`` names the part that LoRA adapts.
+    wrapped module is what the loop calls, so that the hooks of DDP and FSDP fire. ``lora_prefix`` names the part that LoRA adapts. A
+    policy whose `Scored` has features says in ``features`` how wide they are; algorithms with a critic (`ppo`) need them.
     """
 
     module: nn.Module
@@ -133,8 +134,77 @@ class RLAlgorithm(Protocol):
     ) -> Loss:
         """The loss to minimise on one segment, summed over actions.
 
-        ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``.
+        ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``, or ``[B, T]`` from an :class:`Assessor`.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What one policy did in a step, as it is known before the policy learns from it. On the CPU, without gradient.
+
+    ``totals [P, N, M]``, NaN where there is none. Plans lie in the order of ``totals``; ``place [K]`` is where in the flattened totals
+    the sample of an image row is (pruned images have no row). The rest is ``[B, T]`` by segment that trains, ``[0, 0]`` where nothing of
+    it was drawn: ``masks`` of the actions that count, and in float64 log-probabilities ``old`` and, where the run has a reference,
+    ``reference``, and ``values`` of the states before the actions, where the algorithm has a critic.
+    """
+
+    totals: Tensor
+    place: Tensor
+    masks: Mapping[SegmentName, Tensor]
+    old: Mapping[SegmentName, Tensor]
+    reference: Mapping[SegmentName, Tensor] | None = None
+    values: Mapping[SegmentName, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an algorithm makes of an experience, by segment: ``advantages`` ``[B]`` or ``[B, T]``, and ``returns [B, T]`` for values to
+    learn, NaN where there is nothing to learn. ``statistics`` are ``(value, weight)`` pairs over all processes."""
+
+    advantages: Mapping[SegmentName, Tensor]
+    returns: Mapping[SegmentName, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Assessor(RLAlgorithm, Protocol):
+    """An algorithm that needs to know more than totals before it learns: what the policy did is scored first, and shown to it whole.
+
+    ``credit`` then only tells whether there is anything to compare. ``needs_reference``: it uses the reference's log-probabilities.
+    """
+
+    needs_reference: bool
+
+    def assess(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Targets:
+        """Advantages of the whole step. ``total`` sums over processes, each of which must call it equally often."""
+        ...
+
+
+@dataclass(frozen=True)
+class Critic:
+    """What estimates values: features ``[K, H]`` of states to values ``[K]``; its whole state goes into checkpoints.
+
+    ``rate`` is its learning rate at its peak, with the schedule of the policy's; ``clip`` limits its gradient norm; in the first
+    ``alone`` steps it learns and the policy does not.
+    """
+
+    module: nn.Module
+    rate: float
+    clip: float = 1.0
+    alone: int = 0
+
+
+@runtime_checkable
+class ActorCritic(Assessor, Protocol):
+    """An assessor with a critic for each policy that trains; the policy's ``features`` says how wide :attr:`Scored.features` are."""
+
+    def critic(self, width: int) -> Critic:
+        """A new critic for features of ``width`` numbers."""
+        ...
+
+    def value_loss(self, values: Tensor, old: Tensor, returns: Tensor) -> tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]]:
+        """The loss of values ``[K]``, summed, against their returns, with the values ``old`` before the update; and its statistics."""
         ...
 
 
@@ -164,4 +234,19 @@ class Benchmark(Protocol):
         ...
 
 
-__all__ = ["Benchmark", "Loss", "Planner", "Policy", "Preflight", "PromptSource", "RLAlgorithm", "Renderer", "RewardJudge"]
+__all__ = [
+    "ActorCritic",
+    "Assessor",
+    "Benchmark",
+    "Critic",
+    "Experience",
+    "Loss",
+    "Planner",
+    "Policy",
+    "Preflight",
+    "PromptSource",
+    "RLAlgorithm",
+    "Renderer",
+    "RewardJudge",
+    "Targets",
+]

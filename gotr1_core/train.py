@@ -1,6 +1,6 @@
 """The loop: rollout -> scores -> advantages -> updates. It reads like GoT-R1's second stage (arXiv 2505.17022, section 3).
 
-What is not here, and why: no replay buffer and no value model (an algorithm may own one), no reward normalisation over batches (groups
+What is not here, and why: no replay buffer, no value model (an algorithm may own one), no reward normalisation over batches (groups
 do that), no early stop (the best checkpoint is kept).
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from gotr1_core.build import Parts, make_sampling
 from gotr1_core.checkpoint import (
     CHECKPOINTS,
+    CRITIC,
     OPTIMIZER,
     STATE,
     TRAINABLE,
@@ -38,11 +39,12 @@ from gotr1_core.checkpoint import (
 )
 from gotr1_core.config import RunConfig
 from gotr1_core.credit import constant_groups
+from gotr1_core.critic import critic_tensors, load_critic, make_critic
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.evaluate import evaluate, summary
 from gotr1_core.memory import explained
 from gotr1_core.optim import make_optimizer
-from gotr1_core.protocols import PromptSource
+from gotr1_core.protocols import ActorCritic, PromptSource
 from gotr1_core.reference import Reference
 from gotr1_core.rollout import Batch, join_batches, roll_out
 from gotr1_core.run import ON_THE_WAY, Run
@@ -82,8 +84,10 @@ class Trainer:
             chosen = {name: s for name, s in chosen.items() if s.weight > 0}
             optimizer = make_optimizer(policy.module, settings)
             module, optimizer = self.accelerator.prepare(policy.module, optimizer)
-            reference = Reference(policy.module) if any(s.kl for s in chosen.values()) else None
-            found[role] = Learner(policy, module, optimizer, settings, chosen, reference)
+            needed = any(s.kl for s in chosen.values()) or getattr(self.parts.algorithm, "needs_reference", False)
+            reference = Reference(policy.module) if needed else None
+            critic = make_critic(self.accelerator, self.parts.algorithm, role, policy, optimizer, settings)
+            found[role] = Learner(policy, module, optimizer, settings, chosen, reference, critic=critic)
         return found
 
     def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
@@ -149,7 +153,9 @@ class Trainer:
     def _guard(self, batch: Batch) -> None:
         """Stops a run that cannot learn, with the reason."""
         check_known(batch.samples, self.config.nan_limit)
-        self.at.idle = self.at.idle + 1 if bool(self.constant(batch).all()) else 0
+        # With values samples of all prompts are compared, and a group may have a single one.
+        totals = batch.totals.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else batch.totals
+        self.at.idle = self.at.idle + 1 if bool(constant_groups(totals, self.config.constant_tolerance).all()) else 0
         if self.at.idle >= self.config.constant_limit:
             raise Gotr1Error(
                 f"for {self.at.idle} steps all samples of every prompt had the same reward, so there was nothing to learn from",
@@ -189,6 +195,8 @@ class Trainer:
                 (part / role).mkdir()
                 save_file(trainable(learner.policy.module), part / role / TRAINABLE)
                 save_file(optimizer_tensors(learner.optimizer), part / role / OPTIMIZER)
+                if learner.critic is not None:
+                    save_file(critic_tensors(self.accelerator, learner.critic), part / role / CRITIC)
             (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         best = self.at.best["step"] if self.at.best else None
         prune(run, self.config.checkpoint.keep, best)
@@ -205,6 +213,8 @@ class Trainer:
                 )
         for role, learner in self.learners.items():
             load_trainable(learner.policy.module, checkpoint / role / TRAINABLE)
+            if learner.critic is not None:
+                load_critic(self.accelerator, learner.critic, checkpoint / role / CRITIC)
             load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
             learner.updates = state["updates"][role]
         if self.accelerator.scaler is not None and "scaler" in state:  # else mixed_precision was another

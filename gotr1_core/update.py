@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from gotr1_core.config import OptimizerConfig, RunConfig, SegmentConfig
 from gotr1_core.credit import Credit
+from gotr1_core.critic import assess, values
 from gotr1_core.memory import explained
 from gotr1_core.optim import clip, rate_at, set_rate
-from gotr1_core.protocols import Policy, RLAlgorithm
+from gotr1_core.protocols import ActorCritic, Assessor, Critic, Policy, RLAlgorithm
 from gotr1_core.reference import Reference
 from gotr1_core.rollout import Batch
 from gotr1_core.samples import IMAGE, PLAN, Rollout, Scored, SegmentName
@@ -33,15 +34,24 @@ class Learner:
     segments: Mapping[SegmentName, SegmentConfig]
     reference: Reference | None
     updates: int = 0
+    critic: Critic | None = None
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some plans with their images, ready to be scored, and their advantages."""
+    """Some plans with their images, ready to be scored, and what is known about them before the update, by segment.
+
+    ``advantages`` are ``[B]`` or ``[B, T]``, the rest ``[B, T]``: ``masks``; log-probabilities ``old`` and ``reference`` and a critic's
+    ``values``, where they were asked for; the ``returns`` that values learn.
+    """
 
     segments: Mapping[SegmentName, Rollout]
     advantages: Mapping[SegmentName, Tensor]
     masks: Mapping[SegmentName, Tensor]
+    old: Mapping[SegmentName, Tensor] = field(default_factory=dict)
+    reference: Mapping[SegmentName, Tensor] = field(default_factory=dict)
+    values: Mapping[SegmentName, Tensor] = field(default_factory=dict)
+    returns: Mapping[SegmentName, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,15 +77,19 @@ class Tally:
         self.sums[name][0] += float(value)
         self.sums[name][1] += float(weight)
 
+    def extend(self, statistics: Mapping[str, tuple[Tensor, Tensor]], prefix: str = "") -> None:
+        for name, (value, weight) in statistics.items():
+            self.add(prefix + name, value, weight)
+
     def means(self) -> dict[str, float]:
         return {name: value / weight for name, (value, weight) in self.sums.items() if weight}
 
 
-def slices(batch: Batch, credit: Credit, learner: Learner, config: RunConfig) -> list[Slice]:
-    """Micro-batches of the plans whose gradient is not known to be zero."""
+def slices(batch: Batch, credit: Credit, learner: Learner, config: RunConfig, *, every: bool = False) -> list[Slice]:
+    """Micro-batches of the plans whose gradient is not known to be zero, or of ``every`` plan."""
     *_, images = batch.totals.shape
     flat = {PLAN: credit.plan.flatten(), IMAGE: credit.image.flatten()}
-    work = torch.zeros(len(batch.plans), dtype=torch.bool)
+    work = torch.full((len(batch.plans),), every)
     for name, settings in learner.segments.items():
         moves = flat[name].ne(0) if name == PLAN else flat[name].view(-1, images).ne(0).any(1)
         work |= moves | bool(settings.kl or settings.entropy)
@@ -109,10 +123,15 @@ def counts(batch: Batch, learner: Learner, algorithm: RLAlgorithm, config: RunCo
     return found
 
 
-def score_slices(accelerator: Accelerator, learner: Learner, parts: Sequence[Slice]) -> list[dict[SegmentName, Tensor]]:
-    """Log-probabilities without gradient, on the same slices that the update will score."""
+def score_slices(accelerator: Accelerator, learner: Learner, parts: Sequence[Slice], *, critic: Critic | None = None) -> list[Slice]:
+    """The slices with log-probabilities, and values where there is a critic, without gradient: on what the update will score again."""
+    found = []
     with torch.no_grad(), accelerator.autocast():
-        return [{name: s.log_prob for name, s in learner.module(part.segments).items()} for part in parts]
+        for part in parts:
+            scored = learner.module(part.segments)
+            estimates = values(critic.module, scored, part.masks) if critic else {}
+            found.append(replace(part, old={name: s.log_prob for name, s in scored.items()}, values=estimates))
+    return found
 
 
 def update(
@@ -124,62 +143,99 @@ def update(
     gradient. With one update ``old`` is the scoring pass itself, so the ratio is 1 and its gradient that of log p.
     """
     total_updates = config.steps * config.updates
-    parts = slices(batch, credit, learner, config)
-    local = counts(batch, learner, algorithm, config)
-    # Where every action of a segment is masked there is nothing to divide, either.
-    scale = {name: accelerator.num_processes / max(1.0, accelerator.reduce(n, "sum").item()) for name, n in local.items()}
     tally = Tally()
+    scale = _shares(accelerator, counts(batch, learner, algorithm, config))
     with clock.phase("scoring"), explained("scoring", config):
-        references = _reference_scores(accelerator, learner, parts)
-        olds = score_slices(accelerator, learner, parts) if config.updates > 1 else [None] * len(parts)
+        parts = _known(accelerator, learner, algorithm, batch, credit, config, tally)
+    value_scale = _shares(accelerator, _learnt(accelerator, learner, parts)) if learner.critic else {}
+    alone = learner.critic is not None and learner.updates < learner.critic.alone * config.updates
     for number in range(config.updates if parts else 0):
         set_rate(learner.optimizer, rate_at(learner.settings, learner.updates, total_updates))
-        for index, (part, old, reference) in enumerate(zip(parts, olds, references, strict=True)):
-            with _sync(accelerator, learner.module, last=index + 1 == len(parts)), accelerator.autocast():
-                with clock.phase("scoring"):
+        for index, part in enumerate(parts):
+            with _sync(accelerator, learner, last=index + 1 == len(parts)), accelerator.autocast():
+                with clock.phase("scoring"), torch.set_grad_enabled(not alone):
                     scored = learner.module(part.segments)
                 losses = []
                 for name, rollout in part.segments.items():
-                    before = scored[name].log_prob.detach() if old is None else old[name]
+                    old = part.old[name] if config.updates > 1 else scored[name].log_prob.detach()
                     if number == 0:
-                        _deviation(tally, name, rollout, before)
-                    losses.append(_segment_loss(algorithm, learner, part, name, scored[name], before, reference, tally) * scale[name])
+                        _deviation(tally, name, rollout, old)
+                    losses.append(_segment_loss(algorithm, learner, part, name, scored[name], old, tally) * scale[name])
+                if isinstance(algorithm, ActorCritic) and learner.critic is not None:
+                    losses += _value_losses(algorithm, learner.critic, part, scored, value_scale, tally)
                 with clock.phase("update"):
                     accelerator.backward(torch.stack(losses).sum())
         with clock.phase("update"):
-            accelerator.unscale_gradients(learner.optimizer)  # of fp16, before they are clipped
-            tally.add("gradient_norm", clip(learner.module.parameters(), learner.settings.clip), torch.ones(()))
-            learner.optimizer.step()
-            learner.optimizer.zero_grad(set_to_none=True)
+            _step(accelerator, learner, tally)
         learner.updates += 1
     if not parts:
         learner.updates += config.updates  # the schedule goes by steps, also by those with nothing to learn from
     return tally.means() | {"rate": rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}
 
 
+def _shares(accelerator: Accelerator, local: Mapping[SegmentName, Tensor]) -> dict[SegmentName, float]:
+    """What a process's sums are multiplied by to become its part of a mean. Where nothing counts there is nothing to divide, either."""
+    return {name: accelerator.num_processes / max(1.0, accelerator.reduce(n, "sum").item()) for name, n in local.items()}
+
+
+def _learnt(accelerator: Accelerator, learner: Learner, parts: Sequence[Slice]) -> dict[SegmentName, Tensor]:
+    """How many values there are to learn on this process."""
+    known = {name: sum(int(part.returns[name].isfinite().sum()) for part in parts if name in part.returns) for name in learner.segments}
+    return {name: torch.tensor(float(n), device=accelerator.device) for name, n in known.items()}
+
+
+def _known(
+    accelerator: Accelerator, learner: Learner, algorithm: RLAlgorithm, batch: Batch, credit: Credit, config: RunConfig, tally: Tally
+) -> list[Slice]:
+    """The slices of an update with what has to be known before it: scores of the reference, of the policy as it is, advantages."""
+    assessor = algorithm if isinstance(algorithm, Assessor) else None
+    parts = slices(batch, credit, learner, config, every=assessor is not None)
+    if learner.reference is not None:
+        with learner.reference.active():
+            parts = [replace(part, reference=part.old, old={}) for part in score_slices(accelerator, learner, parts)]
+    if config.updates > 1 or assessor is not None:
+        parts = score_slices(accelerator, learner, parts, critic=learner.critic)
+    if assessor is not None:
+        parts, statistics = assess(accelerator, assessor, learner.critic, list(learner.segments), batch, parts)
+        tally.extend(statistics)
+    return parts
+
+
 def _segment_loss(
-    algorithm: RLAlgorithm,
-    learner: Learner,
-    part: Slice,
-    name: SegmentName,
-    scored: Scored,
-    old: Tensor,
-    reference: Mapping[SegmentName, Tensor] | None,
-    tally: Tally,
+    algorithm: RLAlgorithm, learner: Learner, part: Slice, name: SegmentName, scored: Scored, old: Tensor, tally: Tally
 ) -> Tensor:
     settings = learner.segments[name]
-    lent = reference[name] if reference is not None and settings.kl else None
-    loss = algorithm.loss(name, scored, old, lent, part.advantages[name], part.masks[name], settings)
-    for key, (value, weight) in loss.statistics.items():
-        tally.add(f"{name}.{key}", value, weight)
+    reference = part.reference[name] if settings.kl else None
+    loss = algorithm.loss(name, scored, old, reference, part.advantages[name], part.masks[name], settings)
+    tally.extend(loss.statistics, f"{name}.")
     return settings.weight * loss.sums[name]
 
 
-def _reference_scores(accelerator: Accelerator, learner: Learner, parts: Sequence[Slice]) -> Sequence[Mapping[SegmentName, Tensor] | None]:
-    if learner.reference is None:
-        return [None] * len(parts)
-    with learner.reference.active():
-        return score_slices(accelerator, learner, parts)
+def _value_losses(
+    algorithm: ActorCritic,
+    critic: Critic,
+    part: Slice,
+    scored: Mapping[SegmentName, Scored],
+    scale: Mapping[SegmentName, float],
+    tally: Tally,
+) -> list[Tensor]:
+    losses = []
+    for name, estimates in values(critic.module, scored, part.masks).items():
+        learnt = part.returns[name].isfinite()
+        returns = part.returns[name][learnt].to(estimates.dtype)
+        loss, statistics = algorithm.value_loss(estimates[learnt], part.values[name][learnt], returns)
+        tally.extend(statistics, f"{name}.")
+        losses.append(loss * scale[name])
+    return losses
+
+
+def _step(accelerator: Accelerator, learner: Learner, tally: Tally) -> None:
+    accelerator.unscale_gradients(learner.optimizer)  # of fp16, before they are clipped
+    tally.add("gradient_norm", clip(learner.module.parameters(), learner.settings.clip), torch.ones(()))
+    if learner.critic is not None:
+        tally.add("value_gradient_norm", clip(learner.critic.module.parameters(), learner.critic.clip), torch.ones(()))
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
 
 
 def _deviation(tally: Tally, name: SegmentName, rollout: Rollout, old: Tensor) -> None:
@@ -191,6 +247,11 @@ def _deviation(tally: Tally, name: SegmentName, rollout: Rollout, old: Tensor) -
     worst[0], worst[1] = max(worst[0], float(gap.max()) if gap.numel() else 0.0), 1.0
 
 
-def _sync(accelerator: Accelerator, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+@contextmanager
+def _sync(accelerator: Accelerator, learner: Learner, *, last: bool) -> Iterator[None]:
     """Gradients travel between processes with the last slice only."""
-    return nullcontext() if last else accelerator.no_sync(module)
+    modules = [learner.module, *([learner.critic.module] if learner.critic else [])]
+    with ExitStack() as stack:
+        for module in () if last else modules:
+            stack.enter_context(accelerator.no_sync(module))
+        yield

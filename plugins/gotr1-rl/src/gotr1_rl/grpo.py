@@ -78,7 +78,7 @@ class Grpo:
     ) -> Loss:
         """To minimise: -(surrogate) + kl * divergence - entropy * bonus, summed over the masked actions ``[B, T]``."""
         log_ratio = torch.where(mask, scored.log_prob - old, 0.0)
-        weight = advantages.to(log_ratio.dtype).unsqueeze(1)
+        weight = (advantages if advantages.dim() > 1 else advantages.unsqueeze(1)).to(log_ratio.dtype)
         lengths = mask.sum(1, keepdim=True).clamp_min(1).to(log_ratio.dtype)
         if self.options.ratio == "sequence":
             mean = log_ratio.sum(1, keepdim=True) / lengths
