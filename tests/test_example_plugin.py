@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import tokenize
 import tomllib
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from gotr1_core.plugins import Registry
 
@@ -22,8 +25,9 @@ SMALL = ["steps=1", "groups=2", "plans=2", "prompts.held_out=2", "evaluation.eve
 
 
 def run(*words: str | Path, cwd: Path) -> str:
-    """Another process; its stdout, once it has ended well."""
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False)
+    """Another process, in which a plugin that does not load is an error; its stdout, once it has ended well."""
+    strict = {**os.environ, "GOTR1_STRICT_PLUGINS": "1"}
+    done = subprocess.run([str(word) for word in words], cwd=cwd, env=strict, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -43,6 +47,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ours = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     (own / "ours.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in ours))
     return made
+
+
+def gotr1(python: Path) -> list[str]:
+    """The command line there; the console script is this environment's."""
+    return [str(python), "-c", "from gotr1_core.cli.main import run; run()"]
 
 
 def code_lines(path: Path) -> int:
@@ -69,16 +78,22 @@ def test_lines_are_counted_as_said(tmp_path: Path) -> None:
     assert code_lines(path) == 3
 
 
+def test_its_range_holds_this_gotr1() -> None:
+    """Nothing else would notice: without a network the wheel is installed without its dependencies."""
+    [core] = [needed for needed in map(Requirement, PROJECT["dependencies"]) if needed.name == "gotr1"]
+    assert core.specifier.contains(version("gotr1"))
+    assert not core.specifier.contains("99")
+
+
 def test_it_is_installed_there_and_not_here(python: Path, tmp_path: Path) -> None:
     script = "import gotr1_example_judge, sys; print(gotr1_example_judge.__file__); print(sys.prefix)"
     file, prefix = run(python, "-c", script, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(prefix)
-    there = json.loads(run(python, "-m", "gotr1_core.cli.main", "plugins", "--json", cwd=tmp_path))
-    names = {(row["kind"], row["name"]): row["plugin"] for row in there["components"]}
-    assert names["judge", "colorfulness"] == f"gotr1-example-judge {PROJECT['version']}"
-    assert there["failed"] == []
+    listed = json.loads(run(*gotr1(python), "list", "--json", cwd=tmp_path))
+    there = {(row["kind"], row["name"]): (row["distribution"], row["version"]) for row in listed}
+    assert there["judge", "colorfulness"] == ("gotr1-example-judge", PROJECT["version"])
     here = {(p.component.kind, p.component.name) for p in Registry().provided}
-    assert names.keys() - here == {("judge", "colorfulness")}
+    assert there.keys() - here == {("judge", "colorfulness")}
 
 
 def test_its_own_tests_pass_there(python: Path, tmp_path: Path) -> None:
@@ -87,7 +102,7 @@ def test_its_own_tests_pass_there(python: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_rewarded_by_it(python: Path, tmp_path: Path) -> None:
     words = ["--judge", "scenes", "--judge", "colorfulness", "reward=pi * colorful", "evaluation.metric=colorful", "name=run"]
-    run(python, "-m", "gotr1_core.cli.main", "train", "--preset", "scenes", *words, *SMALL, f"output={tmp_path}", cwd=tmp_path)
+    run(*gotr1(python), "train", "--preset", "scenes", *words, *SMALL, f"output={tmp_path}", cwd=tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     [step] = [row for row in rows if "seconds" in row]
     # Things on light grey: neither without colour nor all that `full` stands for.

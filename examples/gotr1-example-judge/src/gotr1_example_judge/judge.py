@@ -4,11 +4,12 @@ With rg = R - G and yb = (R + G) / 2 - B over the pixels, 0 to 255: M = √(σ²
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from gotr1_core.samples import IMAGE, Sample, SegmentName
+from gotr1_core import Sample
 
 
 class ColorfulnessOptions(BaseModel):
@@ -20,7 +21,7 @@ class ColorfulnessOptions(BaseModel):
 class ColorfulnessJudge:
     """``colorful``: M / full, at most 1; NaN where there is no picture."""
 
-    rewards: Mapping[str, SegmentName] = {"colorful": IMAGE}
+    rewards: Mapping[str, Literal["plan", "image"]] = {"colorful": "image"}
 
     def __init__(self, options: ColorfulnessOptions) -> None:
         self.full = options.full

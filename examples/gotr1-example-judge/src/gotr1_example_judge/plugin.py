@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gotr1_core.hookspecs import Component, hookimpl
+from gotr1_core import Component, hookimpl
 
 
 @hookimpl
