@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Check: TypeAlias = Callable[[Mapping[str, Any]], None]
 
-DEADLINE = 2.5
-"""Seconds a hub has to answer, name resolution included. What uses this takes two more to start, and 5 are what a user waits."""
+DEADLINE = 2.0
+"""Seconds a hub has to answer, name resolution included. A command that asks takes two or three to start, and a user waits five."""
 
 MINIATURE = "the miniature needs no download: `gotr1 train --preset scenes`"
 
@@ -60,34 +60,23 @@ def find_weights(model: str, *, key: str, check: Check | None = None) -> Weights
     Raises:
         UsageError: it is neither on disk nor to be had; says what is missing, how to get it, and how to point to it.
     """
-    found, lacking = _on_disk(model, key, check)
-    return _on_hub(model, key, check, lacking) if found is None else found
-
-
-def local_weights(model: str, *, key: str, check: Check | None = None) -> Weights | None:
-    """The same without a network: None where nothing but a hub could have it."""
-    return _on_disk(model, key, check)[0]
-
-
-def _on_disk(model: str, key: str, check: Check | None) -> tuple[Weights | None, str]:
-    """The weights in a folder or the cache, or why the cache has none."""
     folder = _folder(model)
     if folder is not None:
         try:
-            return read_weights(folder, check), ""
+            return _read(folder, check)
         except _Lacking as error:
             raise UsageError(
                 f"{key}: the folder {model} {error}",
                 hint=f"point {key} to a whole checkpoint (`hf download OWNER/NAME --local-dir DIR` gets one); {MINIATURE}",
             ) from None
     _refuse_other_text(model, key)
-    snapshot = _snapshot(model)
-    if snapshot is None:
-        return None, "are not in the local cache"
-    try:
-        return read_weights(snapshot, check), ""
-    except _Lacking as error:
-        return None, f"are in the local cache, but the copy {error}"
+    snapshot, lacking = _snapshot(model), "are not in the local cache"
+    if snapshot is not None:
+        try:
+            return _read(snapshot, check)
+        except _Lacking as error:
+            lacking = f"are in the local cache, but the copy {error}"
+    return _on_hub(model, key, check, lacking)
 
 
 def _folder(model: str) -> Path | None:
@@ -130,7 +119,7 @@ def _snapshot(model: str) -> Path | None:
 _CONFIGS = ("model_index.json", "config.json")
 
 
-def read_weights(folder: Path, check: Check | None = None) -> Weights:
+def _read(folder: Path, check: Check | None) -> Weights:
     """The checkpoint in a folder, a pipeline's parts included. Headers are read, no tensor is."""
     name = next((name for name in _CONFIGS if (folder / name).is_file()), None)
     if name is None:

@@ -17,7 +17,7 @@ from gotr1_core.lora import merged_state, save_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import seed_for, uniforms
-from gotr1_core.weights import local_weights
+from gotr1_core.weights import find_weights
 from gotr1_janus import checkpoint
 from gotr1_janus.layout import left_pad, right_pad, unconditional
 from gotr1_janus.module import JanusModule
@@ -33,17 +33,18 @@ class JanusPolicy:
     lora_prefix = "model.model.language_model"  # LoRA elsewhere would hit the vision tower, the aligners or the heads (facts.md)
 
     def __init__(self, options: JanusOptions, *, device: torch.device | str = "cpu") -> None:
-        from transformers import JanusForConditionalGeneration  # seconds, which a preflight need not wait for
+        # Again for those who make a policy without a preflight; of what is on disk it reads headers.
+        weights = find_weights(options.model, key="model", check=lambda config: checkpoint.only_janus(config, options.model))
+        from transformers import JanusForConditionalGeneration  # takes seconds, which a refusal need not wait for
 
+        source = weights.folder or options.model
         self.options = options
-        weights = local_weights(options.model, key="model", check=lambda config: checkpoint.only_janus(config, options.model))
-        source = options.model if weights is None or weights.folder is None else weights.folder
         self.tokenizer = checkpoint.load_tokenizer(source)
         self.text = Text(self.tokenizer, options.instruction)
         model, found = JanusForConditionalGeneration.from_pretrained(
             source,
             dtype=getattr(torch, options.dtype),
-            local_files_only=weights is not None,
+            local_files_only=weights.folder is not None,
             use_safetensors=True,
             output_loading_info=True,
         )
