@@ -53,12 +53,14 @@ class Parts:
         return {role: pair for role, pair in roles.items() if train in (role, "both")}
 
 
-def component(registry: Registry, kind: Kind, config: ComponentConfig, **more: Any) -> Any:
-    """One component by its registered name, its options checked."""
+def component(registry: Registry, kind: Kind, config: ComponentConfig, *, key: str | None = None, **more: Any) -> Any:
+    """One component by its registered name, its options checked; ``key`` is its place in a config, for messages."""
     found = registry.find(kind, config.name).component
     options = options_of(found, config.options)
     make = load(found.target)
     try:
+        if hasattr(make, "preflight"):
+            make.preflight(options, key=key or kind)
         return make(options, **more)
     except OSError as error:  # weights that are not where the config says, most often
         first = str(error).strip().split("\n")[0]
@@ -121,8 +123,15 @@ def preflight(registry: Registry, config: RunConfig) -> dict[str, int]:
         found = registry.find(kind, part.name).component
         made = load(found.target)
         if hasattr(made, "preflight"):
-            sizes |= made.preflight(options_of(found, part.options), key=kind)
+            for name, size in made.preflight(options_of(found, part.options), key=kind).items():
+                sizes[name] = size + sizes.get(name, 0) if name == "parameters" else size
     return sizes
+
+
+def check_prompts(planner: Planner, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    """Has a planner that can tell refuse prompts that it could not plan, such as one longer than its context, before anything is drawn."""
+    if hasattr(planner, "check_prompts"):
+        planner.check_prompts(prompts, sampling)
 
 
 def _check_options(registry: Registry, config: RunConfig, named: Sequence[tuple[Kind, ComponentConfig]]) -> None:

@@ -44,19 +44,19 @@ def make_critic(
             hint="use algorithm=grpo or algorithm=rloo, which compare samples of one prompt instead",
         )
     critic = algorithm.critic(width)
-    module = accelerator.prepare(critic.module.to(accelerator.device))
+    module = critic.module.to(accelerator.device)
     optimizer.add_param_group({"params": list(module.parameters()), "weight_decay": 0.0, "factor": critic.rate / settings.rate})
     return replace(critic, module=module)
 
 
 def critic_tensors(accelerator: Accelerator, critic: Critic) -> dict[str, Tensor]:
     """A critic's whole state, on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in accelerator.unwrap_model(critic.module).state_dict().items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in critic.module.state_dict().items()}
 
 
 def load_critic(accelerator: Accelerator, critic: Critic, path: Path) -> None:
     """The inverse of :func:`critic_tensors`."""
-    saved, module = read_tensors(path), accelerator.unwrap_model(critic.module)
+    saved, module = read_tensors(path), critic.module
     mine = module.state_dict()
     if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in mine.items()}:
         raise UsageError(f"{path} does not fit the algorithm's critic", hint="use the run's own options of the algorithm")
@@ -107,7 +107,7 @@ def assess(
         reference=_double(whole("reference")) if all(part.reference for part in parts) else None,
         values=_double(whole("values")) if critic else None,
     )
-    module = accelerator.unwrap_model(critic.module) if critic else None
+    module = critic.module if critic else None
     targets = algorithm.assess(seen, module, over_processes)
     return _dealt(parts, targets), targets.statistics
 

@@ -113,7 +113,7 @@ def _deviation(rows: Sequence[Row], config: RunConfig) -> str | None:
 
 def _constant(rows: Sequence[Row], config: RunConfig) -> str | None:
     last = rows[-config.constant_limit :]
-    if len(last) < config.constant_limit or any(row.get("constant_groups") != 1 for row in last):
+    if len(last) < config.constant_limit or any(row.get("idle") != 1 for row in last):
         return None
     return f"for {config.constant_limit} steps all samples of every prompt had the same reward"
 
@@ -122,8 +122,8 @@ def _missing(rows: Sequence[Row], config: RunConfig) -> str | None:
     share = rows[-1].get("nan")
     if share is None or share <= config.nan_limit:
         return None
-    names = ", ".join(name.removeprefix("nan.") for name in rows[-1] if name.startswith("nan.") and rows[-1][name])
-    return f"{share:.0%} of the samples have no reward ({names or 'the total'} could not be had)"
+    names = [name.removeprefix("nan.") for name in rows[-1] if name.startswith("nan.") and rows[-1][name]]
+    return f"{share:.0%} of the samples have no reward ({', '.join(names) or 'the total'} could not be had)"
 
 
 def _missing_scores(rows: Sequence[Row], config: RunConfig) -> str | None:
@@ -134,10 +134,10 @@ def _missing_scores(rows: Sequence[Row], config: RunConfig) -> str | None:
 
 def _ratio(rows: Sequence[Row], config: RunConfig) -> str | None:
     del config
-    for ending, wrong in (("ratio_max", lambda v: v > 10), ("ratio_min", lambda v: v < 0.1)):
+    for ending, low, high in (("ratio_max", 0.0, 10.0), ("ratio_min", 0.1, math.inf)):
         for name in named(rows, ending):
             level = recent(rows, name)
-            if wrong(level):
+            if level < low or level > high:
                 return f"{name} {level:.3g} over {RECENT} steps"
     return None
 

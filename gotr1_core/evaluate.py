@@ -53,10 +53,11 @@ def evaluate(
     seed: int,
     batch: int = 64,
     best_of: int = 1,
+    first: int = 0,
 ) -> list[Sample]:
     """One sample per prompt, or the one of ``best_of`` with the largest reward; the same seeds whenever it is called.
 
-    Every judge is asked for all it can score, so nothing is pruned.
+    Every judge is asked for all it can score, so nothing is pruned. ``first`` is the number of the first prompt: seeds go by number.
     """
     everything = replace(judges, also=frozenset(judges.offered()))
     with torch.no_grad():
@@ -69,6 +70,7 @@ def evaluate(
             images=1,
             sampling=sampling,
             seed=(EVALUATION, seed),
+            first=first,
             chunk=max(1, batch // best_of),
             prune=False,
         )

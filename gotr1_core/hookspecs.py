@@ -48,6 +48,22 @@ def gotr1_commands(app: typer.Typer) -> None:
     """Adds commands to ``gotr1``, as ``app.command("name")(function)``. What a command needs it imports when it runs."""
 
 
+@dataclass(frozen=True)
+class Diagnosis:
+    """One thing that ``gotr1 doctor`` looked at: what was found, and where it is not ``healthy`` what to do."""
+
+    name: str
+    healthy: bool
+    found: str
+    hint: str = ""
+
+
+@hookspec
+def gotr1_checks() -> Iterable[Diagnosis]:
+    """What ``gotr1 doctor`` should say about a plugin: is what it needs there? Called when the command runs."""
+    raise AssertionError("a specification, never called")
+
+
 @hookspec
 def gotr1_run_started(run: Path, config: Mapping[str, Any], step: int) -> None:
     """A run's folder exists and its components are built; ``step`` steps are done already (not 0 where a run is resumed)."""

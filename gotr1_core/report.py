@@ -19,8 +19,10 @@ CHARTS = ("reward", "entropy", "kl", "ratio", "clipped", "deviation", "gradient_
 WIDTH, HEIGHT, PAD = 300, 110, 6
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
-h1, h2 { font-weight: 600 } h2 { margin-top: 2.2rem } table { border-collapse: collapse } td, th { padding: .2rem .6rem; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd } figure { display: inline-block; margin: .4rem; vertical-align: top }
+h1, h2 { font-weight: 600 } h2 { margin-top: 2.2rem } table { border-collapse: collapse } 
+td, th { padding: .2rem .6rem; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
+figure { display: inline-block; margin: .4rem; vertical-align: top }
 figcaption { font-size: 12px; color: #555; max-width: 300px } svg { background: #f7f7f5 } img { width: 220px; image-rendering: pixelated }
 .finding { border-left: 4px solid #d1495b; padding-left: .8rem } 
 pre { background: #f7f7f5; padding: 1rem; overflow-x: auto; font-size: 13px }
@@ -82,7 +84,8 @@ def _chart(name: str, steps: Sequence[Mapping[str, Any]]) -> str:
         return ""
     low, high = min(known), max(known)
     last = max(1, len(steps) - 1)
-    lines, line = [], list[str]()
+    lines: list[list[str]] = []
+    line: list[str] = []
     for place, row in enumerate(steps):
         value = row.get(name)
         if value is None or value != value:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from gotr1_core.config import RunConfig
+from gotr1_core.doctor import examine, look
+from gotr1_core.errors import Gotr1Error
 from gotr1_core.evaluate import columns, estimate, summary
 from gotr1_core.plugins import STRICT, one_line
 from gotr1_core.report import write_report
@@ -30,10 +32,13 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, manager: pluggy.PluginManager, *, main: bool = True) -> None:
         self.folder, self.config, self.manager, self.main = folder, config, manager, main
         self.records = Records(folder, main=main)
+        self.warned: set[str] = set()
         self._dropped: list[object] = []  # listeners that failed
 
     def started(self, step: int) -> None:
-        """The components are built."""
+        """The components are built. What a resumed run was warned of it is not warned of again."""
+        known = [row for row in self.records.rows if "seconds" in row]
+        self.warned = {finding.rule.name for finding in examine(known, self.config)}
         self.tell("gotr1_run_started", config=self.config.model_dump(mode="json"), step=step)
 
     def stepped(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -43,6 +48,22 @@ class Run:
         if every and (step == 1 or step % every == 0):
             self.records.samples(f"step-{step:06d}", samples)
         self.tell("gotr1_step_finished", step=step, metrics=metrics, samples=samples)
+        self._examine()
+
+    def _examine(self) -> None:
+        """Has the doctor look at the steps so far: each of its rules warns once, and three stop the run.
+
+        Raises:
+            Gotr1Error: going on would waste the run.
+        """
+        steps = [row for row in self.records.rows if "seconds" in row]
+        for finding in look(steps, self.config):
+            if finding.rule.stops:
+                raise Gotr1Error(finding.message, hint=finding.rule.hint)
+            if finding.rule.name not in self.warned:
+                self.warned.add(finding.rule.name)
+                if self.main:
+                    print(f"warning: {finding.message} What to do: {finding.rule.hint}", file=sys.stderr)
 
     def evaluated(self, name: str, step: int, samples: Sequence[Sample]) -> None:
         """Held-out samples were drawn and judged. What is compared at the end is kept in full."""

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
-from gotr1_core.build import Parts, build, check, held_out_prompts, prepare, training_prompts
+from gotr1_core.build import FilePrompts, Parts, build, check, check_prompts, held_out_prompts, prepare, training_prompts
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage, read_json, read_state, write_atomically, writing
 from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
 from gotr1_core.errors import UsageError
@@ -74,7 +74,7 @@ def train(
     check_free(config)
     source = source or training_prompts(registry, config.prompts)
     held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
-    trainer = make_trainer(config, registry, parts, source, accelerator)
+    trainer = make_trainer(config, registry, parts, source, held_out, accelerator)
     main = accelerator.is_main_process
     folder = _together(accelerator, new_folder(registry, config) if main else config.output)
     with _holding(folder, main=main):
@@ -109,7 +109,7 @@ def resume(
         last = _last_checkpoint(folder, main=main)
         source = source or training_prompts(registry, config.prompts)
         held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
-        trainer = make_trainer(config, registry, parts, source, accelerator)
+        trainer = make_trainer(config, registry, parts, source, held_out, accelerator)
         rows = trainer.load(last) if last else None
         if main:
             for part in (folder / CHECKPOINTS).glob("*.part"):  # what a killed process was writing
@@ -178,7 +178,14 @@ def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
     return Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
 
 
-def make_trainer(config: RunConfig, registry: Registry, parts: Parts | None, source: PromptSource, accelerator: Accelerator) -> Trainer:
+def make_trainer(
+    config: RunConfig,
+    registry: Registry,
+    parts: Parts | None,
+    source: PromptSource,
+    held_out: Sequence[Prompt],
+    accelerator: Accelerator,
+) -> Trainer:
     """The components with their weights, and the loop around them."""
     set_seed(config.seed)  # what LoRA draws
     with explained("loading", config):
@@ -186,7 +193,9 @@ def make_trainer(config: RunConfig, registry: Registry, parts: Parts | None, sou
             parts = build(registry, config, device=accelerator.device)
         else:
             prepare(parts, config)
-        return Trainer(config, parts, source, accelerator)
+        trainer = Trainer(config, parts, source, accelerator)
+    check_prompts(parts.planner, [*held_out, *(source.all if isinstance(source, FilePrompts) else ())], trainer.sampling)
+    return trainer
 
 
 def _together(accelerator: Accelerator, folder: Path) -> Path:

@@ -40,7 +40,9 @@ from gotr1_core.checkpoint import (
 from gotr1_core.config import RunConfig
 from gotr1_core.credit import constant_groups
 from gotr1_core.critic import critic_tensors, load_critic, make_critic
-from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.describe import check_rewards, describe
+from gotr1_core.distributed import anywhere, gathered, summed
+from gotr1_core.errors import UsageError
 from gotr1_core.evaluate import evaluate, summary
 from gotr1_core.memory import explained
 from gotr1_core.optim import make_optimizer
@@ -61,7 +63,6 @@ class Progress:
 
     step: int = 0  # steps done
     drawn: int = 0  # training prompts used, over all processes
-    idle: int = 0  # steps in a row without any difference within groups
     pending: bool = False  # the last step's evaluation is due and not done
     best: dict[str, Any] | None = None  # {"step", "score"} of the best evaluation
 
@@ -83,11 +84,11 @@ class Trainer:
             chosen = {name: getattr(self.config.segments, name) for name in segments}
             chosen = {name: s for name, s in chosen.items() if s.weight > 0}
             optimizer = make_optimizer(policy.module, settings)
-            module, optimizer = self.accelerator.prepare(policy.module, optimizer)
+            optimizer = self.accelerator.prepare(optimizer)
             needed = any(s.kl for s in chosen.values()) or getattr(self.parts.algorithm, "needs_reference", False)
             reference = Reference(policy.module) if needed else None
             critic = make_critic(self.accelerator, self.parts.algorithm, role, policy, optimizer, settings)
-            found[role] = Learner(policy, module, optimizer, settings, chosen, reference, critic=critic)
+            found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic)
         return found
 
     def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
@@ -120,8 +121,8 @@ class Trainer:
             kept.append(batch)
             if config.constant_groups != "refill":
                 break
-            useful = torch.stack([(~self.constant(b)).sum() for b in kept]).sum().to(self.accelerator.device)
-            short = config.groups - int(self.accelerator.reduce(useful, "sum"))
+            (useful,) = summed(self.accelerator, [sum(int((~self.constant(b)).sum()) for b in kept)])
+            short = config.groups - int(useful)
             if short <= 0:
                 break
             wanted = -(-short // self.accelerator.num_processes) * self.accelerator.num_processes
@@ -132,16 +133,15 @@ class Trainer:
         return constant_groups(batch.totals, self.config.constant_tolerance)
 
     def step(self, step: int) -> tuple[dict[str, float], Batch]:
-        """Rollout, credit, updates; returns the step's metrics and what was drawn."""
+        """Rollout, credit, updates; returns the step's metrics, over all processes, and what this one drew."""
         clock, begun = Clock(), time.perf_counter()
         self._seed("step", step)
         with clock.phase("rollout"), explained("rollout", self.config):
             drawn = self.roll_out(step)
-        self._guard(drawn)
         constant = self.constant(drawn)
-        batch = drawn if self.config.constant_groups == "keep" or constant.all() else drawn.keep((~constant).nonzero().flatten().tolist())
+        batch = self._useful(drawn, constant)
         credit = self.parts.algorithm.credit(batch.totals)
-        metrics = describe(drawn, constant)
+        metrics = describe(drawn, constant, idle=self._idle(drawn)).numbers(self.accelerator)
         for role, learner in self.learners.items():
             with explained("update", self.config):
                 done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, clock)
@@ -150,17 +150,16 @@ class Trainer:
         metrics |= {f"seconds.{name}": value for name, value in clock.seconds.items()} | {"seconds": seconds}
         return metrics, drawn
 
-    def _guard(self, batch: Batch) -> None:
-        """Stops a run that cannot learn, with the reason."""
-        check_known(batch.samples, self.config.nan_limit)
-        # With values samples of all prompts are compared, and a group may have a single one.
-        totals = batch.totals.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else batch.totals
-        self.at.idle = self.at.idle + 1 if bool(constant_groups(totals, self.config.constant_tolerance).all()) else 0
-        if self.at.idle >= self.config.constant_limit:
-            raise Gotr1Error(
-                f"for {self.at.idle} steps all samples of every prompt had the same reward, so there was nothing to learn from",
-                hint="look at samples/, the reward expression and the temperature, or raise constant_limit",
-            )
+    def _useful(self, drawn: Batch, constant: Tensor) -> Batch:
+        """The groups that count. Where no process has any, all of them: a divergence may still have a gradient."""
+        if self.config.constant_groups == "keep" or not anywhere(self.accelerator, bool((~constant).any())):
+            return drawn
+        return drawn.keep((~constant).nonzero().flatten().tolist())
+
+    def _idle(self, drawn: Batch) -> bool:
+        """Whether there was no difference to learn from. With values samples of all prompts are compared, and a group may be one sample."""
+        totals = drawn.totals.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else drawn.totals
+        return bool(constant_groups(totals, self.config.constant_tolerance).all())
 
     def evaluate(self, prompts: Sequence[Prompt], **changed: Any) -> list[Sample]:
         """Held-out samples under the evaluation's settings."""
@@ -168,8 +167,15 @@ class Trainer:
         sampling = make_sampling(settings.sampling or self.config.sampling)
         arguments: dict[str, Any] = {"sampling": sampling, "seed": settings.seed, "batch": settings.batch, **changed}
         self._seed("evaluation")
-        with explained("evaluation", self.config), self.accelerator.autocast():
-            return evaluate(self.parts.planner, self.parts.renderer, self.parts.judges, prompts, **arguments)
+        size = max(1, settings.batch // changed.get("best_of", 1))  # the same pieces for any number of processes
+        found: dict[int, list[Sample]] = {}
+        for start in range(size * self.accelerator.process_index, len(prompts), size * self.accelerator.num_processes):
+            part = prompts[start : start + size]
+            with explained("evaluation", self.config), self.accelerator.autocast():
+                parts = self.parts
+                found[start] = evaluate(parts.planner, parts.renderer, parts.judges, part, first=start, **arguments)
+        every = {start: samples for mine in gathered(self.accelerator, found) for start, samples in mine.items()}
+        return [sample for start in sorted(every) for sample in every[start]]
 
     def _seed(self, *lineage: int | str) -> None:
         """Seeds the global generators, which nothing here uses but a component might: then a resumed run repeats that as well."""
@@ -177,9 +183,7 @@ class Trainer:
 
     def agree(self, asked: bool) -> bool:
         """Whether any process was asked."""
-        if self.accelerator.num_processes == 1:
-            return asked
-        return bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.accelerator.device), "sum"))
+        return anywhere(self.accelerator, asked)
 
     # -- on disk ------------------------------------------------------------------------------------------------------------
 
@@ -221,37 +225,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.at = Progress(**{field.name: state[field.name] for field in fields(Progress)})
         return int(state["rows"])
-
-
-def check_known(samples: Sequence[Sample], limit: float) -> None:
-    """Stops a run whose samples' rewards are mostly unknown."""
-    unknown = sum(math.isnan(s.reward) for s in samples) / len(samples)
-    if unknown > limit:
-        names = sorted({n for s in samples for n, v in s.scores.items() if math.isnan(v)})
-        raise Gotr1Error(
-            f"{unknown:.0%} of the samples have no reward ({', '.join(names)} could not be had)",
-            hint="look at the judge and at what it is asked to score, or raise nan_limit",
-        )
-
-
-def describe(batch: Batch, constant: Tensor) -> dict[str, float]:
-    """Numbers about what was drawn."""
-    known = batch.totals[~batch.totals.isnan()]
-    numbers = {
-        "reward": known.mean().item() if len(known) else float("nan"),
-        "reward_deviation": batch.totals.flatten(1).nan_to_num().std(1).mean().item(),
-        "constant_groups": constant.double().mean().item(),
-        "nan": batch.totals.isnan().double().mean().item(),
-        "malformed": sum(not c.well_formed for c in batch.plans.chains) / len(batch.plans),
-        "truncated": batch.plans.tensors["truncated"].double().mean().item(),
-        "chain_tokens": batch.plans.tensors["mask"].sum(1).double().mean().item(),
-        "pruned": 1 - (len(batch.images) if batch.images is not None else 0) / len(batch.samples),
-    }
-    for name in sorted({n for s in batch.samples for n in s.scores}):
-        values = [s.scores[name] for s in batch.samples if s.scores.get(name, float("nan")) == s.scores.get(name, float("nan"))]
-        if values:
-            numbers[f"reward.{name}"] = sum(values) / len(values)
-    return numbers
 
 
 def train(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
@@ -311,5 +284,5 @@ def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> N
             if trainer.at.step:
                 raise UsageError(f"{run.folder / HELD_OUT} lacks the evaluation {name!r} of the untrained model", hint="put it back")
             samples = trainer.evaluate(held_out, **changed)
-            check_known(samples, trainer.config.nan_limit)
+            check_rewards(samples, trainer.config.nan_limit)
             run.evaluated(name, 0, samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gotr1_core.config import OptimizerConfig, RunConfig, SegmentConfig
 from gotr1_core.credit import Credit
 from gotr1_core.critic import assess, values
+from gotr1_core.distributed import anywhere, gathered, sum_gradients, summed
 from gotr1_core.memory import explained
 from gotr1_core.optim import clip, rate_at, set_rate
 from gotr1_core.protocols import ActorCritic, Assessor, Critic, Policy, RLAlgorithm
@@ -69,11 +70,13 @@ class Clock:
 
 @dataclass
 class Tally:
-    """Sums and weights of statistics over slices; ``means`` over all processes."""
+    """Sums and weights of statistics, and their extremes; ``numbers`` puts those of all processes together."""
 
     sums: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+    largest: dict[str, float] = field(default_factory=dict)
+    smallest: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, value: Tensor, weight: Tensor) -> None:
+    def add(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
         self.sums[name][0] += float(value)
         self.sums[name][1] += float(weight)
 
@@ -81,8 +84,22 @@ class Tally:
         for name, (value, weight) in statistics.items():
             self.add(prefix + name, value, weight)
 
-    def means(self) -> dict[str, float]:
-        return {name: value / weight for name, (value, weight) in self.sums.items() if weight}
+    def extremes(self, values: Tensor, *, low: str | None = None, high: str | None = None) -> None:
+        if values.numel() and low:
+            self.smallest[low] = min(self.smallest.get(low, float("inf")), float(values.min()))
+        if values.numel() and high:
+            self.largest[high] = max(self.largest.get(high, -float("inf")), float(values.max()))
+
+    def numbers(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means, and extremes, over all processes."""
+        every = gathered(accelerator, (dict(self.sums), self.largest, self.smallest))
+        total = Tally()
+        for sums, largest, smallest in every:
+            for name, (value, weight) in sums.items():
+                total.add(name, value, weight)
+            total.largest |= {k: max(v, total.largest.get(k, v)) for k, v in largest.items()}
+            total.smallest |= {k: min(v, total.smallest.get(k, v)) for k, v in smallest.items()}
+        return {name: value / weight for name, (value, weight) in total.sums.items() if weight} | total.largest | total.smallest
 
 
 def slices(batch: Batch, credit: Credit, learner: Learner, config: RunConfig, *, every: bool = False) -> list[Slice]:
@@ -112,14 +129,13 @@ def _mask(rollout: Rollout, config: RunConfig) -> Tensor:
     return mask
 
 
-def counts(batch: Batch, learner: Learner, algorithm: RLAlgorithm, config: RunConfig) -> dict[SegmentName, Tensor]:
-    """What each segment's sums are divided by, on this process: everything the step sampled, pruned images counted as if drawn."""
-    found: dict[SegmentName, Tensor] = {}
-    if PLAN in learner.segments:
-        found[PLAN] = algorithm.count(_mask(batch.plans, config)).double()
-    if IMAGE in learner.segments and batch.images is not None:
-        drawn = algorithm.count(_mask(batch.images, config)).double()
-        found[IMAGE] = drawn * (len(batch.samples) / len(batch.images))
+def counts(batch: Batch, learner: Learner, algorithm: RLAlgorithm, config: RunConfig) -> dict[SegmentName, tuple[float, int, int]]:
+    """For what each segment's sums are divided by, on this process: how much was sampled, and of how many rows how many were drawn."""
+    found: dict[SegmentName, tuple[float, int, int]] = {}
+    for name in learner.segments:
+        rollout, rows = (batch.plans, len(batch.plans)) if name == PLAN else (batch.images, len(batch.samples))
+        sampled = float(algorithm.count(_mask(rollout, config))) if rollout is not None else 0.0
+        found[name] = sampled, rows, len(rollout) if rollout is not None else 0
     return found
 
 
@@ -147,12 +163,13 @@ def update(
     scale = _shares(accelerator, counts(batch, learner, algorithm, config))
     with clock.phase("scoring"), explained("scoring", config):
         parts = _known(accelerator, learner, algorithm, batch, credit, config, tally)
-    value_scale = _shares(accelerator, _learnt(accelerator, learner, parts)) if learner.critic else {}
+    value_scale = _shares(accelerator, _learnt(learner, parts)) if learner.critic else {}
+    working = anywhere(accelerator, bool(parts))  # then every process takes part, with whatever it has
     alone = learner.critic is not None and learner.updates < learner.critic.alone * config.updates
-    for number in range(config.updates if parts else 0):
+    for number in range(config.updates if working else 0):
         set_rate(learner.optimizer, rate_at(learner.settings, learner.updates, total_updates))
-        for index, part in enumerate(parts):
-            with _sync(accelerator, learner, last=index + 1 == len(parts)), accelerator.autocast():
+        for part in parts:
+            with accelerator.autocast():
                 with clock.phase("scoring"), torch.set_grad_enabled(not alone):
                     scored = learner.module(part.segments)
                 losses = []
@@ -168,20 +185,27 @@ def update(
         with clock.phase("update"):
             _step(accelerator, learner, tally)
         learner.updates += 1
-    if not parts:
+    if not working:
         learner.updates += config.updates  # the schedule goes by steps, also by those with nothing to learn from
-    return tally.means() | {"rate": rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}
+    return tally.numbers(accelerator) | {"rate": rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}
 
 
-def _shares(accelerator: Accelerator, local: Mapping[SegmentName, Tensor]) -> dict[SegmentName, float]:
-    """What a process's sums are multiplied by to become its part of a mean. Where nothing counts there is nothing to divide, either."""
-    return {name: accelerator.num_processes / max(1.0, accelerator.reduce(n, "sum").item()) for name, n in local.items()}
+def _shares(accelerator: Accelerator, local: Mapping[SegmentName, tuple[float, int, int]]) -> dict[SegmentName, float]:
+    """What sums are multiplied by to become means over all processes: everything that was sampled, pruned images counted as if drawn.
+
+    Where nothing counts there is nothing to divide, either.
+    """
+    shares = {}
+    for name, mine in local.items():
+        sampled, rows, drawn = summed(accelerator, mine)
+        shares[name] = 1 / max(1.0, sampled * rows / max(1, drawn))
+    return shares
 
 
-def _learnt(accelerator: Accelerator, learner: Learner, parts: Sequence[Slice]) -> dict[SegmentName, Tensor]:
+def _learnt(learner: Learner, parts: Sequence[Slice]) -> dict[SegmentName, tuple[float, int, int]]:
     """How many values there are to learn on this process."""
     known = {name: sum(int(part.returns[name].isfinite().sum()) for part in parts if name in part.returns) for name in learner.segments}
-    return {name: torch.tensor(float(n), device=accelerator.device) for name, n in known.items()}
+    return {name: (float(count), 1, 1) for name, count in known.items()}
 
 
 def _known(
@@ -208,6 +232,8 @@ def _segment_loss(
     reference = part.reference[name] if settings.kl else None
     loss = algorithm.loss(name, scored, old, reference, part.advantages[name], part.masks[name], settings)
     tally.extend(loss.statistics, f"{name}.")
+    ratios = (scored.log_prob.detach() - old)[part.masks[name]].exp()
+    tally.extremes(ratios, low=f"{name}.ratio_min", high=f"{name}.ratio_max")
     return settings.weight * loss.sums[name]
 
 
@@ -230,10 +256,11 @@ def _value_losses(
 
 
 def _step(accelerator: Accelerator, learner: Learner, tally: Tally) -> None:
+    sum_gradients(accelerator, [p for group in learner.optimizer.param_groups for p in group["params"]])
     accelerator.unscale_gradients(learner.optimizer)  # of fp16, before they are clipped
-    tally.add("gradient_norm", clip(learner.module.parameters(), learner.settings.clip), torch.ones(()))
+    tally.add("gradient_norm", clip(learner.module.parameters(), learner.settings.clip))
     if learner.critic is not None:
-        tally.add("value_gradient_norm", clip(learner.critic.module.parameters(), learner.critic.clip), torch.ones(()))
+        tally.add("value_gradient_norm", clip(learner.critic.module.parameters(), learner.critic.clip))
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
 
@@ -243,15 +270,4 @@ def _deviation(tally: Tally, name: SegmentName, rollout: Rollout, old: Tensor) -
     mask = rollout.tensors["mask"]
     gap = torch.where(mask, (old - rollout.tensors["log_prob"]).abs(), 0.0)
     tally.add(f"{name}.deviation", gap.sum(), mask.sum())
-    worst = tally.sums[f"{name}.worst_deviation"]
-    worst[0], worst[1] = max(worst[0], float(gap.max()) if gap.numel() else 0.0), 1.0
-
-
-@contextmanager
-def _sync(accelerator: Accelerator, learner: Learner, *, last: bool) -> Iterator[None]:
-    """Gradients travel between processes with the last slice only."""
-    modules = [learner.module, *([learner.critic.module] if learner.critic else [])]
-    with ExitStack() as stack:
-        for module in () if last else modules:
-            stack.enter_context(accelerator.no_sync(module))
-        yield
+    tally.extremes(gap, high=f"{name}.worst_deviation")

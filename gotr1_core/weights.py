@@ -211,6 +211,19 @@ def _on_hub(model: str, key: str, check: Check | None, lacking: str) -> Weights:
     return Weights(None, info.config or {}, info.safetensors.total if info.safetensors else None)
 
 
+def hub_problem() -> str | None:
+    """Why no model could be downloaded now, or None."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids to ask it"
+    try:
+        _within(DEADLINE, lambda: get_session().head(constants.ENDPOINT, timeout=DEADLINE))
+    except Exception as error:  # as above
+        return _reason(error)[0]
+    return None
+
+
 def _ask(model: str) -> ModelInfo:
     from huggingface_hub import HfApi, constants
 

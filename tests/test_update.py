@@ -168,14 +168,19 @@ def test_a_batch_without_any_advantage_moves_nothing(recorded: Recorded) -> None
     assert recorded.moved() == {}
 
 
+def divisors(counted: Mapping[str, tuple[float, int, int]]) -> dict[str, float]:
+    """What sums are divided by, from how much was sampled of how many rows that should have been."""
+    return {name: sampled * rows / drawn for name, (sampled, rows, drawn) in counted.items()}
+
+
 def test_denominators_count_pruned_images(policy: Any, letters_judge: Any) -> None:
     pruned, full = record(policy, letters_judge), record(policy, letters_judge, prune=False)
     algorithm = Grpo(GrpoOptions())
-    one, other = (counts(r.batch, r.learner(), algorithm, config()) for r in (pruned, full))
+    one, other = (divisors(counts(r.batch, r.learner(), algorithm, config())) for r in (pruned, full))
     assert one == other
     assert one[IMAGE] == 9 * 32
     assert one[PLAN] == pruned.batch.plans.tensors["mask"].sum()
-    sequences = counts(pruned.batch, pruned.learner(), Grpo(GrpoOptions(ratio="sequence")), config())
+    sequences = divisors(counts(pruned.batch, pruned.learner(), Grpo(GrpoOptions(ratio="sequence")), config()))
     assert sequences == {PLAN: 16, IMAGE: 32}
 
 
@@ -304,7 +309,7 @@ def test_truncated_chains_can_be_masked(recorded: Recorded) -> None:
     learner = recorded.learner(segments)
     expected = whole_gradient(recorded, segments, Grpo(GrpoOptions()).credit(recorded.batch.totals))
     near({n: -g for n, g in expected.items()}, masked)
-    assert counts(recorded.batch, learner, Grpo(GrpoOptions()), config())[PLAN] == mask.sum()
+    assert divisors(counts(recorded.batch, learner, Grpo(GrpoOptions()), config()))[PLAN] == mask.sum()
 
 
 def test_all_chains_truncated_and_masked_move_nothing(recorded: Recorded) -> None:

@@ -36,7 +36,7 @@ def command(
     import torch
 
     torch.manual_seed(settings.seed)  # what LoRA draws
-    policy = component(registry(), settings.kind, settings.policy, device=device())
+    policy = component(registry(), settings.kind, settings.policy, key="policy", device=device())
     log = _log(settings.output)
     rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     with progress("training", settings.steps) as report:

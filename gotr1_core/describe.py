@@ -1,0 +1,73 @@
+"""Numbers about what a step drew, as sums and weights, so that those of several processes can be put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+from torch import Tensor
+
+from gotr1_core.errors import Gotr1Error
+from gotr1_core.rollout import Batch
+from gotr1_core.samples import Sample
+from gotr1_core.update import Tally
+
+
+def describe(batch: Batch, constant: Tensor, *, idle: bool) -> Tally:
+    """What was drawn: rewards, how they differ, and what the chains are like; ``constant [P]`` are the groups without a difference."""
+    tally, totals = Tally(), batch.totals
+    known = ~totals.isnan()
+    tally.add("reward", totals.nansum(), known.sum())
+    spread = [group[~group.isnan()].std() for group in totals.flatten(1) if (~group.isnan()).sum() > 1]
+    tally.add("reward_deviation", sum(float(s) for s in spread), len(spread))
+    tally.add("constant_groups", constant.sum(), len(constant))
+    tally.add("idle", idle)
+    tally.add("nan", (~known).sum(), known.numel())
+    plans, count = batch.plans, len(batch.plans)
+    tally.add("malformed", sum(not c.well_formed for c in plans.chains), count)
+    tally.add("truncated", plans.tensors["truncated"].sum(), count)
+    tally.add("chain_tokens", plans.tensors["mask"].sum(), count)
+    tally.add("regions", sum(len(c.regions) for c in plans.chains), count)
+    tally.add("pruned", len(batch.samples) - (len(batch.images) if batch.images is not None else 0), len(batch.samples))
+    _scores(tally, batch.samples)
+    _duplicates(tally, batch)
+    return tally
+
+
+def _scores(tally: Tally, samples: Sequence[Sample]) -> None:
+    """The mean of every reward where it is known, and the share of samples where it is not."""
+    for name in sorted({n for s in samples for n in s.scores}):
+        values = [s.scores[name] for s in samples if name in s.scores]
+        known = [v for v in values if not math.isnan(v)]
+        tally.add(f"reward.{name}", sum(known), len(known))
+        tally.add(f"nan.{name}", len(values) - len(known), len(values))
+
+
+def _duplicates(tally: Tally, batch: Batch) -> None:
+    """The share of a prompt's plans, and of its pictures, that repeat another one of the same prompt: 0 all differ, 1 all are alike."""
+    size = len(batch.samples) // max(1, len(batch.prompts))
+    for start in range(0, len(batch.samples), max(1, size)):
+        group = batch.samples[start : start + size]
+        plans = {s.lineage[1]: s.chain.raw for s in group}
+        _repeated(tally, "duplicates.plan", list(plans.values()))
+        _repeated(tally, "duplicates.image", [s.image.tobytes() for s in group if s.image is not None])
+
+
+def _repeated(tally: Tally, name: str, things: Sequence[Hashable]) -> None:
+    if len(things) > 1:
+        tally.add(name, len(things) - len(set(things)), len(things) - 1)
+
+
+def check_rewards(samples: Sequence[Sample], limit: float) -> None:
+    """Stops a run before it trains if too many samples have no reward.
+
+    Raises:
+        Gotr1Error: a larger share of the samples than ``limit``.
+    """
+    unknown = sum(math.isnan(s.reward) for s in samples) / len(samples)
+    if unknown > limit:
+        names = sorted({n for s in samples for n, v in s.scores.items() if math.isnan(v)})
+        raise Gotr1Error(
+            f"{unknown:.0%} of the samples have no reward ({', '.join(names)} could not be had)",
+            hint="look at the judge and at what it is asked to score, or raise nan_limit",
+        )

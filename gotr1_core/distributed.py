@@ -1,0 +1,46 @@
+"""What several processes have to agree on, through accelerate.
+
+Gradients are summed here and not by DistributedDataParallel: DDP reduces during a backward pass in which every process takes part with
+every parameter, and a process whose samples are all pruned, constant or without a reward has no such pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+
+def gathered(accelerator: Accelerator, mine: Any) -> list[Any]:
+    """Every process's object, in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return [mine]
+    return list(gather_object([mine]))
+
+
+def anywhere(accelerator: Accelerator, here: bool) -> bool:
+    """Whether it is so on any process."""
+    return any(gathered(accelerator, here))
+
+
+def summed(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
+    """Sums of numbers over processes, in float64."""
+    return [sum(column) for column in zip(*gathered(accelerator, list(numbers)), strict=True)]
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces every gradient by its sum over processes. A parameter that no process used keeps none, so that no optimizer moves it."""
+    if accelerator.num_processes == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=accelerator.device)
+    torch.distributed.all_reduce(used)
+    for parameter, count in zip(trained, used.tolist(), strict=True):
+        if count:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
