@@ -55,11 +55,11 @@ def find_pictures(paths: Sequence[Path], prompt: str | None = None, chain: str |
     found: list[Picture] = []
     loose = 0
     for path in paths:
-        rows = path / SAMPLES if path.is_dir() else path
-        if path.suffix == ".jsonl" or (path.is_dir() and rows.is_file()):
-            found += _read_rows(rows)
+        folder = _is_folder(path)
+        if path.suffix == ".jsonl" or (folder and (path / SAMPLES).is_file()):
+            found += _read_rows(path / SAMPLES if folder else path)
             continue
-        for file in _files(path) if path.is_dir() else [path]:
+        for file in _files(path) if folder else [path]:
             if prompt is None:
                 known = f"give --prompt TEXT, or {file.parent}, whose {SAMPLES} says it"
                 hint = known if (file.parent / SAMPLES).is_file() else "give --prompt TEXT"
@@ -121,6 +121,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.strerror:
             raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
         raise UsageError(f"{path} is damaged: {' '.join(str(error).split())}", hint=hint) from None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long; opening it says so
+        return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,7 +1,9 @@
-"""Runs of the tiny Janus, for the tests of the loop and of what it leaves on disk."""
+"""Runs of the tiny Janus, for the tests of the loop and of what it leaves on disk; and a toy plugin for those of the command line."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ def registry() -> Registry:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make(tiny_janus: Path) -> Callable[..., RunConfig]:
     """A config of three short steps, with changes."""
     from gotr1_core.config import RunConfig, validate
@@ -50,3 +52,84 @@ def make(tiny_janus: Path) -> Callable[..., RunConfig]:
         return validate(RunConfig, data | changed)
 
     return configured
+
+
+TOY = Path(__file__).with_name("toy_plugin.py")
+PRESET = """
+planner: {name: toy, shade: 0.2}
+renderer: toy
+judge: toy
+reward: pi
+prompts: {source: scenes, held_out: 4}
+evaluation: {prompts: 4}
+lora: null
+steps: 7
+"""
+
+
+@pytest.fixture(scope="session")
+def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the distribution gotr1-toy 3 is installed."""
+    site = tmp_path_factory.mktemp("site")
+    shutil.copy(TOY, site / "gotr1_toy.py")
+    (site / "toy.yaml").write_text(PRESET)
+    info = site / "gotr1_toy-3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gotr1-toy\nVersion: 3\n")
+    (info / "entry_points.txt").write_text("[gotr1]\ntoy = gotr1_toy\n")
+    return site
+
+
+@pytest.fixture
+def toy(toy_site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Planner, renderer, judges, benchmark and preset ``toy`` are installed; in a folder of its own, which has the preset as a file."""
+    monkeypatch.syspath_prepend(toy_site)
+    for command in ("common", "sft"):
+        monkeypatch.setattr(f"gotr1_core.cli.{command}.device", lambda: "cpu")
+    (tmp_path / "toy.yaml").write_text(PRESET)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(toy: Path) -> Path:
+    """A run whose weight is 0.6 after one step (its best) and 1 after two, to generate with guidance 3."""
+    from safetensors.torch import save_file
+    from torch import nn
+
+    from gotr1_core.checkpoint import STATE, TRAINABLE, new_checkpoint, trainable
+    from gotr1_core.cli.common import load_config
+    from gotr1_core.config import RunConfig, dump, validate
+    from gotr1_core.plugins import Registry
+
+    folder = toy / "runs" / "mine"
+    for step, weight in ((1, 0.6), (2, 1.0)):
+        module = nn.Linear(1, 1)
+        nn.init.constant_(module.weight, weight)
+        with new_checkpoint(folder, step) as part:
+            (part / "planner").mkdir()
+            save_file(trainable(module), part / "planner" / TRAINABLE)
+            sampling = {"temperature": 1.0, "image_temperature": 1.0, "guidance_scale": 3.0, "max_chain_tokens": 600, "log_prob": "guided"}
+            (part / STATE).write_text(json.dumps({"sampling": sampling, "best": {"step": 1}}))
+    config = validate(RunConfig, {**load_config(Registry(), None, "toy", {}, []), "name": "mine"})
+    (folder / "config.yaml").write_text(dump(config))
+    return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Runs a command that must fail; gives its error and hint: two lines, nothing else."""
+    from gotr1_core.cli.main import call
+
+    def fail(arguments: list[str], status: int = 2) -> tuple[str, str]:
+        capsys.readouterr()
+        assert call(arguments) == status
+        out, err = capsys.readouterr()
+        lines = err.splitlines()
+        assert out == ""
+        assert len(lines) == 2, err
+        assert lines[0].startswith("error: ")
+        assert lines[1].startswith("hint: ")
+        return lines[0].removeprefix("error: "), lines[1].removeprefix("hint: ")
+
+    return fail

@@ -40,9 +40,12 @@ def command(
     config = _config(judge, reward, [word for word in override if Path(word) not in paths])
     from gotr1_core.build import component
     from gotr1_core.cli.progress import progress
+    from gotr1_core.plugins import options_of
     from gotr1_core.reward import Expression
     from gotr1_core.score import find_pictures, score
 
+    for part in config.judge:  # what is quick to check, before pictures are read and judges made
+        options_of(registry().find("judge", part.name).component, part.options)
     expression = None if config.reward is None else Expression.parse(config.reward)
     pictures = find_pictures(paths, prompt, None if chain is None else _chain(chain))
     judges = {part.name: component(registry(), "judge", part) for part in config.judge}

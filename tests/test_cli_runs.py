@@ -1,0 +1,213 @@
+"""Commands that draw: generate and evaluate, with a config and with a run; runs restored, damaged ones refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from gotr1_core.checkpoint import MANIFEST, STATE, TRAINABLE, new_checkpoint, trainable
+from gotr1_core.cli.common import load_config
+from gotr1_core.cli.main import call
+from gotr1_core.config import RunConfig, validate
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.restore import checkpoint_of, restore
+from gotr1_core.samples import Sampling
+from gotr1_core.tracking import new_folder
+
+Captured = pytest.CaptureFixture[str]
+Refused = Callable[..., tuple[str, str]]
+
+# -- runs -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_name_of_a_run_is_taken_once(toy: Path, refused: Refused) -> None:
+    config = validate(RunConfig, {**load_config(Registry(), None, "toy", {}, []), "name": "mine"})
+    folder = new_folder(Registry(), config)
+    assert folder == Path("runs/mine")
+    (folder / "metrics.jsonl").write_text("kept")
+    with pytest.raises(UsageError, match="runs/mine is there already"):
+        new_folder(Registry(), config)
+    # Refused before weights are loaded, which are not there.
+    error, hint = refused(["train", "--preset", "toy", "name=mine", "planner.model=/no/where"])
+    assert "runs/mine is there already" in error
+    assert "name=" in hint
+    assert (folder / "metrics.jsonl").read_text() == "kept"
+
+
+def test_prompts_are_read_before_weights(toy: Path, refused: Refused) -> None:
+    (toy / "empty.txt").write_text("\n")
+    error, _ = refused(["train", "--preset", "toy", "planner.model=/no/where", "--prompts", "empty.txt"])
+    assert error == "empty.txt has no prompts"
+
+
+def test_a_path_means_a_runs_best_checkpoint_or_the_one_it_names(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best, last = (trained / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+    assert checkpoint_of(trained) == (trained, best)
+    assert checkpoint_of(last) == (trained, last)
+    (best / STATE).unlink()
+    assert checkpoint_of(trained) == (trained, last)
+    monkeypatch.chdir(last)
+    assert checkpoint_of(Path())[0] == trained
+    for wrong in (trained / "checkpoints", trained.parent, best):
+        with pytest.raises(UsageError, match="is no run with a checkpoint"):
+            checkpoint_of(wrong)
+
+
+def test_restoring_brings_back_weights_and_settings(trained: Path) -> None:
+    config, parts, sampling = restore(Registry(), trained)
+    assert config.name == "mine"
+    assert parts.unified
+    assert parts.planner.module.weight.item() == pytest.approx(0.6, rel=1e-7)  # float32
+    assert sampling == Sampling(guidance_scale=3.0)
+    assert restore(Registry(), trained / "checkpoints" / "step-000002")[1].planner.module.weight.item() == 1
+    assert restore(Registry(), trained, ["sampling.temperature=0"])[2] == Sampling(guidance_scale=3.0, temperature=0.0)
+
+
+def damage(path: Path, to: str) -> None:
+    if to == "missing":
+        path.unlink()
+    elif to == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif to == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(to.encode())
+
+
+@pytest.mark.parametrize(
+    ("part", "to"),
+    [
+        *((f"planner/{TRAINABLE}", to) for to in ("missing", "truncated", "empty", "\x80\x02 not a pickle")),
+        *((STATE, to) for to in ("truncated", "empty", "{}", '{"sampling": 3}')),
+        *((MANIFEST, to) for to in ("missing", "truncated", "empty", "{}")),
+        *(("../../config.yaml", to) for to in ("empty", "planner: [", "planner: tyo")),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(part: str, to: str, trained: Path, refused: Refused) -> None:
+    checkpoint = trained / "checkpoints" / "step-000001"
+    damage(checkpoint / part, to)
+    with pytest.raises(UsageError):
+        restore(Registry(), checkpoint)
+    refused(["generate", "x", "--checkpoint", str(checkpoint)])
+    refused(["evaluate", "--benchmark", "toy", "--checkpoint", str(checkpoint)])
+
+
+@pytest.mark.parametrize("state", [{}, {"sampling": 3}, {"sampling": {"heat": 1}}])
+def test_a_state_that_no_run_wrote_is_refused(state: dict[str, Any], trained: Path, refused: Refused) -> None:
+    """Whole by its manifest, and yet not what a checkpoint is."""
+    with new_checkpoint(trained, 1) as part:
+        (part / STATE).write_text(json.dumps(state))
+    checkpoint = trained / "checkpoints" / "step-000001"
+    assert "state.json is damaged" in refused(["generate", "x", "--checkpoint", str(checkpoint)])[0]
+
+
+def test_weights_of_another_model_are_refused(trained: Path) -> None:
+    state = json.loads((trained / "checkpoints" / "step-000001" / STATE).read_text())
+    with new_checkpoint(trained, 1) as part:
+        (part / "planner").mkdir()
+        save_file(trainable(nn.Linear(2, 1)), part / "planner" / TRAINABLE)
+        (part / STATE).write_text(json.dumps(state))
+    with pytest.raises(UsageError, match="does not fit the model: weight"):
+        restore(Registry(), trained)
+
+
+# -- drawing ----------------------------------------------------------------------------------------------------------------
+
+
+def test_generate_writes_pictures_chains_and_overlays(toy: Path, capsys: Captured) -> None:
+    words = ["generate", "a cat", "-n", "2", "--seed", "7", "--out", "out", "--preset", "toy", "sampling.guidance_scale=2"]
+    assert call(words) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == ["out/000.png", "out/001.png"]
+    assert "a cat" in rows[0]["chain"]
+    assert sorted(p.name for p in (toy / "out").iterdir()) == ["000-plan.png", "000.png", "001-plan.png", "001.png", "samples.jsonl"]
+    red, green, _ = Image.open("out/000.png").getpixel((0, 0))  # type: ignore[misc]
+    assert (red, green) == (51, 20)  # the preset's shade and this call's guidance
+    assert call([*words, "--out", "again"]) == 0
+    assert (toy / "again" / "001.png").read_bytes() == (toy / "out" / "001.png").read_bytes()  # the same seed, the same pictures
+
+
+def test_generate_keeps_older_pictures(toy: Path, refused: Refused) -> None:
+    words = ["generate", "a cat", "--preset", "toy", "--out", "out"]
+    (toy / "out").mkdir()
+    (toy / "out" / "mine.png").write_text("mine")
+    assert call([*words, "-n", "3"]) == 0  # a folder with something else in it is no reason to refuse
+    before = {path.name: path.read_bytes() for path in (toy / "out").iterdir()}
+    error, hint = refused([*words, "planner.model=/no/where"])  # before weights are loaded, which are not there
+    assert error == "out has pictures already: samples.jsonl"
+    assert hint == "give another --out, or --overwrite to replace them"
+    (toy / "out" / "samples.jsonl").unlink()
+    assert refused(words)[0] == "out has pictures already: 000.png"
+    assert all((toy / "out" / name).read_bytes() == data for name, data in before.items() if name != "samples.jsonl")
+
+
+def test_generate_overwrites_all_that_it_wrote_and_nothing_else(toy: Path) -> None:
+    words = ["generate", "a cat", "--preset", "toy", "--out", "out"]
+    assert call([*words, "-n", "3"]) == 0
+    for name in ("mine.png", "007.png", "mine-plan.png"):
+        (toy / "out" / name).write_text("mine")
+    rows = toy / "out" / "samples.jsonl"
+    rows.write_text(rows.read_text() + 'no JSON\n3\n{"image": 3}\n{"image": "../toy.yaml"}\n{"prompt": "not drawn"}\n')
+    assert call([*words, "--overwrite"]) == 0
+    assert sorted(p.name for p in (toy / "out").iterdir()) == [
+        *("000-plan.png", "000.png", "007.png", "mine-plan.png", "mine.png", "samples.jsonl")
+    ]
+    assert (toy / "toy.yaml").is_file()
+    assert len(rows.read_text().splitlines()) == 1
+
+def test_generate_needs_neither_judge_nor_prompts(toy: Path) -> None:
+    assert call(["generate", "a cat", "--planner", "toy", "--renderer", "toy", "planner.shade=1", "--out", "out"]) == 0
+    assert Image.open(toy / "out" / "000.png").getpixel((0, 0))[0] == 255  # type: ignore[index]
+
+
+def test_generate_with_a_run(trained: Path, capsys: Captured) -> None:
+    assert call(["generate", "a cat", "--checkpoint", str(trained), "--out", "out"]) == 0
+    assert Image.open("out/000.png").getpixel((0, 0))[:2] == (153, 30)  # type: ignore[index]
+    assert call(["generate", "a cat", "--checkpoint", str(trained), "--out", "other", "sampling={guidance_scale: 1}"]) == 0
+    assert Image.open("other/000.png").getpixel((0, 0))[:2] == (153, 10)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps=3"], "only sampling.… can be changed"),
+        (["planner.shade=1"], "only sampling.… can be changed"),
+        (["sampling.heat=1"], "unknown key sampling.heat"),
+        (["sampling=3"], "sampling: "),
+        (["sampling="], "sampling: "),
+        (["sampling.temperature=-1"], "sampling.temperature: "),
+        (["--preset", "toy"], "--preset has no meaning with --checkpoint"),
+    ],
+)
+def test_what_a_run_has_settled_is_not_changed_in_silence(words: list[str], message: str, trained: Path, refused: Refused) -> None:
+    for command in (["generate", "x"], ["evaluate", "--benchmark", "toy"]):
+        assert message in refused([*command, "--checkpoint", str(trained), *words])[0]
+    assert "--planner" in refused(["generate", "x", "--checkpoint", str(trained), "--planner", "toy"])[0]
+
+
+def test_evaluate_prints_numbers_by_category(trained: Path, capsys: Captured) -> None:
+    assert call(["evaluate", "--benchmark", "toy", "--preset", "toy", "--json", "--batch", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["benchmark"], found["count"]) == ("toy", 4)
+    assert list(found["scores"]) == ["all", "even", "odd"]
+    assert found["scores"]["all"]["shade"] == {"mean": pytest.approx(0.2), "half_width": 0, "count": 4}
+    assert found["scores"]["odd"]["scale"]["mean"] == 5
+    assert (
+        call(["evaluate", "--benchmark", "toy", "--checkpoint", str(trained), "--json", "--count", "1", "sampling.guidance_scale=2"]) == 0
+    )
+    # One prompt has no interval: null, where NaN would not be JSON.
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["scores"]["all"] == {
+        "shade": {"mean": pytest.approx(0.6), "half_width": None, "count": 1},
+        "scale": {"mean": 2, "half_width": None, "count": 1},
+    }
+    assert call(["evaluate", "--benchmark", "toy", "--preset", "toy"]) == 0
+    assert "0.200 ± 0.000" in capsys.readouterr().out

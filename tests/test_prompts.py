@@ -1,0 +1,68 @@
+"""Prompts of the user's own: text and JSONL files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gotr1_core.build import FilePrompts, held_out_prompts, read_prompts, training_prompts
+from gotr1_core.config import PromptsConfig
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Prompt
+
+
+def test_prompts_of_a_text_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes("\ufeff a red circle \r\n\r\n\tein grüner Kreis\u2028hier\n".encode())
+    assert read_prompts(file) == [Prompt("a red circle", "mine-0"), Prompt("ein grüner Kreis\u2028hier", "mine-1")]
+
+
+def test_prompts_of_a_jsonl_file(tmp_path: Path) -> None:
+    rows = [{"prompt": "one\u2028line"}, {"prompt": "two", "id": 7, "category": "color", "metadata": {"objects": [1]}, "more": 1}]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(["", *(json.dumps(row, ensure_ascii=False) for row in rows)]), encoding="utf-8")
+    assert read_prompts(file) == [Prompt("one\u2028line", "mine-0"), Prompt("two", "7", "color", {"objects": [1]})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "has no prompts"),
+        ("a.txt", b" \n\t\n", "has no prompts"),
+        ("a.jsonl", b"\n", "has no prompts"),
+        ("a.txt", b"caf\xe9\n", "is not UTF-8 text"),
+        ("a.jsonl", b'{"prompt": "caf\xe9"}\n', "is not UTF-8 text"),
+        ("a.jsonl", b'\n{"prompt": "fine"}\n\na red circle\n', "line 4, is not"),  # counted as an editor does
+        ("a.jsonl", b'{"text": "a"}', "line 1, is not"),
+        ("a.jsonl", b'["a"]', "line 1, is not"),
+        ("a.jsonl", b'"a"', "line 1, is not"),
+        ("a.jsonl", b'{"prompt": 3}', "line 1: the prompt is no text"),
+        ("a.jsonl", b'{"prompt": " "}', "line 1: the prompt is no text"),
+        ("a.jsonl", b'{"prompt": "a", "metadata": 3}', "line 1: category is a text and metadata an object"),
+        ("a.jsonl", b'{"prompt": "a", "category": null}', "line 1: category is a text and metadata an object"),
+    ],
+)
+def test_prompt_files_that_are_none(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_prompts(file)
+    assert str(file) in caught.value.message
+
+
+def test_prompts_of_a_file_come_again_and_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("a\nb\nc\n")
+    assert [p.text for p in FilePrompts(read_prompts(file)).prompts("train", 5, seed=0, start=2)] == ["c", "a", "b", "c", "a"]
+
+
+def test_without_a_source_the_last_prompts_of_a_file_are_held_out(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("one\ntwo\nthree\nfour\n", encoding="utf-8")
+    chosen = PromptsConfig(file=file, held_out=1)
+    trained = training_prompts(Registry(), chosen).prompts("train", 4, 0)
+    assert [p.text for p in trained] == ["one", "two", "three", "one"]
+    assert [p.text for p in held_out_prompts(Registry(), chosen)] == ["four"]
