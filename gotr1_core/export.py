@@ -58,7 +58,8 @@ def _pieces(registry: Registry, config: RunConfig, parts: Parts) -> tuple[Piece,
     for role, (policy, _) in trained.items():
         kind: Kind = "planner" if role == "planner" else "renderer"
         chosen: ComponentConfig = getattr(config, kind)
-        base = getattr(options_of(registry.find(kind, chosen.name).component, chosen.options), "model", None)
+        given = getattr(options_of(registry.find(kind, chosen.name).component, chosen.options), "model", None)
+        base = getattr(policy, "base", given)  # what a policy loaded may have been made of what it was given
         if base is None:
             raise UsageError(f"the {role} {chosen.name!r} has no option model", hint="what cannot be given a model cannot load an export")
         model = getattr(policy.module, "model", policy.module)  # where every policy keeps its library's model

@@ -79,6 +79,15 @@ def find_weights(model: str, *, key: str, check: Check | None = None) -> Weights
     return _on_hub(model, key, check, lacking)
 
 
+def local_folder(model: str, *, key: str) -> Path | None:
+    """The folder that a model's name stands for, whole or not: one that exists, or what the local cache has of a hub name."""
+    folder = _folder(model)
+    if folder is None:
+        _refuse_other_text(model, key)
+        folder = _snapshot(model)
+    return folder
+
+
 def _folder(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()

@@ -1,8 +1,14 @@
 """Registers what gotr1-janus provides: one policy in two roles."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gotr1_core.hookspecs import Component, hookimpl
+
+if TYPE_CHECKING:
+    import typer
 
 TARGET, OPTIONS = "gotr1_janus.policy:JanusPolicy", "gotr1_janus.options:JanusOptions"
 
@@ -11,3 +17,11 @@ TARGET, OPTIONS = "gotr1_janus.policy:JanusPolicy", "gotr1_janus.options:JanusOp
 def gotr1_components() -> Iterator[Component]:
     yield Component("planner", "janus", TARGET, OPTIONS, "Janus-Pro and GoT-R1 write the chain")
     yield Component("renderer", "janus", TARGET, OPTIONS, "Janus-Pro and GoT-R1 draw it, in the same sequence")
+    yield Component("preset", "got-r1", "gotr1_janus:presets/got-r1.yaml", None, "draws as the released GoT-R1 does")
+
+
+@hookimpl
+def gotr1_commands(app: typer.Typer) -> None:
+    from gotr1_janus.commands import command
+
+    app.command("import")(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from gotr1_core.lora import merged_state, save_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import seed_for, uniforms
-from gotr1_core.weights import find_weights
 from gotr1_janus import checkpoint
+from gotr1_janus.cache import KEPT
 from gotr1_janus.layout import left_pad, right_pad, unconditional
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
@@ -34,17 +35,17 @@ class JanusPolicy:
 
     def __init__(self, options: JanusOptions, *, device: torch.device | str = "cpu") -> None:
         # Again for those who make a policy without a preflight; of what is on disk it reads headers.
-        weights = find_weights(options.model, key="model", check=lambda config: checkpoint.only_janus(config, options.model))
+        source, imported = checkpoint.source(options.model)
         from transformers import JanusForConditionalGeneration  # takes seconds, which a refusal need not wait for
 
-        source = weights.folder or options.model
         self.options = options
+        self.base = str(source) if imported else options.model
         self.tokenizer = checkpoint.load_tokenizer(source)
         self.text = Text(self.tokenizer, options.instruction)
         model, found = JanusForConditionalGeneration.from_pretrained(
             source,
             dtype=getattr(torch, options.dtype),
-            local_files_only=weights.folder is not None,
+            local_files_only=isinstance(source, Path),
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -219,7 +220,10 @@ class JanusPolicy:
         """The whole model as a transformers checkpoint, adapters merged and tokenizer included."""
         self.module.model.save_pretrained(folder, state_dict=merged_state(self.module.model))
         self.tokenizer.save_pretrained(folder)
+        kept = Path(self.base).expanduser() / KEPT
+        if kept.is_dir():  # a released checkpoint's, for the way back
+            shutil.copytree(kept, folder / KEPT)
 
     def save_adapter(self, folder: Path) -> None:
         """The adapters alone, for peft to load onto the checkpoint that the options name."""
-        save_adapter(self.module, "model", folder, base=self.options.model)
+        save_adapter(self.module, "model", folder, base=self.base)

@@ -26,13 +26,14 @@ class Text:
         self.before, mark, self.after = written.partition(_MARK)
         if not mark or _MARK in self.after:
             raise UsageError("the chat template does not say a user's text once, as it is", hint="give a Janus checkpoint's own template")
+        self._lead = _lead(tokenizer, written)
         # Some checkpoints add their tags as ordinary tokens; what looks like a tag is one. Other such tokens are letters.
         added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special or _MARKUP.fullmatch(str(token))}
         self._names = added
         words = set(added.values())
         self._any, self._other = _pattern(words), _pattern(words - set(TAGS))
         self._longest = max(len(word.encode()) for word in tokenizer.get_vocab() if word in TAGS or word not in words)
-        self._own = self._special(self._ids([f"{self.before}a{self.after}"]))
+        self._own = self._special([*self._lead, *self._ids([f"{self.before}a{self.after}"])])
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of the conversation up to where the model begins to write. Only the template and the instruction have special tokens.
@@ -43,7 +44,7 @@ class Text:
         if not text.strip():
             raise UsageError("a prompt is empty", hint="say what the picture shall show")
         _refuse_broken(text)
-        ids = self._ids(_cut(f"{self.before}{text}{self.after}", self._any, len(self.before), len(self.before) + len(text)))
+        ids = self._lead + self._ids(_cut(f"{self.before}{text}{self.after}", self._any, len(self.before), len(self.before) + len(text)))
         return self._checked(ids, self._own, text)
 
     def encode_chain(self, raw: str) -> list[int]:
@@ -78,6 +79,14 @@ class Text:
 def shown(text: str, length: int = 40) -> str:
     """A text's beginning, for a message."""
     return repr(text if len(text) <= length else text[:length] + "…")
+
+
+def _lead(tokenizer: Any, written: str) -> list[int]:
+    """What the tokenizer puts before every text, where the template does not say it: Janus-Pro's leaves the beginning to it."""
+    if tokenizer.bos_token and written.startswith(tokenizer.bos_token):
+        return []
+    alone, full = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+    return list(full[: next(i for i in range(len(full)) if full[i : i + len(alone)] == alone)])
 
 
 def _refuse_broken(text: str) -> None:

@@ -1,0 +1,135 @@
+"""A released checkpoint's tokenizer and image processor as transformers' ``JanusProcessor``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_core.errors import UsageError
+
+GOT_TOKENS = (BOX_START, BOX_END, OBJ_START, OBJ_END)
+"""What GoT adds to the tokenizer, in its order."""
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+"""Small files of a released checkpoint besides ``config.json``."""
+
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+_TAGS = {"boi_token": "image_start_tag", "eoi_token": "image_end_tag", "image_token": "image_tag", "pad_token": "pad_tag"}
+_DEFAULTS = {  # of the release's processor, which writes down only what differs
+    "image_start_tag": "<begin_of_image>",
+    "image_end_tag": "<end_of_image>",
+    "image_tag": "<image_placeholder>",
+    "pad_tag": "<｜▁pad▁｜>",
+}
+_COPY = "copy the tokenizer of the original checkpoint into it, or name its folder: --tokenizer DIR"
+
+# The conversation of the release: two separators by turns, no system prompt, an image on a line of its own.
+TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set role = message['role'] | lower -%}"
+    "{%- set asked = role != 'assistant' -%}"
+    "{{- '<|User|>: ' if role == 'user' else '<|Assistant|>: ' if role == 'assistant' else role | capitalize + ': ' -}}"
+    "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string else message['content'] -%}"
+    "{%- set words = namespace(text='') -%}"
+    "{%- for part in parts -%}"
+    "{%- set words.text = words.text + ('<image_placeholder>\\n' if part['type'] == 'image' else part['text']) -%}"
+    "{%- endfor -%}"
+    "{{- words.text | trim -}}"
+    "{{- '\\n\\n' if asked else '' if loop.last and not add_generation_prompt else eos_token -}}"
+    "{%- endfor -%}"
+    "{{- '<|Assistant|>:' if add_generation_prompt else '' -}}"
+)
+
+
+def read_processor(folder: Path, image_size: int, patches: int) -> Any:
+    """The ``JanusProcessor`` of a released checkpoint whose pictures are ``image_size`` pixels wide, of ``patches`` tokens to understand.
+
+    Raises:
+        UsageError: a file is missing or cannot be read, or the tokenizer lacks a token that the model needs.
+    """
+    from transformers import JanusProcessor
+    from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil  # the other one needs torchvision
+
+    given = _json(folder / "preprocessor_config.json")
+    kept = {key: given[key] for key in ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor") if key in given}
+    size = int(given.get("image_size", image_size))
+    images = JanusImageProcessorPil(**{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **kept}, size={"height": size, "width": size})
+    tokenizer = read_tokenizer(folder)
+    return JanusProcessor(images, tokenizer, chat_template=TEMPLATE, use_default_system_prompt=True, num_image_tokens=patches)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a released checkpoint with GoT's four tokens, which the reference adds when it loads one.
+
+    Raises:
+        UsageError: there is none, it cannot be read, or it lacks begin-of-image, end-of-image or the pad that guidance puts in.
+    """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_base import AddedToken
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} has no tokenizer.json", hint=_COPY)
+    config = _json(folder / "tokenizer_config.json")
+    named = {**_json(folder / "special_tokens_map.json"), **config}
+    tags = {**_DEFAULTS, **_json(folder / "processor_config.json")}
+    arguments: dict[str, Any] = {key: _word(named[key]) for key in _NAMED if named.get(key)}
+    arguments["padding_side"] = "left"
+    if "model_max_length" in config:
+        arguments["model_max_length"] = config["model_max_length"]
+    llama = str(config.get("tokenizer_class", "")).startswith("Llama")
+    if "add_bos_token" in config or llama:  # that class begins a text with it, whatever the file says
+        arguments["add_bos_token"] = bool(config.get("add_bos_token", llama))
+    listed = config.get("added_tokens_decoder") or {}
+    try:
+        added = {int(i): AddedToken(**{k: v for k, v in token.items() if k != "__type"}) for i, token in sorted(listed.items())}
+        bare = PreTrainedTokenizerFast(tokenizer_file=str(path), added_tokens_decoder=added)
+        known = bare.get_vocab()
+        for role, tag in _TAGS.items():
+            if role != "image_token" and tags[tag] not in known:
+                raise UsageError(f"the tokenizer of {folder} lacks {tags[tag]}, its {role}", hint=_COPY)
+        arguments["pad_token"] = tags["pad_tag"]
+        extra = {role: tags[tag] for role, tag in _TAGS.items() if role != "pad_token"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), added_tokens_decoder=added, extra_special_tokens=extra, **arguments)
+    except UsageError:
+        raise
+    except Exception as error:  # what the tokenizers library raises is an Exception and no more
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} cannot be read: {first}", hint=_COPY) from error
+    for role in ("bos_token", "eos_token"):
+        if getattr(tokenizer, role) not in known:
+            raise UsageError(f"the tokenizer of {folder} names no {role} that it has", hint=f"its tokenizer_config.json does; {_COPY}")
+    tokenizer.add_tokens(list(GOT_TOKENS))
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def _word(token: Any) -> Any:
+    """A token's text, which these files give alone or with how it is matched."""
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} cannot be read: {first}", hint="copy it from the original checkpoint again") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is no JSON object", hint="copy it from the original checkpoint again")
+    return found
