@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gotr1_core.cli.common import (
+    AlgorithmName,
     ConfigOrWord,
+    JudgeNames,
     PlannerName,
     PresetName,
+    PromptsFile,
     RendererName,
+    Words,
     config_or_words,
     load_config,
     registry,
@@ -26,15 +30,13 @@ if TYPE_CHECKING:
 
 def command(
     config: ConfigOrWord = None,
-    override: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as steps=20 or planner.model=PATH.")
-    ] = None,
+    override: Words = None,
     planner: PlannerName = None,
     renderer: RendererName = None,
-    judge: Annotated[list[str] | None, typer.Option(help="What scores plan and picture; may be given again.")] = None,
-    algorithm: Annotated[str | None, typer.Option(help="What turns rewards into gradients.")] = None,
+    judge: JudgeNames = None,
+    algorithm: AlgorithmName = None,
     preset: PresetName = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts: text, one a line, or JSONL.")] = None,
+    prompts: PromptsFile = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a run, from its last checkpoint.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the geometry of a step; start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
