@@ -311,8 +311,8 @@ _REINSTALL = "install the plugin that provides it again, with what it depends on
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise Gotr1Error(f"{name} cannot be imported: {error}", hint=_REINSTALL) from error
+    except RAISED as error:
+        raise Gotr1Error(f"{name} cannot be imported: {one_line(error)}", hint=_REINSTALL) from error
 
 
 def options_of(component: Component, given: Mapping[str, Any]) -> Any:

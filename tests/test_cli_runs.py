@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def test_generate_overwrites_all_that_it_wrote_and_nothing_else(toy: Path) -> No
     assert (toy / "toy.yaml").is_file()
     assert len(rows.read_text().splitlines()) == 1
 
+
 def test_generate_needs_neither_judge_nor_prompts(toy: Path) -> None:
     assert call(["generate", "a cat", "--planner", "toy", "--renderer", "toy", "planner.shade=1", "--out", "out"]) == 0
     assert Image.open(toy / "out" / "000.png").getpixel((0, 0))[0] == 255  # type: ignore[index]
@@ -211,3 +213,45 @@ def test_evaluate_prints_numbers_by_category(trained: Path, capsys: Captured) ->
     }
     assert call(["evaluate", "--benchmark", "toy", "--preset", "toy"]) == 0
     assert "0.200 ± 0.000" in capsys.readouterr().out
+
+
+# -- how far it is ----------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_generate_shows_a_bar_on_a_terminal_only(toy: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["generate", "a cat", "--preset", "toy", "-n", "20"]
+    assert call([*words, "--out", "a"]) == 0
+    assert capsys.readouterr().err == ""
+    on_a_terminal(monkeypatch)
+    assert call([*words, "--out", "b"]) == 0
+    out, err = capsys.readouterr()
+    assert "drawing" in err
+    assert "20/20" in err
+    assert len([json.loads(line) for line in out.splitlines()]) == 20
+
+
+def test_sft_says_how_far_it_is(tiny_janus: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = f"policy={{name: janus, model: '{tiny_janus}', instruction: '{{prompt}}', attention: eager}}"
+    words = ["sft", policy, "data=scenes", "batch=2", "micro_batch=2", "save_every=3", f"output={tmp_path}"]
+    assert call([*words, "steps=2"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'model' / 'weights'}\n"
+    rows = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert rows == [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert "training" not in err
+    on_a_terminal(monkeypatch)
+    assert call([*words, "steps=3"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'model' / 'weights'}\n"
+    assert "3/3" in err
+    assert not [line for line in err.splitlines() if line.startswith("{")]
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert call([*words[:-1], f"output={blocked}", "steps=1"]) == 2
+    assert f"error: cannot make the folder {blocked}: File exists" in capsys.readouterr().err

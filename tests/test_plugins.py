@@ -321,14 +321,40 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str, hint: st
     assert (caught.value.hint or "").startswith(hint)
 
 
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    inner: Options | None = None
+    several: list[Options] = []
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"inner": {"treshold": 1}}, "unknown key judge.inner.treshold", "did you mean judge.inner.threshold?"),
+        ({"threshold": 1}, "unknown key judge.threshold", "did you mean judge.inner.threshold?"),  # the right key in the wrong place
+        ({"iner": {}}, "unknown key judge.iner", "did you mean judge.inner?"),
+        ({"inner": {"limit": "x"}}, "judge.inner.limit: Input should be a valid integer, unable", "see `gotr1 show judge toy`"),
+        ({"several": [{}, {"limit": 1.5}]}, "judge.several.1.limit: Input should be a valid integer", "see `gotr1 show judge toy`"),
+    ],
+)
+def test_wrong_options_further_down_are_named(options: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        options_of(judge(options=f"{__name__}:Outer"), options)
+    assert caught.value.message.startswith(message)
+    assert caught.value.hint == hint
+
+
 def test_options_of_what_has_none_are_refused() -> None:
     with pytest.raises(UsageError, match="judge 'toy' has no options, but threshold was given"):
         options_of(judge(options=None), {"threshold": 1})
     assert options_of(judge(options=None), {}) is None
 
 
-@pytest.mark.parametrize("target", ["gotr1_nothing.judge:Judge", f"{__name__}:Nothing"])
-def test_a_target_that_is_not_there_is_said(target: str) -> None:
+@pytest.mark.parametrize("target", ["gotr1_nothing.judge:Judge", f"{__name__}:Nothing", "gotr1_exits:Judge"])
+def test_a_target_that_is_not_there_is_said(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gotr1_exits.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
     found = registry(providing(Component("judge", "toy", target)))
     with pytest.raises(Gotr1Error, match="cannot be") as caught:
         component(found, "judge", ComponentConfig(name="toy"))
@@ -353,7 +379,13 @@ def python(*words: str, path: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", start + words[0], *words[1:]], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["train", "--help"], ["plugins"], ["plugins", "--json"], ["list"], ["list", "judge", "--json"]),
+        *(["show", "preset", "scenes"], ["config", "show"], ["config", "schema"]),
+    ],
+)
 def test_looking_costs_no_heavy_import(arguments: list[str]) -> None:
     script = (
         "import sys; from gotr1_core.cli.main import call; status = call(sys.argv[1:]); "
@@ -374,7 +406,9 @@ def test_a_broken_distribution_is_listed_and_the_rest_works(tmp_path: Path) -> N
     done = python(script, "plugins", "--json", path=tmp_path)
     assert done.returncode == 0
     listed = json.loads(done.stdout)
-    assert listed["failed"] == [{"plugin": "gotr1-bad", "error": "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"}]
+    assert listed["failed"] == [
+        {"name": "bad", "plugin": "gotr1-bad", "error": "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"}
+    ]
     assert "grpo" in [row["name"] for row in listed["components"]]
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("warning: plugin bad of gotr1-bad does not load: ModuleNotFoundError")
