@@ -33,7 +33,10 @@ def test_looking_around_is_a_success(arguments: list[str], capsys: Captured) -> 
 def test_commands_have_their_names(capsys: Captured) -> None:
     call(["--help"])
     shown = capsys.readouterr().out
-    assert all(f" {name} " in shown for name in ("train", "sft", "generate", "evaluate", "score", "list", "show", "config", "plugins"))
+    assert "..." not in shown.replace("COMMAND [ARGS]...", "")  # nothing is cut
+    assert all(
+        f" {name} " in shown for name in ("train", "sft", "generate", "evaluate", "score", "list", "show", "config", "plugins", "doctor")
+    )
 
 
 def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:

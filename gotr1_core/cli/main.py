@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.cli import common, config, evaluate, export, generate, plugins, score, sft, show, train
+from gotr1_core.cli import common, config, doctor, evaluate, export, generate, plugins, score, sft, show, train
 from gotr1_core.cli import list as list_
 from gotr1_core.cli.options import ComponentCommand
 from gotr1_core.errors import Gotr1Error, UsageError
@@ -40,6 +40,7 @@ app.command("list")(list_.command)
 app.command("show")(show.command)
 app.add_typer(config.app, name="config")
 app.command("plugins")(plugins.command)
+app.command("doctor")(doctor.command)
 
 
 def _version(wanted: bool) -> None:
@@ -120,6 +121,8 @@ def commands() -> TyperGroup:
     app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
     group = get_command(app)
     assert isinstance(group, TyperGroup)  # it has a callback
+    if app.rich_markup_mode is None:
+        group.context_settings = {**SETTINGS, "terminal_width": 140}  # else a pipe has 80, and what commands do is cut to fit
     registry = common.registry()
     registry.commands = dict.fromkeys(group.commands, "gotr1")
     for plugin, add in registry.implementations("gotr1_commands"):
