@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def write_tokenizer(folder: Path, special: list[str] = SPECIAL) -> None:
     named = {"bos_token": BOS, "eos_token": EOS, "pad_token": {"content": PAD, "lstrip": False}}
     (folder / "special_tokens_map.json").write_text(json.dumps(named))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast", "model_max_length": 2048}))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files() -> Callable[..., None]:
+    """Writes a release's tokenizer into a folder; ``special`` are its tokens besides 256 bytes."""
+    return write_tokenizer
 
 
 @pytest.fixture(scope="session")

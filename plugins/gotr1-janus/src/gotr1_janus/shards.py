@@ -46,7 +46,7 @@ class Header:
 
 
 class Shards:
-    """The weights of a folder, sharded or not. Close it, or use it in a ``with`` block.
+    """The weights of a folder, sharded or not, not looked at before they are asked for. Close it, or use it in a ``with`` block.
 
     Raises:
         UsageError: there are none, the index names files that are not there, or a file is cut off or of another kind.
@@ -54,7 +54,6 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = _files(folder)
         self._stack = ExitStack()
         self._open: tuple[str, Any] | None = None
 
@@ -62,7 +61,7 @@ class Shards:
     def headers(self) -> dict[str, Header]:
         """Every tensor, by name, in the order of the files."""
         found: dict[str, Header] = {}
-        for file in self.files:
+        for file in _files(self.folder):
             for name, header in self._headers(file):
                 if name in found:
                     raise UsageError(f"{self.folder}: {name} is in {found[name].file} and in {file}", hint="keep the files of one download")
