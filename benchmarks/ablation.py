@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.evaluate import estimate, paired
+from gotr1_core.evaluation import estimate, paired
 
 REWARDS = {
     "all": "pi * (sem + spa) / 2 * ri",

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.evaluate import estimate, paired
+from gotr1_core.evaluation import estimate, paired
 
 SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
 

@@ -30,12 +30,12 @@ if TYPE_CHECKING:  # the same names again, for type checkers and the API referen
     from gotr1_core.credit import Credit as Credit
     from gotr1_core.errors import Gotr1Error as Gotr1Error
     from gotr1_core.errors import UsageError as UsageError
-    from gotr1_core.evaluate import Estimate as Estimate
-    from gotr1_core.evaluate import estimate as estimate
-    from gotr1_core.evaluate import evaluate as evaluate
-    from gotr1_core.evaluate import paired as paired
-    from gotr1_core.export import export as export
-    from gotr1_core.generate import generate as generate
+    from gotr1_core.evaluation import Estimate as Estimate
+    from gotr1_core.evaluation import estimate as estimate
+    from gotr1_core.evaluation import evaluate as evaluate
+    from gotr1_core.evaluation import paired as paired
+    from gotr1_core.exporting import export as export
+    from gotr1_core.generation import generate as generate
     from gotr1_core.hookspecs import Component as Component
     from gotr1_core.hookspecs import hookimpl as hookimpl
     from gotr1_core.library import component as component
@@ -119,14 +119,14 @@ _HOME = {
         "Gotr1Error",
         "UsageError",
     ),
-    "evaluate": (
+    "evaluation": (
         "Estimate",
         "estimate",
         "evaluate",
         "paired",
     ),
-    "export": ("export",),
-    "generate": ("generate",),
+    "exporting": ("export",),
+    "generation": ("generate",),
     "hookspecs": (
         "Component",
         "hookimpl",

@@ -12,7 +12,7 @@ import torch
 
 from gotr1_core.config import ComponentConfig, PromptsConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluate import REWARD
+from gotr1_core.evaluation import REWARD
 from gotr1_core.geometry import check_credit, check_geometry
 from gotr1_core.hookspecs import Kind
 from gotr1_core.lora import add_lora

@@ -11,7 +11,7 @@ from typing import Any
 from gotr1_core.checkpoint import write_atomically
 from gotr1_core.config import RunConfig, dump, read_yaml, validate
 from gotr1_core.doctor import examine, values
-from gotr1_core.evaluate import estimate, paired
+from gotr1_core.evaluation import estimate, paired
 from gotr1_core.tracking import CONFIG, Columns, Records
 
 REPORT = "report.html"

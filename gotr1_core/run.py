@@ -14,14 +14,14 @@ import pluggy
 from gotr1_core.config import RunConfig
 from gotr1_core.doctor import examine, look
 from gotr1_core.errors import Gotr1Error
-from gotr1_core.evaluate import columns, estimate, summary
+from gotr1_core.evaluation import columns, estimate, summary
 from gotr1_core.plugins import STRICT, one_line
 from gotr1_core.report import write_report
 from gotr1_core.samples import Sample
 from gotr1_core.tracking import Records
 
 if TYPE_CHECKING:
-    from gotr1_core.train import Trainer
+    from gotr1_core.loop import Trainer
 
 ON_THE_WAY = "held-out"
 

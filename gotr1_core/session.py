@@ -18,6 +18,8 @@ from gotr1_core.build import FilePrompts, Parts, build, check, check_prompts, he
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage, read_json, read_state, write_atomically, writing
 from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.loop import Trainer
+from gotr1_core.loop import train as run_loop
 from gotr1_core.memory import explained
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
@@ -26,8 +28,6 @@ from gotr1_core.samples import Prompt
 from gotr1_core.stop import Interrupted
 from gotr1_core.trackers import Tracker
 from gotr1_core.tracking import CONFIG, ENVIRONMENT, check_free, environment, locked, new_folder
-from gotr1_core.train import Trainer
-from gotr1_core.train import train as run_loop
 
 # What a run is: with another of these its checkpoint would not load, or its scores before and after would not compare.
 FIXED = (

@@ -59,7 +59,7 @@ class Tracker:
 
     @hookimpl
     def gotr1_evaluated(self, step: int, name: str, samples: Sequence[Sample]) -> None:
-        from gotr1_core.evaluate import summary
+        from gotr1_core.evaluation import summary
 
         self.tracker.log({f"{name}/{score}": value.mean for score, value in summary(samples).items()}, step=step)
         self._pictures(name, samples, step)

@@ -9,7 +9,7 @@ import pytest
 
 from gotr1_core.checkpoint import checkpoints, read_state
 from gotr1_core.cli.main import call
-from gotr1_core.evaluate import paired
+from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
 
 

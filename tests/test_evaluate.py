@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gotr1_core.chain import parse
-from gotr1_core.evaluate import REWARD, columns, estimate, paired, summary
+from gotr1_core.evaluation import REWARD, columns, estimate, paired, summary
 from gotr1_core.samples import Prompt, Sample
 
 NAN = math.nan

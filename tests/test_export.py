@@ -22,7 +22,7 @@ from gotr1_core.card import Card, Piece
 from gotr1_core.cli.main import call
 from gotr1_core.config import LoraConfig, RunConfig, read_yaml, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.export import export
+from gotr1_core.exporting import export
 from gotr1_core.hookspecs import Component
 from gotr1_core.lora import add_lora, layers
 from gotr1_core.plugins import Registry

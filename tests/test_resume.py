@@ -20,11 +20,11 @@ from gotr1_core import session
 from gotr1_core.checkpoint import CHECKPOINTS, OPTIMIZER, TRAINABLE, checkpoints
 from gotr1_core.config import RunConfig, dump, read_yaml, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluate import Estimate
+from gotr1_core.evaluation import Estimate
 from gotr1_core.hookspecs import hookimpl
+from gotr1_core.loop import Trainer
 from gotr1_core.restore import checkpoint_of
 from gotr1_core.stop import Interrupted
-from gotr1_core.train import Trainer
 
 Make = Callable[..., RunConfig]
 
@@ -347,7 +347,7 @@ def test_no_run_is_overwritten(make: Make, stopped: Path) -> None:
 
 def test_pruning_keeps_the_last_and_the_best(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.3, 0.9, 0.9, math.nan])  # after 1, 2, 3 and 4 steps: of equal ones the first is the best, and an unknown one is none
-    monkeypatch.setattr("gotr1_core.train.summary", lambda samples: {"reward": Estimate(next(scores), 0.0, len(samples))})
+    monkeypatch.setattr("gotr1_core.loop.summary", lambda samples: {"reward": Estimate(next(scores), 0.0, len(samples))})
     config = make(**{**SHORT, "steps": 4, "evaluation": {"every": 1, "prompts": 2}, "checkpoint": {"keep": 1}})
     run = started(config.model_copy(update={"output": tmp_path, "name": "run"}))
     assert list(checkpoints(run)) == [2, 4]

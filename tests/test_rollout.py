@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluate import draw, evaluate
+from gotr1_core.evaluation import draw, evaluate
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import Batch, Judges, join_batches, roll_out
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, Sampling, SegmentName, join

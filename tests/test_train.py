@@ -12,18 +12,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-import gotr1_core.train as loop
+import gotr1_core.loop as loop
 from gotr1_core import session
 from gotr1_core.build import build, held_out_prompts, make_sampling, training_prompts
 from gotr1_core.checkpoint import read_state
 from gotr1_core.doctor import examine
-from gotr1_core.evaluate import evaluate
+from gotr1_core.evaluation import evaluate
 from gotr1_core.hookspecs import hookimpl
+from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.restore import restore
 from gotr1_core.rollout import Batch
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.train import Trainer
 
 
 class Listed:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-import gotr1_core.train as loop
+import gotr1_core.loop as loop
 from gotr1_core.hookspecs import Component, hookimpl
 from gotr1_core.samples import IMAGE, PLAN, Sample, SegmentName
 

@@ -10,7 +10,7 @@ import typer
 from gotr1_core.cli.common import Batch, Json, PresetName, drawing, names, registry
 
 if TYPE_CHECKING:
-    from gotr1_core.evaluate import Estimate
+    from gotr1_core.evaluation import Estimate
 
 
 def command(
@@ -30,7 +30,7 @@ def command(
     from gotr1_core.build import component
     from gotr1_core.cli.tables import table
     from gotr1_core.config import ComponentConfig
-    from gotr1_core.evaluate import draw, estimate
+    from gotr1_core.evaluation import draw, estimate
     from gotr1_core.tracking import null_for_nan
 
     suite = component(registry(), "benchmark", ComponentConfig(name=benchmark))

@@ -27,7 +27,7 @@ def command(
     import json
 
     from gotr1_core.cli.progress import progress
-    from gotr1_core.generate import generate
+    from gotr1_core.generation import generate
     from gotr1_core.tracking import write_samples
 
     if number < 1:

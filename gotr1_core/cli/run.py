@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gotr1_core.checkpoint import CHECKPOINTS
 from gotr1_core.cli.view import View
-from gotr1_core.evaluate import REWARD, estimate, paired
+from gotr1_core.evaluation import REWARD, estimate, paired
 from gotr1_core.restore import checkpoint_of
 from gotr1_core.run import Run
 

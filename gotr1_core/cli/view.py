@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gotr1_core.evaluate import summary
+from gotr1_core.evaluation import summary
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.samples import Sample
 from gotr1_core.tracking import null_for_nan

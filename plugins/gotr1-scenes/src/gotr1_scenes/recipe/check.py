@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gotr1_core.build import component
 from gotr1_core.config import ComponentConfig
-from gotr1_core.evaluate import draw, estimate
+from gotr1_core.evaluation import draw, estimate
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sampling
 from gotr1_scenes.judge import ScenesJudge

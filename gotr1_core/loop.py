@@ -43,7 +43,7 @@ from gotr1_core.critic import critic_tensors, load_critic, make_critic
 from gotr1_core.describe import check_rewards, describe
 from gotr1_core.distributed import anywhere, gathered, summed
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluate import evaluate, summary
+from gotr1_core.evaluation import evaluate, summary
 from gotr1_core.memory import explained
 from gotr1_core.optim import make_optimizer
 from gotr1_core.protocols import ActorCritic, PromptSource
