@@ -86,8 +86,7 @@ class Registry:
         return [Provided(c, plugin.distribution, plugin.version) for plugin in self.loaded for c in plugin.components]
 
     def _load(self, point: EntryPoint) -> None:
-        distribution = _distribution(point)
-        version = point.dist.version if point.dist else ""
+        distribution, version = _distribution(point)
         try:
             self.add(point.load(), distribution, version, name=point.name)
         except RAISED as error:
@@ -214,13 +213,17 @@ def _switch(variable: str) -> bool:
     return value == "1"
 
 
-def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.name
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    """Name and version of what an entry point is of, as far as its metadata says them."""
+    try:
+        return (point.dist.name or point.name, point.dist.version or "") if point.dist else (point.name, "")
+    except (AttributeError, KeyError, TypeError, ValueError, OSError):  # which differs among versions of Python
+        return point.name, ""
 
 
 def _names(point: EntryPoint) -> set[str]:
     """What the environment may call a plugin, in the form in which distributions compare their names."""
-    return {_plain(point.name), _plain(_distribution(point))}
+    return {_plain(point.name), _plain(_distribution(point)[0])}
 
 
 def _plain(name: str) -> str:
@@ -229,9 +232,14 @@ def _plain(name: str) -> str:
 
 def _chosen(points: Iterable[EntryPoint]) -> list[EntryPoint]:
     """The entry points that the environment lets load, by name."""
-    found = sorted(points, key=lambda p: p.name)
-    wanted = {variable: _listed(variable, found) for variable in (ONLY, WITHOUT) if variable in os.environ}
-    return [p for p in found if wanted.get(ONLY, _names(p)) & _names(p) and not wanted.get(WITHOUT, set()) & _names(p)]
+    found = every = sorted(points, key=lambda p: p.name)
+    if ONLY in os.environ:
+        only = _listed(ONLY, every)
+        found = [p for p in found if only & _names(p)]
+    if WITHOUT in os.environ:
+        without = _listed(WITHOUT, every)
+        found = [p for p in found if not without & _names(p)]
+    return found
 
 
 def _listed(variable: str, points: Iterable[EntryPoint]) -> set[str]:

@@ -33,6 +33,8 @@ def greet(name: str, loud: bool = False) -> None:
         raise KeyError("x")
     if name == "exit":
         raise SystemExit(7)
+    if name == "word":
+        raise SystemExit("a last word")
     print(f"hello {name}" + "!" * loud)
 
 
@@ -91,6 +93,7 @@ def test_mistakes_in_plugins_commands_are_treated_alike(greeter: Path, capsys: C
         (["greet"], 2, "error: Missing argument 'name'.\nhint: see `gotr1 greet --help`\n"),
         (["greet", "bug"], 1, "error: KeyError: 'x'\nhint: this looks like a bug in gotr1 or a plugin"),
         (["greet", "exit"], 7, ""),
+        (["greet", "word"], 1, "error: a last word\n"),
         (["gret"], 2, "error: No such command 'gret'. Did you mean 'greet'?\nhint: see `gotr1 --help`\n"),
     ):
         assert call([*arguments, "--plugin", "greeter.py"]) == status

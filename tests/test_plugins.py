@@ -200,6 +200,7 @@ THREE = [
         ({"GOTR1_DISABLE_PLUGINS": "gotr1-one"}, "c"),
         ({"GOTR1_DISABLE_PLUGINS": ""}, "abc"),
         ({"GOTR1_PLUGINS": "gotr1-one", "GOTR1_DISABLE_PLUGINS": "alpha"}, "b"),
+        ({"GOTR1_PLUGINS": "gotr1-one", "GOTR1_DISABLE_PLUGINS": "gamma"}, "ab"),
     ],
 )
 def test_the_environment_says_what_loads(variables: dict[str, str], names: str, monkeypatch: pytest.MonkeyPatch) -> None:

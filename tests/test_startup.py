@@ -51,6 +51,9 @@ def test_a_broken_distribution_is_listed_and_the_rest_works(tmp_path: Path) -> N
     assert "grpo" in [row["name"] for row in listed["components"]]
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("warning: plugin bad of gotr1-bad does not load: ModuleNotFoundError")
+    (info / "METADATA").unlink()  # what an installation that broke off may leave
+    assert json.loads(python(script, "plugins", "--json", path=tmp_path).stdout)["failed"][0]["name"] == "bad"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gotr1-bad\nVersion: 0.3\n")
     shown = python(script, "plugins", path=tmp_path)
     assert "failed" in shown.stdout
     assert "gotr1-bad" in shown.stdout

@@ -86,7 +86,7 @@ def call(arguments: list[str]) -> int:
         except (KeyboardInterrupt, typer.Abort):
             return _say("interrupted", None, INTERRUPTED)
         except SystemExit as error:  # Typer's completion exits, and so may a plugin's command
-            return error.code if isinstance(error.code, int) else int(error.code is not None)
+            return (error.code or 0) if isinstance(error.code, int | None) else _say(str(error.code), None, 1)
         except typer.TyperException as error:
             return _misused(error)
         except Exception as error:
