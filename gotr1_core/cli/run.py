@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from gotr1_core.checkpoint import CHECKPOINTS
 from gotr1_core.cli.view import View
 from gotr1_core.evaluation import REWARD, estimate, paired
+from gotr1_core.report import REPORT
 from gotr1_core.restore import checkpoint_of
 from gotr1_core.run import Run
 
@@ -38,7 +37,7 @@ def show_result(console: Console, run: Run) -> None:
     table.add_row("change", *[f"{change[n].mean:+.3f} ± {change[n].half_width:.3f}" for n in names])
     console.print(table)
     _, best = checkpoint_of(run.folder)
-    where: dict[str, Path] = {"run": run.folder, "best": best, "checkpoints": run.folder / CHECKPOINTS, "pictures": run.folder / "samples"}
-    for name, path in where.items():
-        console.print(f"{name:<12}{path}")
-    console.print(f'{"draw":<12}gotr1 generate "a red circle above a blue square" --checkpoint {run.folder}')
+    where = {"run": run.folder, "look": run.folder / REPORT, "best": best, "pictures": run.folder / "samples"}
+    draw = f'gotr1 generate "a red circle above a blue square" --checkpoint {run.folder}'
+    for name, what in {**where, "draw": draw}.items():
+        console.print(f"{name:<12}{what}", soft_wrap=True, highlight=False, markup=False)
