@@ -27,6 +27,8 @@ def add_lora(policy: Policy, config: LoraConfig) -> None:
     policy.module.requires_grad_(False)
     inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0), policy.module)
     for name, parameter in policy.module.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # peft takes the layer's type, and bfloat16 would swallow most of an update of 1e-5
         parameter.requires_grad_("lora_" in name)
 
 
@@ -41,7 +43,8 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
             base = f"{name}.base_layer."
             state |= {f"{name}.{key.removeprefix(base)}": value for key, value in mine.items() if key.startswith(base)}
             for adapter in layer.active_adapters:
-                state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(adapter).detach()
+                weight = state[f"{name}.weight"]
+                state[f"{name}.weight"] = (weight + layer.get_delta_weight(adapter).detach()).to(weight.dtype)
     return state
 
 

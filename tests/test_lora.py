@@ -79,3 +79,20 @@ def test_merged_state(policy: Any) -> None:
     assert not torch.allclose(merged[name], before[name], atol=0.1)
     assert all(torch.equal(merged[n], before[n]) for n in before if n != name)
     assert not merged[name].requires_grad
+
+
+def test_adapters_of_a_half_precision_model_are_float32(policy: Any) -> None:
+    """AdamW's steps of 1e-5 vanish in bfloat16, whose neighbours of 0.02 are 1e-4 away. What is merged has the model's type again."""
+    policy.module.bfloat16()
+    add_lora(policy, LoraConfig(rank=2))
+    trained = [p for p in policy.module.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    plans = policy.plan([Prompt("a cat")] * 2, seeds=range(2), sampling=Sampling(max_chain_tokens=8))
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0)
+    for _ in range(2):  # in the first step B alone has a gradient
+        policy.module({PLAN: plans})[PLAN].log_prob.sum().backward()
+        before = [p.detach().clone() for p in trained]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all((p != old).float().mean() > 0.9 for p, old in zip(trained, before, strict=True))
+    assert {t.dtype for name, t in merged_state(policy.module).items() if "language_model" in name} == {torch.bfloat16}
