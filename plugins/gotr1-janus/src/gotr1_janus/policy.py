@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,10 @@ class JanusPolicy:
         # Again for those who make a policy without a preflight; of what is on disk it reads headers.
         source, imported = checkpoint.source(options.model)
         from transformers import JanusForConditionalGeneration  # takes seconds, which a refusal need not wait for
+        from transformers.utils import logging
+
+        if not sys.stderr.isatty():  # a bar of a logged run is noise
+            logging.disable_progress_bar()
 
         self.options = options
         self.base = str(source) if imported else options.model
