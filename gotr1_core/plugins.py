@@ -265,7 +265,9 @@ def _load_file(path: Path) -> tuple[ModuleType, str]:
     try:
         source = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read the plugin {path}: {error.strerror}", hint="give the path of a Python file") from None
+        raise UsageError(
+            f"cannot read the plugin {path}: {error.strerror}", hint="give the path of a Python file; a run names its own in config.yaml"
+        ) from None
     name, version = path.stem, hashlib.sha256(source).hexdigest()[:12]
     if name in sys.modules and _of_files.get(name) == (path, version):
         return sys.modules[name], version
