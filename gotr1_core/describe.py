@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from gotr1_core.errors import Gotr1Error
 from gotr1_core.rollout import Batch
 from gotr1_core.samples import Sample
 from gotr1_core.update import Tally
@@ -58,16 +57,10 @@ def _repeated(tally: Tally, name: str, things: Sequence[Hashable]) -> None:
         tally.add(name, len(things) - len(set(things)), len(things) - 1)
 
 
-def check_rewards(samples: Sequence[Sample], limit: float) -> None:
-    """Stops a run before it trains if too many samples have no reward.
-
-    Raises:
-        Gotr1Error: a larger share of the samples than ``limit``.
-    """
-    unknown = sum(math.isnan(s.reward) for s in samples) / len(samples)
-    if unknown > limit:
-        names = sorted({n for s in samples for n, v in s.scores.items() if math.isnan(v)})
-        raise Gotr1Error(
-            f"{unknown:.0%} of the samples have no reward ({', '.join(names)} could not be had)",
-            hint="look at the judge and at what it is asked to score, or raise nan_limit",
-        )
+def missing(samples: Sequence[Sample]) -> dict[str, float]:
+    """Shares of samples without a total, ``nan``, and without a score, ``nan.NAME``, as far as there are any."""
+    found = {"nan": sum(math.isnan(s.reward) for s in samples) / len(samples)}
+    for name in sorted({n for s in samples for n in s.scores}):
+        values = [s.scores[name] for s in samples if name in s.scores]
+        found[f"nan.{name}"] = sum(map(math.isnan, values)) / len(values)
+    return {name: share for name, share in found.items() if share}

@@ -7,13 +7,14 @@ going on would waste it; the others warn, once for each metric. `docs/doctor.md`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from gotr1_core.config import RunConfig
 
-Row = Mapping[str, float | None]
+Row = Mapping[str, Any]  # as metrics.jsonl has them: numbers, and None for NaN
 Measure = Callable[[Sequence[Row], RunConfig], Iterator[tuple[str, str]]]
 """Gives every metric that is out of its limit in the last of some steps, and in words what was measured."""
 
@@ -28,7 +29,7 @@ RATIO = 10.0  # fifty times the clip's usual width of 0.2, in five steps of whic
 KL = 1.0  # per token: on average e times less likely before training; runs that learn stay below 0.3
 COLLAPSED, DISSOLVED = 0.1, 4.0  # of the entropy in the beginning; healthy runs keep half of it to all
 CERTAIN, UNSURE = 0.05, 0.5  # nats: below the one there is nothing to collapse from, below the other nothing has dissolved
-SPREAD = 1e-3  # of the mean reward: a tenth of the step of a judge that scores from 0 to 10, in a group of which one sample differs
+SPREAD = 1e-3  # of the mean reward; where one sample of 16 differs by 0.1, the step of a judge from 0 to 10, it is above 0.025
 CONSTANT = 0.9  # of the groups; a prompt that is solved is constant, and the embedded runs end at half of them
 MALFORMED = 0.25  # where a form is paid for it stays below 0.04, where it is not below 0.22
 TRUNCATED = 0.25  # healthy runs have next to none
@@ -176,7 +177,7 @@ def _missing_scores(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[st
 
 def _ratio(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
     del config
-    for name in named(rows, "ratio"):
+    for name in (largest.removesuffix("_max") for largest in named(rows, "ratio_max")):
         low, high = (median(recent(rows, f"{name}_{end}") or [1.0]) for end in ("min", "max"))
         if low < 1 / RATIO or high > RATIO:
             yield name, f"{name}s from {low:.3g} to {high:.3g} over {RECENT} steps (limit {1 / RATIO:g} to {RATIO:g})"
@@ -228,6 +229,14 @@ def _gradient(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str
 
 OVER = f"mean of {RECENT} steps"
 TREND = f"mean of {RECENT} steps against the first {RECENT}, from step {GRACE} on"
+MISSING_REWARDS = Rule(
+    "missing rewards",
+    f"above `nan_limit`, {RunConfig.model_fields['nan_limit'].default:g} if not given; any step, and the evaluation before the first",
+    "A sample without a reward teaches nothing.",
+    "look at the judge and at what it is asked to score, or raise nan_limit",
+    _missing,
+    stops=True,
+)
 RULES: tuple[Rule, ...] = (
     Rule(
         "deviation",
@@ -246,14 +255,7 @@ RULES: tuple[Rule, ...] = (
         _constant,
         stops=True,
     ),
-    Rule(
-        "missing rewards",
-        f"above `nan_limit`, {RunConfig.model_fields['nan_limit'].default:g} if not given; any step, and the evaluation before the first",
-        "A sample without a reward teaches nothing.",
-        "look at the judge and at what it is asked to score, or raise nan_limit",
-        _missing,
-        stops=True,
-    ),
+    MISSING_REWARDS,
     Rule(
         "missing scores",
         f"above {MISSING_SCORES:g}, {OVER}",
@@ -284,8 +286,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "entropy",
-        f"below {COLLAPSED:g} times the beginning's (if that is above {CERTAIN:g} nats) or above {DISSOLVED:g} times (and {UNSURE:g} nats), "
-        f"{TREND}",
+        f"below {COLLAPSED:g} times the beginning's, where that is above {CERTAIN:g} nats, "
+        f"or above {DISSOLVED:g} times and {UNSURE:g} nats, {TREND}",
         "The policy collapses to one answer, or dissolves into noise.",
         "raise segments.*.entropy against collapse, segments.*.kl against both, or lower optimizer.rate",
         _entropy,
@@ -361,26 +363,33 @@ RULES: tuple[Rule, ...] = (
         _above("duplicates.image", DUPLICATES),
     ),
 )
-MISSING_REWARDS = RULES[2]
 
 
-def look(rows: Sequence[Row], config: RunConfig) -> list[Finding]:
-    """What the rules find in the last row, given all rows so far; of an evaluation before the first step whether its rewards are there."""
-    if not rows:
-        return []
-    at = rows[-1]
-    if "evaluation" in at:
-        rules, steps = (MISSING_REWARDS,) if at["step"] == 0 else (), [at]
-    else:
-        rules, steps = RULES, [row for row in rows if "evaluation" not in row]
-    number = int(at.get("step") or 0)
-    return [Finding(rule, metric, number, measured) for rule in rules for metric, measured in rule.measure(steps, config)]
+def look(steps: Sequence[Row], config: RunConfig) -> list[Finding]:
+    """What the rules find in the last step, given all steps so far."""
+    return _found(RULES, steps, config)
 
 
-def examine(rows: Sequence[Row], config: RunConfig) -> list[Finding]:
-    """The first finding of every cause over a whole run, in order."""
+def look_before(evaluation: Row, config: RunConfig) -> list[Finding]:
+    """What is found in an evaluation before the first step: whether its rewards are there."""
+    return _found((MISSING_REWARDS,), [evaluation], config)
+
+
+def _found(rules: Sequence[Rule], rows: Sequence[Row], config: RunConfig) -> list[Finding]:
+    step = int(rows[-1].get("step") or 0)
+    return [Finding(rule, metric, step, measured) for rule in rules for metric, measured in rule.measure(rows, config)]
+
+
+def examine(rows: Iterable[Row], config: RunConfig) -> list[Finding]:
+    """The first finding of every cause over a run's rows of metrics, in order."""
     found: dict[tuple[str, str], Finding] = {}
-    for end in range(1, len(rows) + 1):
-        for finding in look(rows[:end], config):
+    steps: list[Row] = []
+    for row in rows:
+        if "evaluation" in row:
+            new = look_before(row, config) if row["step"] == 0 else []
+        else:
+            steps.append(row)
+            new = look(steps, config)
+        for finding in new:
             found.setdefault(finding.cause, finding)
     return list(found.values())

@@ -50,7 +50,10 @@ def gotr1_commands(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that ``gotr1 doctor`` looked at: what was found, and where it is not ``healthy`` what to do."""
+    """One thing that ``gotr1 doctor`` looked at: what was found, and where it is not ``healthy`` what to do.
+
+    A hint where it is healthy is a note: good to know, and no failure.
+    """
 
     name: str
     healthy: bool

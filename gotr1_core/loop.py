@@ -40,7 +40,7 @@ from gotr1_core.checkpoint import (
 from gotr1_core.config import RunConfig
 from gotr1_core.credit import constant_groups
 from gotr1_core.critic import critic_tensors, load_critic, make_critic
-from gotr1_core.describe import check_rewards, describe
+from gotr1_core.describe import describe
 from gotr1_core.distributed import anywhere, gathered, summed
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import evaluate, summary
@@ -87,7 +87,7 @@ class Trainer:
             optimizer = self.accelerator.prepare(optimizer)
             needed = any(s.kl for s in chosen.values()) or getattr(self.parts.algorithm, "needs_reference", False)
             reference = Reference(policy.module) if needed else None
-            critic = make_critic(self.accelerator, self.parts.algorithm, role, policy, optimizer, settings)
+            critic = make_critic(self.accelerator.device, self.parts.algorithm, role, policy, optimizer, settings)
             found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic)
         return found
 
@@ -200,7 +200,7 @@ class Trainer:
                 save_file(trainable(learner.policy.module), part / role / TRAINABLE)
                 save_file(optimizer_tensors(learner.optimizer), part / role / OPTIMIZER)
                 if learner.critic is not None:
-                    save_file(critic_tensors(self.accelerator, learner.critic), part / role / CRITIC)
+                    save_file(critic_tensors(learner.critic), part / role / CRITIC)
             (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         best = self.at.best["step"] if self.at.best else None
         prune(run, self.config.checkpoint.keep, best)
@@ -218,7 +218,7 @@ class Trainer:
         for role, learner in self.learners.items():
             load_trainable(learner.policy.module, checkpoint / role / TRAINABLE)
             if learner.critic is not None:
-                load_critic(self.accelerator, learner.critic, checkpoint / role / CRITIC)
+                load_critic(learner.critic, checkpoint / role / CRITIC)
             load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
             learner.updates = state["updates"][role]
         if self.accelerator.scaler is not None and "scaler" in state:  # else mixed_precision was another
@@ -284,5 +284,4 @@ def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> N
             if trainer.at.step:
                 raise UsageError(f"{run.folder / HELD_OUT} lacks the evaluation {name!r} of the untrained model", hint="put it back")
             samples = trainer.evaluate(held_out, **changed)
-            check_rewards(samples, trainer.config.nan_limit)
             run.evaluated(name, 0, samples)

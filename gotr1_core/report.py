@@ -39,7 +39,7 @@ def write_report(folder: Path) -> Path:
         f"<h1>{title}</h1>",
         f"<p>{len(steps)} of {config.steps} steps, reward <code>{escape(config.reward)}</code></p>",
     ]
-    parts += _findings(steps, config)
+    parts += _findings(records.rows, config)
     parts += _scores(records.held_out)
     parts += ["<h2>Steps</h2>", *_charts(steps), *_pictures(folder), "<h2>Config</h2>", f"<pre>{escape(dump(config))}</pre>"]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
@@ -47,10 +47,10 @@ def write_report(folder: Path) -> Path:
     return folder / REPORT
 
 
-def _findings(steps: Sequence[Mapping[str, Any]], config: RunConfig) -> list[str]:
-    found = examine(steps, config)
+def _findings(rows: Sequence[Mapping[str, Any]], config: RunConfig) -> list[str]:
+    found = examine(rows, config)
     if not found:
-        return ["<p>The doctor finds nothing.</p>"] if steps else []
+        return ["<p>The doctor finds nothing.</p>"] if any("evaluation" not in row for row in rows) else []
     return ["<h2>Findings</h2>", *(f'<p class="finding">{escape(f.message)}<br>{escape(f.rule.hint)}</p>' for f in found)]
 
 

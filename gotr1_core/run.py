@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from gotr1_core.config import RunConfig
-from gotr1_core.doctor import examine, look
+from gotr1_core.describe import missing
+from gotr1_core.doctor import Finding, examine, look, look_before
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.evaluation import columns, estimate, summary
 from gotr1_core.plugins import STRICT, one_line
@@ -32,13 +33,12 @@ class Run:
     def __init__(self, folder: Path, config: RunConfig, manager: pluggy.PluginManager, *, main: bool = True) -> None:
         self.folder, self.config, self.manager, self.main = folder, config, manager, main
         self.records = Records(folder, main=main)
-        self.warned: set[str] = set()
+        self.warned: set[tuple[str, str]] = set()  # causes, as the doctor names them
         self._dropped: list[object] = []  # listeners that failed
 
     def started(self, step: int) -> None:
         """The components are built. What a resumed run was warned of it is not warned of again."""
-        known = [row for row in self.records.rows if "seconds" in row]
-        self.warned = {finding.rule.name for finding in examine(known, self.config)}
+        self.warned = {finding.cause for finding in examine(self.records.rows, self.config)}
         self.tell("gotr1_run_started", config=self.config.model_dump(mode="json"), step=step)
 
     def stepped(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -48,27 +48,28 @@ class Run:
         if every and (step == 1 or step % every == 0):
             self.records.samples(f"step-{step:06d}", samples)
         self.tell("gotr1_step_finished", step=step, metrics=metrics, samples=samples)
-        self._examine()
+        self._heed(look([row for row in self.records.rows if "evaluation" not in row], self.config))
 
-    def _examine(self) -> None:
-        """Has the doctor look at the steps so far: each of its rules warns once, and three stop the run.
+    def _heed(self, findings: Sequence[Finding]) -> None:
+        """Warns of what the doctor finds, once for each cause; three of its rules stop the run.
 
         Raises:
             Gotr1Error: going on would waste the run.
         """
-        steps = [row for row in self.records.rows if "seconds" in row]
-        for finding in look(steps, self.config):
+        for finding in findings:
+            if self.main and not finding.rule.stops and finding.cause not in self.warned:
+                print(f"warning: {finding.message} What to do: {finding.rule.hint}", file=sys.stderr)
+            self.warned.add(finding.cause)
+        for finding in findings:
             if finding.rule.stops:
                 raise Gotr1Error(finding.message, hint=finding.rule.hint)
-            if finding.rule.name not in self.warned:
-                self.warned.add(finding.rule.name)
-                if self.main:
-                    print(f"warning: {finding.message} What to do: {finding.rule.hint}", file=sys.stderr)
 
     def evaluated(self, name: str, step: int, samples: Sequence[Sample]) -> None:
         """Held-out samples were drawn and judged. What is compared at the end is kept in full."""
         means = {score: value.mean for score, value in summary(samples).items()}
-        self.records.metrics({"step": step, "evaluation": name, "prompts": len(samples), **means})
+        self.records.metrics({"step": step, "evaluation": name, "prompts": len(samples), **means, **missing(samples)})
+        if step == 0:
+            self._heed(look_before(self.records.rows[-1], self.config))
         if name != ON_THE_WAY:
             self.records.samples(f"held-out-{name.replace(' ', '-').replace(',', '')}", samples)
             self.records.evaluation(name, columns(samples))

@@ -229,10 +229,13 @@ def _segment_loss(
     algorithm: RLAlgorithm, learner: Learner, part: Slice, name: SegmentName, scored: Scored, old: Tensor, tally: Tally
 ) -> Tensor:
     settings = learner.segments[name]
-    reference = part.reference[name] if settings.kl else None
-    loss = algorithm.loss(name, scored, old, reference, part.advantages[name], part.masks[name], settings)
+    reference, mask = part.reference.get(name), part.masks[name]
+    loss = algorithm.loss(name, scored, old, reference if settings.kl else None, part.advantages[name], mask, settings)
     tally.extend(loss.statistics, f"{name}.")
-    ratios = (scored.log_prob.detach() - old)[part.masks[name]].exp()
+    if reference is not None and not settings.kl:  # it was scored with the other segment, and costs nothing to look at
+        gap = (reference - scored.log_prob.detach())[mask]
+        tally.add(f"{name}.kl", (gap.exp() - 1 - gap).sum(), len(gap))
+    ratios = (scored.log_prob.detach() - old)[mask].exp()
     tally.extremes(ratios, low=f"{name}.ratio_min", high=f"{name}.ratio_max")
     return settings.weight * loss.sums[name]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +33,7 @@ def _installation(*, as_json: bool) -> bool:
     if as_json:
         print(json.dumps([asdict(d) for d in found], ensure_ascii=False))
     else:
-        rows = [("ok" if d.healthy else "FAILED", d.name, d.found, "" if d.healthy else d.hint) for d in found]
+        rows = [("FAILED" if not d.healthy else "note" if d.hint else "ok", d.name, d.found, d.hint) for d in found]
         print(table(("", "what", "found", "what to do"), rows), end="")
     return not all(d.healthy for d in found)
 
@@ -42,19 +43,51 @@ def _run(folder: Path, *, as_json: bool) -> bool:
 
     from gotr1_core.config import RunConfig, read_yaml, validate
     from gotr1_core.doctor import examine
-    from gotr1_core.tracking import CONFIG, Records
+    from gotr1_core.tracking import CONFIG
 
     if not (folder / CONFIG).is_file():
         raise UsageError(f"{folder} is no run", hint="give the folder that `gotr1 train` named")
     config = validate(RunConfig, read_yaml(folder / CONFIG))
-    steps = [row for row in Records(folder, main=False).rows if "seconds" in row]
-    found = examine(steps, config)
+    rows = _metrics(folder)
+    steps = sum("evaluation" not in row for row in rows)
+    found = examine(rows, config)
     if as_json:
-        rows = [{"step": f.step, "rule": f.rule.name, "measured": f.measured, "stops": f.rule.stops, "hint": f.rule.hint} for f in found]
-        print(json.dumps({"steps": len(steps), "findings": rows}, ensure_ascii=False))
+        told = [
+            {
+                "step": f.step,
+                "rule": f.rule.name,
+                "metric": f.metric,
+                "measured": f.measured,
+                "limit": f.rule.limit,
+                "stops": f.rule.stops,
+                "explanation": f.rule.explanation,
+                "hint": f.rule.hint,
+            }
+            for f in found
+        ]
+        print(json.dumps({"steps": steps, "findings": told}, ensure_ascii=False))
     else:
         for finding in found:
-            print(f"{finding.message}\n  what to do: {finding.rule.hint}")
+            print(f"{finding.message}{' It stops the run.' if finding.rule.stops else ''}\n  what to do: {finding.rule.hint}")
         if not found:
-            print(f"{len(steps)} steps, nothing found")
+            print(f"{steps} steps, nothing found")
     return bool(found)
+
+
+def _metrics(folder: Path) -> Sequence[Mapping[str, Any]]:
+    """The rows of a run's metrics, all of them numbers but the names of evaluations."""
+    from gotr1_core.tracking import METRICS, Records
+
+    path = folder / METRICS
+    if not path.is_file():
+        raise UsageError(f"{folder} has no {METRICS}", hint="put it back; without its numbers nothing can be said about a run")
+    rows = Records(folder, main=False).rows
+    for number, row in enumerate(rows, 1):
+        for name, value in row.items():
+            if not isinstance(value, int | float | None) and name != "evaluation":
+                raise UsageError(
+                    f"{path} is damaged: line {number} says {name} is {value!r}, which is no number", hint="put it back as it was"
+                )
+        if "step" not in row:
+            raise UsageError(f"{path} is damaged: line {number} has no step", hint="put it back as it was")
+    return rows
