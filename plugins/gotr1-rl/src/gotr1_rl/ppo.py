@@ -42,6 +42,7 @@ class PpoOptions(BaseModel):
     )
     value_rate: float = Field(1e-3, gt=0, description="Peak learning rate of the value head; its schedule is the policy's.")
     value_width: int = Field(256, ge=0, description="Hidden units of the value head; 0 makes it linear.")
+    value_start: float = Field(0.5, description="Every value before anything is learnt; the middle of what a reward can be.")
     value_clip: float | None = Field(0.2, gt=0, description="How far a value may move in a step's updates; null does not limit it.")
     value_gradient_clip: float = Field(1.0, gt=0, description="Limit of the value head's gradient norm.")
     value_warmup: int = Field(0, ge=0, description="First steps, in which the value head learns and the policy does not.")
@@ -87,7 +88,7 @@ class Ppo:
     def critic(self, width: int) -> Critic:
         """A value head for features of ``width`` numbers."""
         o = self.options
-        return Critic(ValueHead(width, o.value_width, o.reward_kl), o.value_rate, o.value_gradient_clip, o.value_warmup)
+        return Critic(ValueHead(width, o.value_width, o.value_start, o.reward_kl), o.value_rate, o.value_gradient_clip, o.value_warmup)
 
     def value_loss(self, values: Tensor, old: Tensor, returns: Tensor) -> tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]]:
         """Half the squared error, clipped, summed over values ``[K]``."""

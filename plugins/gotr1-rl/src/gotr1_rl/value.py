@@ -20,18 +20,18 @@ class ValueHead(nn.Module):
     """Features ``[K, H]`` to values ``[K]``, in float32 whatever the policy computes in.
 
     Features are normalised first: their size differs by orders of magnitude between models, and a learning rate should not. The last
-    layer begins at zero, so that a value is 0 before anything is learnt. ``penalty`` is the KL penalty's weight as it has adapted; it is
-    here so that a checkpoint has it.
+    layer begins at zero but for its bias: before anything is learnt every value is ``start``. ``penalty`` is the KL penalty's weight as
+    it has adapted; it is here so that a checkpoint has it.
     """
 
     penalty: Tensor
 
-    def __init__(self, features: int, width: int, penalty: float = 0.0) -> None:
+    def __init__(self, features: int, width: int, start: float = 0.0, penalty: float = 0.0) -> None:
         super().__init__()
         hidden = [nn.Linear(features, width), nn.SiLU()] if width else []
         last = nn.Linear(width or features, 1)
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        nn.init.constant_(last.bias, start)
         self.layers = nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), *hidden, last)
         self.register_buffer("penalty", torch.tensor(penalty, dtype=torch.float64))
 
