@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gotr1_core.checkpoint import read_tensors
 from gotr1_core.config import OptimizerConfig
+from gotr1_core.distributed import summed
 from gotr1_core.errors import UsageError
 from gotr1_core.protocols import ActorCritic, Assessor, Critic, Experience, Policy, RLAlgorithm, Targets
 from gotr1_core.samples import Scored, SegmentName
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make_critic(
-    accelerator: Accelerator,
+    device: torch.device,
     algorithm: RLAlgorithm,
     role: str,
     policy: Policy,
@@ -44,17 +45,17 @@ def make_critic(
             hint="use algorithm=grpo or algorithm=rloo, which compare samples of one prompt instead",
         )
     critic = algorithm.critic(width)
-    module = critic.module.to(accelerator.device)
+    module = critic.module.to(device)
     optimizer.add_param_group({"params": list(module.parameters()), "weight_decay": 0.0, "factor": critic.rate / settings.rate})
     return replace(critic, module=module)
 
 
-def critic_tensors(accelerator: Accelerator, critic: Critic) -> dict[str, Tensor]:
+def critic_tensors(critic: Critic) -> dict[str, Tensor]:
     """A critic's whole state, on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in critic.module.state_dict().items()}
 
 
-def load_critic(accelerator: Accelerator, critic: Critic, path: Path) -> None:
+def load_critic(critic: Critic, path: Path) -> None:
     """The inverse of :func:`critic_tensors`."""
     saved, module = read_tensors(path), critic.module
     mine = module.state_dict()
@@ -66,7 +67,7 @@ def load_critic(accelerator: Accelerator, critic: Critic, path: Path) -> None:
 def values(critic: nn.Module, scored: Mapping[SegmentName, Scored], masks: Mapping[SegmentName, Tensor]) -> dict[SegmentName, Tensor]:
     """Values ``[B, T]`` of the states before each action, 0 where there is none. The critic alone learns from them.
 
-    It is called once, with what both segments have, so that under DDP all of it takes part in every slice.
+    It is called once, with what both segments have.
     """
     found = {name: scored[name].features for name in masks}
     missing = [name for name, features in found.items() if features is None]
@@ -96,8 +97,7 @@ def assess(
         return {name: torch.cat(pieces).cpu() if pieces else torch.zeros(0, 0) for name, pieces in found.items()}
 
     def over_processes(sums: Tensor) -> Tensor:
-        summed: Tensor = accelerator.reduce(sums.to(accelerator.device), "sum")
-        return summed.cpu()
+        return torch.tensor(summed(accelerator, sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
 
     seen = Experience(
         totals=batch.totals,
