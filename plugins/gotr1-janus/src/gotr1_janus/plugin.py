@@ -18,6 +18,10 @@ def gotr1_components() -> Iterator[Component]:
     yield Component("planner", "janus", TARGET, OPTIONS, "Janus-Pro and GoT-R1 write the chain")
     yield Component("renderer", "janus", TARGET, OPTIONS, "Janus-Pro and GoT-R1 draw it, in the same sequence")
     yield Component("preset", "got-r1", "gotr1_janus:presets/got-r1.yaml", None, "draws as the released GoT-R1 does")
+    for size in ("1b", "7b"):
+        yield Component(
+            "preset", f"got-r1-{size}", f"gotr1_janus:presets/got-r1-{size}.yaml", None, f"trains Janus-Pro-{size.upper()} as GoT-R1"
+        )
 
 
 @hookimpl

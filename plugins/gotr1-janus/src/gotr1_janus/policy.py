@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from gotr1_janus.sampler import Sampler
 from gotr1_janus.text import Text
 from gotr1_janus.window import Window
 
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration
+
 
 class JanusPolicy:
     """Writes the chain and then the image tokens in one sequence; ``module`` scores both in one forward pass."""
@@ -43,10 +47,8 @@ class JanusPolicy:
         if not sys.stderr.isatty():  # a bar of a logged run is noise
             logging.disable_progress_bar()
 
-        self.options = options
-        self.base = str(source) if imported else options.model
-        self.tokenizer = checkpoint.load_tokenizer(source)
-        self.text = Text(self.tokenizer, options.instruction)
+        tokenizer = checkpoint.load_tokenizer(source)
+        Text(tokenizer, options.instruction)  # refused before the weights are read
         model, found = JanusForConditionalGeneration.from_pretrained(
             source,
             dtype=getattr(torch, options.dtype),
@@ -60,11 +62,25 @@ class JanusPolicy:
                 f"{options.model} is no whole Janus checkpoint: {missing[0]} and {len(missing) - 1} more weights are missing",
                 hint="give a checkpoint that transformers' JanusForConditionalGeneration saved",
             )
+        self._set_up(model, tokenizer, options, str(source) if imported else options.model, device)
+
+    @classmethod
+    def around(cls, model: JanusForConditionalGeneration, tokenizer: Any, options: JanusOptions, *, device: str = "cpu") -> JanusPolicy:
+        """A policy of a model that is in memory, as it is; ``options.model`` says no more than where it came from."""
+        made = cls.__new__(cls)
+        made._set_up(model, tokenizer, options, options.model, device)
+        return made
+
+    def _set_up(
+        self, model: JanusForConditionalGeneration, tokenizer: Any, options: JanusOptions, base: str, device: torch.device | str
+    ) -> None:
+        self.options, self.tokenizer, self.base = options, tokenizer, base
+        self.text = Text(tokenizer, options.instruction)
         model.to(device)
         model.model.language_model.set_attn_implementation(options.attention)
         model.eval()  # no dropout, in sampling as in scoring
-        boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
-        self.module = JanusModule(model, boi=boi, pad=self.tokenizer.pad_token_id, chunk=options.chunk)
+        boi = tokenizer.convert_tokens_to_ids(tokenizer.boi_token)
+        self.module = JanusModule(model, boi=boi, pad=tokenizer.pad_token_id, chunk=options.chunk)
         for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
             part.requires_grad_(False)  # the picture's code is given; text-to-image does not use the understanding path
         self.image_tokens = model.model.vqmodel.config.num_patches**2
