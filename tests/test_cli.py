@@ -155,7 +155,7 @@ def test_after_two_dashes_words_are_not_read_ahead(toy: Path, refused: Refused) 
         ["a", "--", "--plugin", "y.py", "--debug"],
         [Path("x.py")],
     )
-    assert refused(["train", "--preset", "toy", "--", "--debug"])[0] == "there is no config --debug"
+    assert refused(["config", "show", "--", "--debug"])[0] == "there is no config --debug"
 
 
 def test_the_version_is_printed(capsys: Captured) -> None:
