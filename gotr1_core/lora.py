@@ -82,6 +82,8 @@ def save_adapter(module: nn.Module, part: str, folder: Path, *, base: str) -> No
 def layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]:
     """Full names of the linear layers that adapters go into."""
     linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.startswith(prefix)]
+    if not linear:
+        raise UsageError("lora: this policy has no layer for it", hint="lora=null trains its weights themselves")
     if config.targets == "all-linear":
         return linear
     chosen = [n for n in linear if n.rsplit(".", 1)[-1] in config.targets]
