@@ -19,7 +19,8 @@ def describe(batch: Batch, constant: Tensor, *, idle: bool) -> Tally:
     tally.add("reward", totals.nansum(), known.sum())
     spread = [group[~group.isnan()].std() for group in totals.flatten(1) if (~group.isnan()).sum() > 1]
     tally.add("reward_deviation", sum(float(s) for s in spread), len(spread))
-    tally.add("constant_groups", constant.sum(), len(constant))
+    if totals.shape[1:].numel() > 1:  # a group of one sample has nothing to differ from
+        tally.add("constant_groups", constant.sum(), len(constant))
     tally.add("idle", idle)
     tally.add("nan", (~known).sum(), known.numel())
     plans, count = batch.plans, len(batch.plans)
