@@ -47,9 +47,12 @@ def new_folder(registry: Registry, config: RunConfig) -> Path:
 
 
 def check_free(config: RunConfig) -> None:
-    """Refuses a name that is taken; cheap, so that it can be asked before anything is loaded."""
+    """Refuses a name that is taken, and an output that cannot be; cheap, so that it can be asked before anything is loaded."""
     if config.name and (config.output / config.name).exists():
         raise _taken(config.output / config.name)
+    above = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"cannot make {config.output}: {above} is no folder to write into", hint="choose another output=…")
 
 
 def _taken(folder: Path) -> UsageError:

@@ -19,7 +19,7 @@ from gotr1_core.config import RunConfig, read_yaml, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.tracking import SHOWN, Records, as_row, environment, locked, new_folder, overlay, write_samples
+from gotr1_core.tracking import SHOWN, Records, as_row, check_free, environment, locked, new_folder, overlay, write_samples
 
 CHAIN = "a <|obj_start|>rød katt<|obj_end|> <|box_start|>(0,0),(500,999)<|box_end|>, left"
 
@@ -138,8 +138,12 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 
 def test_an_output_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UsageError, match="cannot make"):
-        new_folder(Registry(), config(tmp_path / "runs", name="one"))
+    for output in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
+        with pytest.raises(UsageError, match="cannot make") as caught:
+            check_free(config(output, name="one"))  # before anything is loaded
+        assert caught.value.hint == "choose another output=…"
+    check_free(config(tmp_path / "new" / "deeper", name="one"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_environment_says_what_was_used(tmp_path: Path) -> None:

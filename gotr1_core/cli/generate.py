@@ -26,6 +26,7 @@ def command(
     """Plans and draws a prompt. Writes PNG, the chain as JSON, and the boxes drawn over the picture."""
     import json
 
+    from gotr1_core.checkpoint import writing
     from gotr1_core.cli.progress import progress
     from gotr1_core.generation import generate
     from gotr1_core.tracking import write_samples
@@ -41,7 +42,9 @@ def command(
     with progress("drawing", number) as report:
         samples = generate(writer, drawer, prompt, number=number, seed=seed, sampling=sampling, report=report)
     _remove_older(out)
-    for path, sample in zip(write_samples(out, samples), samples, strict=True):
+    with writing(out, again="draw again"):
+        paths = write_samples(out, samples)
+    for path, sample in zip(paths, samples, strict=True):
         print(json.dumps({"image": str(path), "chain": sample.chain.raw}, ensure_ascii=False))
 
 

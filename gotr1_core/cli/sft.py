@@ -26,6 +26,7 @@ def command(
     import sys
 
     from gotr1_core.build import component
+    from gotr1_core.checkpoint import write_atomically, writing
     from gotr1_core.cli.progress import progress
     from gotr1_core.config import SftConfig, merge, overrides, read_yaml, validate
     from gotr1_core.sft import train_supervised
@@ -39,13 +40,13 @@ def command(
     policy = component(registry(), settings.kind, settings.policy, key="policy", device=device())
     log = _log(settings.output)
     rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    with progress("training", settings.steps) as report:
+    with progress("training", settings.steps) as report, writing(settings.output, again="run it again: it goes on from its last save"):
         for row in train_supervised(settings, policy, batches):
             report(row["step"] + 1)
             if row["step"] % LOGGED == 0 or row["step"] + 1 == settings.steps:
                 rows = [kept for kept in rows if json.loads(kept)["step"] < row["step"]]  # what a broken run logged past its last save
                 rows.append(json.dumps(row))
-                log.write_text("\n".join(rows) + "\n", encoding="utf-8")
+                write_atomically(log, "\n".join(rows) + "\n")
                 if not sys.stderr.isatty():
                     print(rows[-1], file=sys.stderr, flush=True)
     print(settings.output / "model" / "weights")
