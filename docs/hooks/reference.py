@@ -22,7 +22,7 @@ ROLE = re.compile(r":(?:class|func|meth|mod):`([^`]+)`")
 # Modules told in full, beside the public names of all others.
 IN_FULL = (
     *("chain", "samples", "protocols", "hookspecs", "reward", "credit", "sampling", "rollout"),
-    *("train", "session", "checkpoint", "evaluate"),
+    *("loop", "session", "checkpoint", "evaluation"),
 )
 # Where a component's options are written in a config.
 PLACE: Mapping[Kind, str] = {"planner": "planner.", "renderer": "renderer.", "algorithm": "algorithm.", "source": "prompts.source."}
