@@ -12,7 +12,7 @@ from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
 
 INSTRUCTION = "x <pad> {prompt}"  # a padding token that is content: masks come from lengths
-QUICK = Case(guidance=(1.0, 5.0), temperatures=(0.7, 1.3))
+QUICK = Case(temperatures=(0.7, 1.3), many=96)
 
 
 def made(folder: Path, **options: Any) -> JanusPolicy:

@@ -1,0 +1,13 @@
+"""Which checks a planner and a renderer pass."""
+
+from __future__ import annotations
+
+from gotr1_core.testing.chance import CHANCE
+from gotr1_core.testing.finding import Check
+from gotr1_core.testing.learning import LEARNING
+from gotr1_core.testing.scoring import OF_PICTURES, OF_PLANS, SCORING
+from gotr1_core.testing.slopes import SLOPES
+from gotr1_core.testing.subject import Subject
+
+PLANNER: tuple[Check[Subject], ...] = (*SCORING, *OF_PLANS, *CHANCE, *SLOPES, *LEARNING)
+RENDERER: tuple[Check[Subject], ...] = (*SCORING, *OF_PICTURES, *CHANCE, *SLOPES, *LEARNING)

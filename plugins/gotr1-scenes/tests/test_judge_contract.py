@@ -1,0 +1,38 @@
+"""The exact judge passes the conformance suite, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from gotr1_core.samples import Prompt, Sample
+from gotr1_core.testing import JudgeContract
+from gotr1_core.testing.judges import Court, in_any_batch, in_any_order, scenes
+from gotr1_scenes.judge import REWARDS, ScenesJudge
+
+
+class TestScenesJudge(JudgeContract):
+    @pytest.fixture
+    def judge(self) -> ScenesJudge:
+        return ScenesJudge()
+
+    @pytest.fixture
+    def unscorable(self) -> Mapping[str, Sequence[Sample]]:
+        """A prompt that it does not understand."""
+        mystery = [replace(sample, prompt=Prompt("the quick brown fox")) for sample in scenes()]
+        return dict.fromkeys(REWARDS, mystery)
+
+
+def test_it_knows_the_suites_scenes() -> None:
+    """Right and wrong ones, so that the contract compares numbers that differ."""
+    scores = Court(ScenesJudge()).score()
+    assert scores["plan_right"] == [1, 0, 0, 1, 0, 1]
+    assert scores["correct"] == [1, 0, 0, 1, 0, 0]
+    assert len(set(scores["ri"])) > 2
+
+
+def test_it_computes_exactly() -> None:
+    for check in (in_any_batch, in_any_order):
+        assert check(Court(ScenesJudge())).value == 0
