@@ -6,7 +6,8 @@ every parameter, and a process whose samples are all pruned, constant or without
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,19 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from gotr1_core.errors import Gotr1Error, UsageError
 
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Says in our words that another process is gone; gloo and NCCL raise RuntimeErrors about sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Gotr1Error("another process of this run has ended, or does not answer", hint="look at what it said") from error
+
+
+@_answered()
 def gathered(accelerator: Accelerator, mine: Any) -> list[Any]:
     """Every process's object, in the order of the processes."""
     if accelerator.num_processes == 1:
@@ -32,6 +45,29 @@ def summed(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
     return [sum(column) for column in zip(*gathered(accelerator, list(numbers)), strict=True)]
 
 
+@_answered()
+def wait(accelerator: Accelerator) -> None:
+    """Until every process is here."""
+    accelerator.wait_for_everyone()
+
+
+def check_alike(accelerator: Accelerator, fingerprints: Mapping[str, str]) -> None:
+    """Refuses to train copies of a model that begin with different weights: nothing would ever make them one.
+
+    Raises:
+        UsageError: for example that machines have different files under one name.
+    """
+    first, *others = gathered(accelerator, dict(fingerprints))
+    for number, other in enumerate(others, 2):
+        for name, found in other.items():
+            if found != first[name]:
+                raise UsageError(
+                    f"process {number} starts with other weights of the {name} than process 1",
+                    hint="every machine needs the same files and versions",
+                )
+
+
+@_answered()
 def sum_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
     """Replaces every gradient by its sum over processes. A parameter that no process used keeps none, so that no optimizer moves it."""
     if accelerator.num_processes == 1:

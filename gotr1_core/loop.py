@@ -41,7 +41,7 @@ from gotr1_core.config import RunConfig
 from gotr1_core.credit import constant_groups
 from gotr1_core.critic import critic_tensors, load_critic, make_critic
 from gotr1_core.describe import describe
-from gotr1_core.distributed import anywhere, gathered, summed
+from gotr1_core.distributed import anywhere, check_alike, gathered, summed
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import evaluate, summary
 from gotr1_core.memory import explained
@@ -75,6 +75,10 @@ class Trainer:
         self.sampling = make_sampling(config.sampling)
         self.starting = {role: fingerprint(policy.module) for role, policy in parts.policies().items()}
         self.learners = self._learners()
+        critics = {f"critic of the {role}": fingerprint(c.module) for role, learner in self.learners.items() if (c := learner.critic)}
+        check_alike(accelerator, self.starting | critics)
+        if accelerator.scaler is not None:  # begins with the first loss that is scaled, and a process may have none
+            accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
         self.at = Progress()
 
     def _learners(self) -> dict[str, Learner]:
@@ -157,8 +161,9 @@ class Trainer:
         return drawn.keep((~constant).nonzero().flatten().tolist())
 
     def _idle(self, drawn: Batch) -> bool:
-        """Whether there was no difference to learn from. With values samples of all prompts are compared, and a group may be one sample."""
-        totals = drawn.totals.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else drawn.totals
+        """Whether no process has a difference to learn from. With values all samples are compared, and a group may be one of them."""
+        totals = torch.cat(gathered(self.accelerator, drawn.totals))
+        totals = totals.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else totals
         return bool(constant_groups(totals, self.config.constant_tolerance).all())
 
     def evaluate(self, prompts: Sequence[Prompt], **changed: Any) -> list[Sample]:
@@ -235,7 +240,7 @@ def train(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
     """
     config, at = trainer.config, trainer.at
     evaluate_before(trainer, held_out, run)
-    with Stop() as stop:
+    with Stop(main=run.main) as stop:
         if at.pending:  # a run that was stopped between a step and its evaluation
             _evaluate(trainer, held_out, run)
             run.save(trainer)

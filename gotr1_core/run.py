@@ -13,6 +13,7 @@ import pluggy
 
 from gotr1_core.config import RunConfig
 from gotr1_core.describe import missing
+from gotr1_core.distributed import wait
 from gotr1_core.doctor import Finding, examine, look, look_before
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.evaluation import columns, estimate, summary
@@ -81,7 +82,7 @@ class Run:
             self.records.sync()
             checkpoint = trainer.save(self.folder, len(self.records.rows))
             self.tell("gotr1_checkpoint_saved", step=trainer.at.step, checkpoint=checkpoint)
-        trainer.accelerator.wait_for_everyone()
+        wait(trainer.accelerator)
 
     def finished(self, outcome: str) -> None:
         """The run is over, whichever way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 
 from gotr1_core.build import FilePrompts, Parts, build, check, check_prompts, held_out_prompts, prepare, training_prompts
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage, read_json, read_state, write_atomically, writing
 from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
+from gotr1_core.distributed import gathered
 from gotr1_core.errors import UsageError
+from gotr1_core.geometry import check_geometry
 from gotr1_core.loop import Trainer
 from gotr1_core.loop import train as run_loop
 from gotr1_core.memory import explained
@@ -25,7 +28,7 @@ from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
 from gotr1_core.run import Run
 from gotr1_core.samples import Prompt
-from gotr1_core.stop import Interrupted
+from gotr1_core.stop import Interrupted, ending
 from gotr1_core.trackers import Tracker
 from gotr1_core.tracking import CONFIG, ENVIRONMENT, check_free, environment, locked, new_folder
 
@@ -71,12 +74,14 @@ def train(
     accelerator = _accelerator(config, cpu=cpu)
     if parts is None:
         check(registry, config, accelerator.num_processes)
+    else:
+        check_geometry(config, accelerator.num_processes)
     check_free(config)
     source = source or training_prompts(registry, config.prompts)
     held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
     trainer = make_trainer(config, registry, parts, source, held_out, accelerator)
     main = accelerator.is_main_process
-    folder = _together(accelerator, new_folder(registry, config) if main else config.output)
+    folder = Path(gathered(accelerator, str(new_folder(registry, config)) if main else "")[0])
     with _holding(folder, main=main):
         return _train(trainer, held_out, Run(folder, config, registry.manager, main=main), listeners)
 
@@ -106,6 +111,8 @@ def resume(
         accelerator = _accelerator(config, cpu=cpu)
         if parts is None:
             check(registry, config, accelerator.num_processes)
+        else:
+            check_geometry(config, accelerator.num_processes)
         last = _last_checkpoint(folder, main=main)
         source = source or training_prompts(registry, config.prompts)
         held_out = held_out if held_out is not None else held_out_prompts(registry, config.prompts)
@@ -171,11 +178,30 @@ def _note(folder: Path, registry: Registry, config: RunConfig, changed: Mapping[
 
 def _state(*, cpu: bool) -> PartialState:
     """This process among the others, before anything about the run is known."""
+    _check_whole()
     return PartialState(cpu=cpu or not torch.cuda.is_available())
 
 
 def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
-    return Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
+    _check_whole()
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise _not_whole(accelerator.distributed_type.value)
+    return accelerator
+
+
+def _check_whole() -> None:
+    """Refuses what `accelerate launch` asks for by the environment, of which accelerate itself takes no notice on a CPU."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise _not_whole(name)
+
+
+def _not_whole(asked: str) -> UsageError:
+    return UsageError(
+        f"accelerate was asked for {asked}: training with a model spread over processes is not there yet",
+        hint="each process has a whole copy: gotr1 train … -- --num-processes N",
+    )
 
 
 def make_trainer(
@@ -198,15 +224,6 @@ def make_trainer(
     return trainer
 
 
-def _together(accelerator: Accelerator, folder: Path) -> Path:
-    """The main process's folder, on every process."""
-    if accelerator.num_processes == 1:
-        return folder
-    from accelerate.utils import broadcast_object_list
-
-    return Path(broadcast_object_list([str(folder)])[0])
-
-
 def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Sequence[object]) -> Run:
     outcome = "failed"
     with closing(run.records), _listening(run, [*listeners, *_trackers(run)]):
@@ -222,7 +239,8 @@ def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Se
             where = "before the first step was saved" if not checkpoints(run.folder) else "in the middle of a step"
             raise Interrupted(f"interrupted {where}", hint=f"gotr1 train --resume {run.folder} goes on") from None
         finally:
-            run.finished(outcome)
+            with ending():
+                run.finished(outcome)
     return run
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,12 +21,16 @@ class Interrupted(Gotr1Error):
 
 
 class Stop:
-    """While it is entered, SIGINT and SIGTERM (which schedulers send before they kill) set ``asked``; a second one interrupts."""
+    """While it is entered, SIGINT and SIGTERM set ``asked``; a SIGINT after that interrupts.
+
+    A SIGTERM never interrupts: schedulers send it before they kill, to every process and more than once, and torchrun after a Ctrl-C.
+    """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, *, main: bool = True) -> None:
         self.asked = False
+        self.main = main
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -37,7 +44,22 @@ class Stop:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
-        print(f"{signal.Signals(number).name}: finishing this step and saving it; once more leaves at once", file=sys.stderr)
+        first, self.asked = not self.asked, True
+        # torchrun also sends SIGTERM where another process has ended, and then no step is finished.
+        if first and self.main and not (number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ):
+            print(f"{signal.Signals(number).name}: finishing this step and saving it; Ctrl-C leaves at once", file=sys.stderr)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """While a run's last words are written SIGTERM is not heard: torchrun sends it as soon as another process has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

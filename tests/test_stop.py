@@ -19,7 +19,7 @@ from gotr1_core import session
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, read_state
 from gotr1_core.config import RunConfig
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.stop import Interrupted, Stop
+from gotr1_core.stop import Interrupted, Stop, ending
 
 Make = Callable[..., RunConfig]
 SMALL = ["groups=4", "plans=2", "prompts.held_out=6", "evaluation.greedy=false", "evaluation.best_of=0"]

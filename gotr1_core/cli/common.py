@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 DEFAULT_PRESET = "scenes"
 
 _files: list[Path] = []
+_debug = [False]
 
 
-def start(files: Sequence[Path]) -> None:
+def start(files: Sequence[Path], *, debug: bool = False) -> None:
     """Begins a command line: the next :func:`registry` is a new one, with these files of --plugin."""
-    _files[:] = files
+    _files[:], _debug[:] = files, [debug]
     registry.cache_clear()
+
+
+def debugging() -> bool:
+    """Whether this command line has --debug."""
+    return _debug[0]
 
 
 @cache

@@ -16,6 +16,7 @@ from typer.main import get_command, get_group
 
 from gotr1_core.cli import common, config, doctor, evaluate, export, generate, plugins, score, sft, show, train
 from gotr1_core.cli import list as list_
+from gotr1_core.cli.launch import LaunchCommand, told
 from gotr1_core.cli.options import ComponentCommand
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.plugins import RAISED, one_line
@@ -29,7 +30,10 @@ BUG = "this looks like a bug in gotr1 or a plugin; run again with --debug to see
 
 app = typer.Typer(name="gotr1", help=HELP, no_args_is_help=True, context_settings=SETTINGS)
 app.command(
-    "train", cls=ComponentCommand, epilog="--planner NAME --help (also --renderer, --judge, --algorithm) shows the options of NAME."
+    "train",
+    cls=LaunchCommand,
+    epilog="--planner NAME --help (also --renderer, --judge, --algorithm) shows the options of NAME. "
+    "At the end of the line, -- --num-processes N trains in N processes.",
 )(train.command)
 app.command("sft", cls=ComponentCommand, epilog="policy=NAME --help (also data=NAME) shows the options of NAME.")(sft.command)
 app.command("generate", cls=ComponentCommand, epilog="--planner NAME --help (also --renderer) shows the options of NAME.")(generate.command)
@@ -78,7 +82,7 @@ def call(arguments: list[str]) -> int:
     with redirect_stderr(io.StringIO()) if COMPLETE in os.environ else nullcontext():
         try:
             words, files = read_ahead(arguments)
-            common.start(files)
+            common.start(files, debug=debug)
             status = commands().main(words, prog_name="gotr1", standalone_mode=False)
             if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word
                 raise KeyboardInterrupt
@@ -174,6 +178,8 @@ def _misused(error: typer.TyperException) -> int:
 
 
 def _say(message: str, hint: str | None, code: int) -> int:
+    if told(message, hint):
+        return code
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print("hint: " + hint.replace("\n", "\n      "), file=sys.stderr)  # so that a caret stays under what it points at

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +25,17 @@ from gotr1_core.cli.common import (
     load_config,
     registry,
 )
+from gotr1_core.cli.launch import LAUNCHED, launch, read, words_of
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
+    from gotr1_core.cli.view import View
     from gotr1_core.config import RunConfig
+    from gotr1_core.run import Run
 
 
 def command(
+    ctx: typer.Context,
     config: ConfigOrWord = None,
     override: Words = None,
     planner: PlannerName = None,
@@ -44,6 +51,8 @@ def command(
 ) -> None:
     """Trains planner, renderer or both with reinforcement learning."""
     path, words = config_or_words(config, override or [])
+    after = words_of(ctx)
+    processes = None if after is None else read(after, cpu=cpu)
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
     own = {"prompts": {"file": str(prompts)} if prompts else None}
     if resume is not None:
@@ -53,41 +62,77 @@ def command(
                 f"{given[0] if given else path} has no meaning with --resume",
                 hint="a run goes on with its own config; change it by KEY=VALUE",
             )
-        return _resume(resume, words, dry_run=dry_run, as_json=as_json, cpu=cpu)
+        return _resume(resume, words, processes, dry_run=dry_run, as_json=as_json, cpu=cpu)
     data = load_config(registry(), path, preset, {**named, **own}, words)
     from gotr1_core.config import RunConfig, validate
 
     settings = validate(RunConfig, data)
     if dry_run:
-        return _show(settings, as_json=as_json)
-    from gotr1_core.cli.run import watched
+        return _show(settings, processes, as_json=as_json)
+    if processes is not None:
+        return _launch(settings, processes, cpu=cpu)
     from gotr1_core.session import train
 
-    watched(lambda view: train(settings, registry=registry(), listeners=[view], cpu=cpu), settings.steps, live=sys.stderr.isatty())
+    _watched(lambda view: train(settings, registry=registry(), listeners=[view], cpu=cpu), settings.steps)
 
 
-def _resume(folder: Path, words: list[str], *, dry_run: bool, as_json: bool, cpu: bool) -> None:
-    from gotr1_core.cli.run import watched
+def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as_json: bool, cpu: bool) -> None:
     from gotr1_core.session import resume, resumed_config
 
     settings, changed = resumed_config(folder, words)
-    for key, (was, now) in changed.items():
-        print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}", file=sys.stderr)
+    if LAUNCHED not in os.environ:  # else the launcher has said so
+        for key, (was, now) in changed.items():
+            print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}", file=sys.stderr)
     if dry_run:
-        return _show(settings, as_json=as_json)
-    watched(lambda view: resume(folder, words, registry=registry(), listeners=[view], cpu=cpu), settings.steps, live=sys.stderr.isatty())
+        return _show(settings, processes, as_json=as_json)
+    if processes is not None:
+        return _launch(settings, processes, cpu=cpu, resume=folder, words=words)
+    _watched(lambda view: resume(folder, words, registry=registry(), listeners=[view], cpu=cpu), settings.steps)
 
 
-def _show(config: RunConfig, *, as_json: bool) -> None:
+def _watched(train: Callable[[View], Run], steps: int) -> None:
+    """Trains in this process, under the live view if it is the one that shows it."""
+    import torch
+
+    from gotr1_core.cli.run import watched
+
+    watched(train, steps, live=sys.stderr.isatty() and os.environ.get("RANK", "0") == "0")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None = None, words: Sequence[str] = ()) -> None:
+    """Trains in several processes, once everything that can be checked beforehand is."""
+    from tempfile import TemporaryDirectory
+
+    from gotr1_core.build import check
+    from gotr1_core.config import dump
+    from gotr1_core.tracking import check_free
+
+    for file in config.plugins:
+        registry().add_file(file)
+    check(registry(), config, processes.num_processes)
+    plugins = [word for file in registry().files for word in ("--plugin", str(file))]
+    more = [*plugins, *(["--cpu"] if cpu else [])]
+    if resume is not None:
+        return launch(processes, ["train", "--resume", str(resume), *words, *more], resume)
+    # Named here, so that it is known where the run goes on should its processes be killed.
+    config = config.model_copy(update={"name": config.name or time.strftime("%Y%m%d-%H%M%S")})
+    check_free(config)
+    with TemporaryDirectory(prefix="gotr1-") as scratch:
+        file = Path(scratch, "config.yaml")
+        file.write_text(dump(config), encoding="utf-8")
+        launch(processes, ["train", str(file), *more], config.output / str(config.name))
+
+
+def _show(config: RunConfig, processes: Any, *, as_json: bool) -> None:
     """What would run, on stdout."""
-    import os
-
     from gotr1_core.build import check
     from gotr1_core.config import dump
     from gotr1_core.geometry import geometry
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    shape: dict[str, Any] = geometry(config, processes, check(registry(), config, processes))
+    count = 1 if processes is None else processes.num_processes
+    shape: dict[str, Any] = geometry(config, count, check(registry(), config, count))
     if as_json:
         print(json.dumps({"config": config.model_dump(mode="json"), "geometry": shape}))
         return
