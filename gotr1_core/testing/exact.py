@@ -38,13 +38,14 @@ def gradient(
 ) -> tuple[Gradient, dict[str, float]]:
     """What one update would subtract from each parameter at rate 1, and its statistics. The policy is left as it was."""
     module, accelerator = policy.module, Accelerator(cpu=True)
+    taught: Any = policy  # whose module is of a class of its own, which a mutable attribute of a protocol may not be
     settings = OptimizerConfig(rate=1.0, schedule="constant", clip=1e30)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     torch.manual_seed(0)  # of a critic's weights
-    critic = make_critic(torch.device("cpu"), algorithm, "planner", policy, optimizer, settings)
+    critic = make_critic(torch.device("cpu"), algorithm, "planner", taught, optimizer, settings)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     reference = reference or (Reference(module) if getattr(algorithm, "needs_reference", False) else None)
-    learner = Learner(policy, module, optimizer, settings, segments, reference, critic=critic)
+    learner = Learner(taught, module, optimizer, settings, segments, reference, critic=critic)
     learner.updates = critic.alone if critic else 0  # past a warm-up in which the policy does not learn
     statistics = update(accelerator, learner, algorithm, batch, algorithm.credit(batch.totals), run_config(**config), Clock())
     with torch.no_grad():

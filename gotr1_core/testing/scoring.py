@@ -236,9 +236,7 @@ def padding_has_no_gradient(subject: Subject) -> Measured:
         return Measured(float("nan"), 0.0, "other parameters have a gradient when rows are scored beside longer ones")
     size = largest(g.abs().max().item() for g in alone.values())
     gap = largest((alone[name] - beside[name]).abs().max().item() for name in alone)
-    return Measured(
-        gap / max(size, 1e-30), gradient_share(subject.dtype), "largest difference of an entry, as a share of the largest entry"
-    )
+    return Measured(gap / max(size, 1e-30), gradient_share(subject.dtype), "largest difference of entries, as a share of the largest")
 
 
 SCORING = (
