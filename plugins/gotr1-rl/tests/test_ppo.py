@@ -93,7 +93,7 @@ def slow_assess(seen: Experience, options: PpoOptions) -> tuple[dict[Place, floa
 
 
 def assessed(seen: Experience, options: PpoOptions, head: ValueHead | None = None) -> Targets:
-    return Ppo(options).assess(seen, head or ValueHead(2, 0, penalty=options.reward_kl), lambda sums: sums)
+    return Ppo(options).assess(seen, head or ValueHead(2, 0), lambda sums: sums)
 
 
 TRAINED: list[tuple[SegmentName, ...]] = [(PLAN, IMAGE), (PLAN,), (IMAGE,)]
@@ -175,14 +175,14 @@ def test_the_penalty_follows_its_target() -> None:
     nats = sum(apart.values())
     assert abs(nats) > 0.05
     for target, share in ((1000.0, -0.2), (abs(nats) / 1.05 if nats > 0 else 1000.0, 0.05 if nats > 0 else -0.2)):
-        head = ValueHead(2, 0, penalty=0.5)
+        head = ValueHead(2, 0)
         statistics = assessed(seen, PpoOptions(reward_kl=0.5, reward_kl_target=target), head).statistics
         assert statistics["reward_kl"][0].item() == pytest.approx(nats)
         assert statistics["reward_kl_weight"][0].item() == 0.5
-        assert head.penalty.item() == pytest.approx(0.5 * (1 + 0.1 * share))
-    fixed = ValueHead(2, 0, penalty=0.5)
+        assert head.adapted.item() == pytest.approx(1 + 0.1 * share)
+    fixed = ValueHead(2, 0)
     assessed(seen, PpoOptions(reward_kl=0.5), fixed)
-    assert fixed.penalty.item() == 0.5
+    assert fixed.adapted.item() == 1
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------------

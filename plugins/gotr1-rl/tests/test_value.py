@@ -170,4 +170,4 @@ def test_a_head_begins_at_its_start_and_does_not_mind_the_size_of_features(width
     assert values.std() > 0.1
     torch.testing.assert_close(head(1000 * features), values, rtol=1e-3, atol=1e-4)  # LayerNorm's own epsilon
     assert head(features.bfloat16()).dtype == torch.float32
-    assert "penalty" in head.state_dict()
+    assert "adapted" in head.state_dict()

@@ -88,7 +88,7 @@ class Ppo:
     def critic(self, width: int) -> Critic:
         """A value head for features of ``width`` numbers."""
         o = self.options
-        return Critic(ValueHead(width, o.value_width, o.value_start, o.reward_kl), o.value_rate, o.value_gradient_clip, o.value_warmup)
+        return Critic(ValueHead(width, o.value_width, o.value_start), o.value_rate, o.value_gradient_clip, o.value_warmup)
 
     def value_loss(self, values: Tensor, old: Tensor, returns: Tensor) -> tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]]:
         """Half the squared error, clipped, summed over values ``[K]``."""
@@ -100,7 +100,7 @@ class Ppo:
         """Advantages and returns ``[B, T]`` of every action of the step."""
         assert isinstance(critic, ValueHead)
         assert seen.values is not None
-        advantages = self._advantages(seen, self._rewards(seen, critic.penalty.item()))
+        advantages = self._advantages(seen, self._rewards(seen, self.options.reward_kl * critic.adapted.item()))
         known = {PLAN: _known_mean(seen.totals).flatten().isfinite(), IMAGE: _known(seen.totals).flatten().isfinite()[seen.place]}
         counted = {name: mask & known[name].unsqueeze(1) for name, mask in seen.masks.items()}
         returns = {name: torch.where(counted[name], a + seen.values[name], torch.nan) for name, a in advantages.items()}
@@ -140,9 +140,9 @@ class Ppo:
         apart = log_ratios(seen)
         parts = total(torch.tensor([n for name in seen.masks for n in (apart[name].sum().item(), len(apart[name]))], dtype=torch.float64))
         nats = (parts[0::2] / parts[1::2].clamp_min(1)).sum()
-        used = critic.penalty.clone().cpu()
+        used = torch.tensor(self.options.reward_kl * critic.adapted.item(), dtype=torch.float64)
         if self.options.reward_kl_target is not None:
-            critic.penalty.mul_(1 + STEP * (nats / self.options.reward_kl_target - 1).clamp(-0.2, 0.2).item())
+            critic.adapted.mul_(1 + STEP * (nats / self.options.reward_kl_target - 1).clamp(-0.2, 0.2).item())
         one = torch.ones(())
         return {"reward_kl": (nats, one), "reward_kl_weight": (used, one)}
 

@@ -20,20 +20,20 @@ class ValueHead(nn.Module):
     """Features ``[K, H]`` to values ``[K]``, in float32 whatever the policy computes in.
 
     Features are normalised first: their size differs by orders of magnitude between models, and a learning rate should not. The last
-    layer begins at zero but for its bias: before anything is learnt every value is ``start``. ``penalty`` is the KL penalty's weight as
-    it has adapted; it is here so that a checkpoint has it.
+    layer begins at zero but for its bias: before anything is learnt every value is ``start``. ``adapted`` is by how much the KL penalty's
+    weight has changed; it is here so that a checkpoint has it.
     """
 
-    penalty: Tensor
+    adapted: Tensor
 
-    def __init__(self, features: int, width: int, start: float = 0.0, penalty: float = 0.0) -> None:
+    def __init__(self, features: int, width: int, start: float = 0.0) -> None:
         super().__init__()
         hidden = [nn.Linear(features, width), nn.SiLU()] if width else []
         last = nn.Linear(width or features, 1)
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, start)
         self.layers = nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), *hidden, last)
-        self.register_buffer("penalty", torch.tensor(penalty, dtype=torch.float64))
+        self.register_buffer("adapted", torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
