@@ -186,12 +186,40 @@ def test_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("SIGTERM: finishing this step and saving it; ")
 
 
+@pytest.mark.parametrize("first", Stop.signals)
+def test_sigterm_is_no_second_ctrl_c(first: signal.Signals) -> None:
+    """torchrun sends it after a SIGINT, and schedulers send it more than once."""
+    with Stop() as stop:
+        for number in (first, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.asked
+
+
+def test_one_process_of_several_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Stop(main=False):
+        os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)  # which torchrun sends because another process has ended
+        assert stop.asked
+    assert capsys.readouterr().err == ""
+
+
+def test_last_words_are_not_cut_short() -> None:
+    before = handlers()
+    with ending():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert handlers() == before
+
+
 def test_in_another_thread_signals_are_not_ours() -> None:
     """As in a notebook's or a server's worker: training works, and Ctrl-C does what it did."""
     before, seen = handlers(), []
 
     def work() -> None:
-        with Stop() as stop:
+        with ending(), Stop() as stop:
             seen.append((handlers() == before, stop.asked))
 
     thread = threading.Thread(target=work)
