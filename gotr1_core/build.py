@@ -13,9 +13,10 @@ import torch
 from gotr1_core.config import ComponentConfig, PromptsConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import REWARD
-from gotr1_core.geometry import check_credit, check_geometry
+from gotr1_core.geometry import check_context, check_credit, check_geometry
 from gotr1_core.hookspecs import Kind
 from gotr1_core.lora import add_lora
+from gotr1_core.memory import is_out_of_memory
 from gotr1_core.plugins import Registry, load, options_of
 from gotr1_core.protocols import Planner, Policy, Renderer, RewardJudge, RLAlgorithm
 from gotr1_core.reward import Expression
@@ -63,6 +64,8 @@ def component(registry: Registry, kind: Kind, config: ComponentConfig, *, key: s
             make.preflight(options, key=key or kind)
         return make(options, **more)
     except OSError as error:  # weights that are not where the config says, most often
+        if is_out_of_memory(error):
+            raise
         first = str(error).strip().split("\n")[0]
         raise UsageError(f"the {kind} {config.name!r} cannot be made: {first}", hint="see its options; is the path right?") from error
 
@@ -89,7 +92,10 @@ def check(registry: Registry, config: RunConfig, processes: int = 1) -> dict[str
         raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
     check_geometry(config, processes)
     check_credit(component(registry, "algorithm", config.algorithm), config)
-    return preflight(registry, config)
+    sizes = preflight(registry, config)
+    if _shares(registry, config, "renderer"):
+        check_context(config, sizes)
+    return sizes
 
 
 def _check_judges(registry: Registry, config: RunConfig) -> None:
