@@ -30,7 +30,7 @@ PLACE: Mapping[Kind, str] = {"planner": "planner.", "renderer": "renderer.", "al
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Mkdocs's hook: adds the pages."""
-    for name, page in (("cli", cli), ("config", settings), ("doctor", doctor), ("api", api)):
+    for name, page in (("cli", cli), ("config", settings), ("api", api)):
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
     return files
 
@@ -64,7 +64,13 @@ def cli() -> str:
     for name, plugin in common.registry().commands.items():
         if plugin.partition(":")[0] not in ours():
             del group.commands[name]
-    return get_docs_for_click(obj=group, ctx=typer.Context(group), name="gotr1", title="Command line")
+    page = get_docs_for_click(obj=group, ctx=typer.Context(group), name="gotr1", title="Command line")
+    about = (
+        "Results go to stdout, everything else to stderr. The exit status is 0, 1 where something failed, 2 where the line was wrong, "
+        "130 after Ctrl-C. "
+        "What `KEY=VALUE` may say is in the [configuration](config.md)."
+    )
+    return page.replace("**Usage**", f"{about}\n\n**Usage**", 1)
 
 
 # -- config -----------------------------------------------------------------------------------------------------------------
@@ -153,29 +159,6 @@ def first_party(registry: Registry) -> list[Provided]:
 def ours() -> set[str]:
     """The distributions of this repository; other plugins of who builds the site are not told."""
     return {"gotr1", *(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))}
-
-
-# -- doctor -----------------------------------------------------------------------------------------------------------------
-
-
-def doctor() -> str:
-    """The rules that a run's metrics are held to."""
-    from gotr1_core.doctor import RULES
-
-    rows = [f"| {r.name} | {escaped(r.explanation)} | {'yes' if r.stops else ''} | {escaped(r.hint)} |" for r in RULES]
-    return "\n".join(
-        [
-            "# Doctor",
-            "",
-            "`gotr1 doctor RUN` holds the [metrics](../metrics.md) of a run to these rules, and so does the run itself after every step: "
-            "a rule that stops ends it, the others warn once. `gotr1 doctor` alone looks at the installation.",
-            "",
-            "| rule | what it means when it is broken | stops | what to do |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
 
 
 # -- Python API -------------------------------------------------------------------------------------------------------------
