@@ -185,7 +185,8 @@ def test_constraints_are_exact_and_fit_any_machine() -> None:
 
 @each_distribution
 def test_every_import_is_a_declared_dependency(distribution: Distribution) -> None:
-    declared = distribution.requirements.keys()
+    optional = [Requirement(text) for texts in distribution.project.get("optional-dependencies", {}).values() for text in texts]
+    declared = {*distribution.requirements, *(canonicalize_name(requirement.name) for requirement in optional)}
     undeclared = {
         root: places
         for root, places in roots(distribution.package).items()
