@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,11 @@ def check_tracker(name: str | None) -> None:
 
 
 class Tracker:
-    """Listens to a run and passes on what it hears."""
+    """Listens to a run and passes on what it hears.
+
+    A run that is resumed goes on in its own record. Steps that it had sent after its last checkpoint are forgotten by tensorboard and
+    ignored by wandb; trackio keeps both, which are equal.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         assert config.tracker is not None
@@ -45,11 +51,13 @@ class Tracker:
         arguments: dict[str, dict[str, Any]] = {
             "tensorboard": {"run_name": "tensorboard", "logging_dir": str(run), "purge_step": step + 1},
             "wandb": {"run_name": PROJECT, "name": name, "id": identity, "resume": "allow", "dir": str(run)},
-            "trackio": {"run_name": PROJECT, "name": name, "resume": "allow"},
+            "trackio": {"run_name": PROJECT, "name": f"{name}-{identity[:8]}", "resume": "allow"},  # it knows runs by their names
         }
         self.tracker = LOGGER_TYPE_TO_CLASS[self.name](**arguments[self.name])
-        self.tracker.start()
-        self.tracker.store_init_configuration({key: _plain(value) for key, value in flat(config).items()})
+        with redirect_stdout(sys.stderr):  # stdout is data
+            self.tracker.start()
+        if self.name != "tensorboard" or step == 0:  # which would show it as one more run
+            self.tracker.store_init_configuration({key: _plain(value) for key, value in flat(config).items()})
 
     @hookimpl
     def gotr1_step_finished(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -66,8 +74,15 @@ class Tracker:
 
     @hookimpl
     def gotr1_run_finished(self) -> None:
-        if self.tracker is not None:
-            self.tracker.finish()
+        if self.tracker is None:
+            return
+        with redirect_stdout(sys.stderr):
+            if self.name == "trackio":  # else it finishes once more when Python ends
+                import trackio
+
+                trackio.finish()
+            else:
+                self.tracker.finish()
 
     def _pictures(self, name: str, samples: Sequence[Sample], step: int) -> None:
         """The first samples that were drawn, their plans over them."""
