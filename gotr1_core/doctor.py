@@ -25,9 +25,9 @@ FLOAT32_DEVIATION = 1e-4  # a thousand times the rounding of the embedded world
 HALF_PRECISION_DEVIATION = 2e-2  # bfloat16 gives 0.01 at guidance 5; sampling outside of autocast, a real mistake, 0.03
 MISSING_SCORES = 0.05  # about one sample in a group of 16
 CLIPPED = 0.3  # PPO's usual share is 0.1 to 0.2
-RATIO = 10.0  # fifty times the clip's usual width of 0.2, in five steps of which half are as bad
+RATIO = 100.0  # the worst of a step's thousands of tokens: four updates of a healthy run give 0.2 to 3, of one at too high a rate 0.0006
 KL = 1.0  # per token: on average e times less likely before training; runs that learn stay below 0.3
-COLLAPSED, DISSOLVED = 0.1, 4.0  # of the entropy in the beginning; healthy runs keep half of it to all
+COLLAPSED, DISSOLVED = 0.1, 4.0  # of the entropy in the beginning; healthy runs keep four fifths
 CERTAIN, UNSURE = 0.05, 0.5  # nats: below the one there is nothing to collapse from, below the other nothing has dissolved
 SPREAD = 1e-3  # of the mean reward; where one sample of 16 differs by 0.1, the step of a judge from 0 to 10, it is above 0.025
 CONSTANT = 0.9  # of the groups; a prompt that is solved is constant, and the embedded runs end at half of them
@@ -35,7 +35,7 @@ MALFORMED = 0.25  # where a form is paid for it stays below 0.04, where it is no
 TRUNCATED = 0.25  # healthy runs have next to none
 SHORTER, LONGER = 0.5, 2.0  # lengths of healthy runs stay within a tenth
 FEW_REGIONS = 0.5  # every other chain has none
-SPIKE = 50.0  # times the usual norm; healthy runs reach 8
+SPIKE = 50.0  # times the usual norm; healthy runs reach 6
 DUPLICATES = 0.5  # of what a prompt's samples could repeat; healthy runs have none
 
 
@@ -195,7 +195,7 @@ def _entropy(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]
     del config
     for name in named(rows, "entropy"):
         first, last = beginning(rows, name), level(rows, name)
-        if (first > CERTAIN and last < COLLAPSED * first) or last > max(UNSURE, DISSOLVED * first):
+        if (first > CERTAIN and last < COLLAPSED * first) or (last > UNSURE and last > DISSOLVED * first):
             yield name, f"{name} went from {first:.3g} to {last:.3g} nats per token"
 
 
@@ -208,10 +208,11 @@ def _spread(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]
 
 
 def _regions(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
-    del config
     found = level(rows, "regions")
     if found < FEW_REGIONS:
         yield "regions", f"{found:.2g} regions per chain over {RECENT} steps (limit {FEW_REGIONS:g})"
+    else:
+        yield from _changed("regions")(rows, config)
 
 
 def _gradient(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -223,7 +224,7 @@ def _gradient(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str
             yield name, f"{name} is not finite"
         known = values(rows[-GRACE - 1 : -1], name)
         norm, usual = rows[-1][name], median(known or [0.0])
-        if len(known) == GRACE and usual > 0 and norm is not None and SPIKE * usual < norm < math.inf:
+        if len(known) >= RECENT and usual > 0 and norm is not None and SPIKE * usual < norm < math.inf:
             yield name, f"{name} {norm:.3g}, {norm / usual:.0f} times what is usual (limit {SPIKE:g})"
 
 
@@ -231,7 +232,7 @@ OVER = f"mean of {RECENT} steps"
 TREND = f"mean of {RECENT} steps against the first {RECENT}, from step {GRACE} on"
 MISSING_REWARDS = Rule(
     "missing rewards",
-    f"above `nan_limit`, {RunConfig.model_fields['nan_limit'].default:g} if not given; any step, and the evaluation before the first",
+    f"above nan_limit, {RunConfig.model_fields['nan_limit'].default:g} if not given; any step, and the evaluation before the first",
     "A sample without a reward teaches nothing.",
     "look at the judge and at what it is asked to score, or raise nan_limit",
     _missing,
@@ -240,7 +241,7 @@ MISSING_REWARDS = Rule(
 RULES: tuple[Rule, ...] = (
     Rule(
         "deviation",
-        f"`deviation_limit`; if not given {FLOAT32_DEVIATION:g} nats per token, {HALF_PRECISION_DEVIATION:g} in half precision; any step",
+        f"deviation_limit; if not given {FLOAT32_DEVIATION:g} nats per token, {HALF_PRECISION_DEVIATION:g} in half precision; any step",
         "What is scored is not what was sampled, so the gradient is that of another policy.",
         "gotr1 check planner NAME (or renderer) finds which of both is wrong; half precision, or sampling.log_prob=conditional, "
         "may need a deviation_limit of its own",
@@ -249,7 +250,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "constant rewards",
-        f"every group constant for `constant_limit` steps, {RunConfig.model_fields['constant_limit'].default} if not given",
+        f"every group constant for constant_limit steps, {RunConfig.model_fields['constant_limit'].default} if not given",
         "There was nothing to learn from.",
         "look at samples/, the reward expression and the temperature, or raise constant_limit",
         _constant,
@@ -329,21 +330,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "regions",
-        f"below {FEW_REGIONS:g} per chain, {OVER}",
-        "Most plans have no boxes.",
-        "look at samples/; a reward with ri or spa pays for boxes",
+        f"below {FEW_REGIONS:g} per chain, {OVER}; or below {SHORTER:g} or above {LONGER:g} times the beginning's, {TREND}",
+        "Plans lose their boxes, or pile them up: the reward may pay for it.",
+        "look at samples/ and at the reward expression; ri and spa pay for boxes that are right",
         _regions,
     ),
     Rule(
-        "regions changed",
-        f"below {SHORTER:g} or above {LONGER:g} times the beginning's, {TREND}",
-        "Plans name ever more regions, or ever fewer: the reward may pay for it.",
-        "look at samples/ and at the reward expression",
-        _changed("regions"),
-    ),
-    Rule(
         "gradient",
-        f"not finite, or above {SPIKE:g} times the median of the {GRACE} steps before; any step",
+        f"not finite, or above {SPIKE:g} times the median of the last {GRACE} steps; any step that has {RECENT} before it",
         "One update may undo the run.",
         "look at the step's samples, lower optimizer.clip or optimizer.rate",
         _gradient,

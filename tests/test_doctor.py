@@ -1,0 +1,590 @@
+"""The doctor: where each limit is, that whoever sabotages a run is found out, and what the command says of runs as they lie on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from gotr1_core import session
+from gotr1_core.build import Parts, build, training_prompts
+from gotr1_core.chain import parse
+from gotr1_core.checkpoint import checkpoints, damage, read_state
+from gotr1_core.cli.main import call
+from gotr1_core.config import RunConfig, dump, validate
+from gotr1_core.doctor import RULES, Finding, Row, examine
+from gotr1_core.errors import Gotr1Error
+from gotr1_core.loop import Trainer
+from gotr1_core.plugins import Registry
+from gotr1_core.reward import Expression
+from gotr1_core.rollout import Judges
+from gotr1_core.samples import PLAN, Rollout, Sample, Sampling, SegmentName
+
+Make = Callable[..., RunConfig]
+Examined = Callable[..., list[Finding]]
+Sabotage = Callable[[Parts], Parts | None]
+Refused = Callable[..., tuple[str, str]]
+Captured = pytest.CaptureFixture[str]
+
+# As the embedded world has them; all segments are alike but for their names.
+SEGMENT = {"deviation": 1e-7, "ratio": 1.0, "ratio_min": 0.8, "ratio_max": 1.2, "clipped": 0.05, "entropy": 0.4, "kl": 0.05}
+HEALTHY: Row = {
+    **{"seconds": 1.0, "reward": 0.7, "reward_deviation": 0.2, "constant_groups": 0.3, "idle": 0.0, "nan": 0.0, "nan.pi": 0.0},
+    **{"malformed": 0.02, "truncated": 0.0, "chain_tokens": 36.0, "regions": 2.3, "duplicates.plan": 0.0, "duplicates.image": 0.0},
+    **{f"{segment}.{name}": value for segment in ("plan", "image") for name, value in SEGMENT.items()},
+    "gradient_norm": 0.1,
+}
+
+
+def config(**changed: Any) -> RunConfig:
+    return validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x", **changed})
+
+
+def rows(count: int, **changed: float | None) -> list[Row]:
+    """Steps of a healthy run with changes, whose names have a double underscore for a dot."""
+    return [{"step": step + 1, **HEALTHY, **{name.replace("__", "."): value for name, value in changed.items()}} for step in range(count)]
+
+
+def causes(steps: Sequence[Row], **changed: Any) -> list[tuple[str, str, int]]:
+    numbered = [{**row, "step": number} for number, row in enumerate(steps, 1)]
+    return [(*finding.cause, finding.step) for finding in examine(numbered, config(**changed))]
+
+
+# -- where the limits are ---------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_run_has_no_findings() -> None:
+    assert causes(rows(60)) == []
+    assert examine([], config()) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "within", "beyond", "step"),
+    [
+        ("deviation", "plan.deviation", 1e-4, 1.01e-4, 1),
+        ("missing rewards", "nan", 0.5, 0.51, 1),
+        ("missing scores", "nan.pi", 0.05, 0.051, 5),
+        ("clipped", "image.clipped", 0.3, 0.31, 5),
+        ("kl", "plan.kl", 1.0, 1.01, 5),
+        ("spread", "reward_deviation", 7.1e-4, 6.9e-4, 5),
+        ("constant groups", "constant_groups", 0.9, 0.91, 5),
+        ("malformed", "malformed", 0.25, 0.26, 5),
+        ("truncated", "truncated", 0.25, 0.26, 5),
+        ("regions", "regions", 0.5, 0.49, 5),
+        ("duplicate plans", "duplicates.plan", 0.5, 0.51, 5),
+        ("duplicate images", "duplicates.image", 0.5, 0.51, 5),
+    ],
+)
+def test_limits_of_levels(rule: str, metric: str, within: float, beyond: float, step: int) -> None:
+    assert causes([{**HEALTHY, metric: within}] * 30) == []
+    assert causes([{**HEALTHY, metric: beyond}] * 30) == [(rule, metric, step)]
+
+
+@pytest.mark.parametrize(("end", "within", "beyond"), [("ratio_max", 100.0, 101.0), ("ratio_min", 0.01, 0.0099)])
+def test_limits_of_ratios(end: str, within: float, beyond: float) -> None:
+    assert causes([{**HEALTHY, f"plan.{end}": within}] * 30) == []
+    assert causes([{**HEALTHY, f"plan.{end}": beyond}] * 30) == [("ratio", "plan.ratio", 5)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "metric", "before", "within", "beyond"),
+    [
+        ("entropy", "plan.entropy", 0.4, 0.041, 0.039),
+        ("entropy", "plan.entropy", 0.4, 1.59, 1.61),
+        ("entropy", "plan.entropy", 0.01, 0.49, 0.51),  # four times next to nothing is still little
+        ("chain length", "chain_tokens", 36.0, 18.1, 17.9),
+        ("chain length", "chain_tokens", 36.0, 71.9, 72.1),
+        ("regions", "regions", 2.0, 1.01, 0.99),
+        ("regions", "regions", 2.0, 3.99, 4.01),
+    ],
+)
+def test_limits_of_changes(rule: str, metric: str, before: float, within: float, beyond: float) -> None:
+    """All of the last five steps have the new level in the fifth step with it, but not before there are twenty."""
+    begun = [{**HEALTHY, metric: before}] * 18
+    assert causes([*begun, *[{**HEALTHY, metric: within}] * 12]) == []
+    assert causes([*begun, *[{**HEALTHY, metric: beyond}] * 12]) == [(rule, metric, 23)]
+    assert causes([*begun[:6], *[{**HEALTHY, metric: beyond}] * 13]) == []
+    assert causes([*begun[:6], *[{**HEALTHY, metric: beyond}] * 14]) == [(rule, metric, 20)]
+
+
+def test_nothing_collapses_from_nothing() -> None:
+    """The miniature's pictures are as good as certain from the beginning."""
+    assert causes([{**HEALTHY, "image.entropy": 0.04}] * 10 + [{**HEALTHY, "image.entropy": 1e-5}] * 20) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "worst"),
+    [("plan.clipped", 1.0), ("plan.ratio_max", 1e6), ("plan.ratio_min", 0.0), ("plan.kl", 1e6), ("plan.entropy", 0.0), ("malformed", 1.0)],
+)
+def test_one_bad_step_is_noise(metric: str, worst: float) -> None:
+    assert causes([*rows(22), {**HEALTHY, metric: worst}, *rows(20)]) == []
+
+
+def test_limits_of_gradients() -> None:
+    assert causes([*rows(20), {**HEALTHY, "gradient_norm": 4.9}]) == []
+    assert causes([*rows(20), {**HEALTHY, "gradient_norm": 5.1}]) == [("gradient", "gradient_norm", 21)]
+    assert causes([*rows(5), {**HEALTHY, "gradient_norm": 5.1}]) == [("gradient", "gradient_norm", 6)]
+    assert causes([*rows(4), {**HEALTHY, "gradient_norm": 5.1}]) == []  # nothing is usual yet
+    for lost in (None, math.inf):
+        assert causes([{**HEALTHY, "planner.gradient_norm": lost}]) == [("gradient", "planner.gradient_norm", 1)]
+
+
+def test_float16_may_look_for_its_scale() -> None:
+    lost = {**HEALTHY, "gradient_norm": math.inf}
+    assert causes([lost] * 4 + rows(3), mixed_precision="fp16") == []
+    assert causes([lost] * 5, mixed_precision="fp16") == [("gradient", "gradient_norm", 5)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({}, 1e-4),
+        ({"mixed_precision": "bf16"}, 2e-2),
+        ({"planner": {"name": "x", "dtype": "bfloat16"}}, 2e-2),
+        ({"renderer": {"name": "x", "dtype": "float16"}}, 2e-2),
+        ({"mixed_precision": "bf16", "deviation_limit": 0.5}, 0.5),
+    ],
+)
+def test_the_deviation_s_limit_is_the_precision_s(settings: Any, limit: float) -> None:
+    assert causes([{**HEALTHY, "plan.deviation": 0.99 * limit}], **settings) == []
+    assert causes([{**HEALTHY, "plan.deviation": 1.01 * limit}], **settings) == [("deviation", "plan.deviation", 1)]
+
+
+@pytest.mark.parametrize("lost", [None, math.inf])
+def test_a_deviation_that_is_no_number_is_the_worst(lost: float | None) -> None:
+    assert causes([{**HEALTHY, "image.deviation": lost}]) == [("deviation", "image.deviation", 1)]
+
+
+def test_constant_rewards_count_steps_in_a_row() -> None:
+    idle = {**HEALTHY, "idle": 1.0}
+    assert causes([idle, idle, HEALTHY, idle, idle], constant_limit=3) == []
+    assert causes([HEALTHY, idle, idle, idle], constant_limit=3) == [("constant rewards", "idle", 4)]
+    # Of two processes one has a difference.
+    assert causes([{**HEALTHY, "idle": 0.5}] * 5, constant_limit=3) == []
+
+
+def test_groups_without_a_difference_are_not_told_twice() -> None:
+    constant = {**HEALTHY, "constant_groups": 1.0, "reward_deviation": 0.0}
+    assert causes([constant] * 9) == [("constant groups", "constant_groups", 5)]
+
+
+def test_steps_that_lack_a_number_do_not_count() -> None:
+    """In an idle step there is no update to measure; runs of older versions lack whole metrics."""
+    idle = {name: value for name, value in HEALTHY.items() if not name.startswith(("plan.", "image.", "gradient"))}
+    high = {**HEALTHY, "plan.clipped": 0.9}
+    assert causes([high, idle, high, idle, high, idle, high]) == []
+    assert causes([high, idle, high, idle, high, idle, high, idle, high]) == [("clipped", "plan.clipped", 9)]
+    assert causes([{"reward": 0.5, "seconds": 1.0}] * 30) == []
+
+
+def test_every_metric_is_told_once_and_under_its_own_name() -> None:
+    sick = {**HEALTHY, "planner.plan.deviation": 1.0, "renderer.image.deviation": 2.0, "renderer.image.clipped": 1.0}
+    found = [
+        ("deviation", "planner.plan.deviation", 1),
+        ("deviation", "renderer.image.deviation", 1),
+        ("clipped", "renderer.image.clipped", 5),
+    ]
+    assert causes([sick] * 30) == found
+
+
+def test_an_evaluation_before_the_first_step_may_stop_a_run_too() -> None:
+    first = {"step": 0, "evaluation": "before", "prompts": 4, "nan": 0.75, "nan.pi": 0.75}
+    [finding] = examine([first, *rows(5)], config())
+    assert (*finding.cause, finding.step) == ("missing rewards", "nan", 0)
+    assert finding.measured == "75% of the samples have no reward (pi could not be had)"
+    assert examine([{**first, "nan": 0.5}, *rows(5), {**first, "step": 5}], config()) == []
+
+
+def test_three_rules_stop_a_run() -> None:
+    assert {rule.name for rule in RULES if rule.stops} == {"deviation", "constant rewards", "missing rewards"}
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+# -- what the page says -----------------------------------------------------------------------------------------------------
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "doctor.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^### (.+?)\n(.*?)(?=^#{1,3} |\Z)", PAGE, re.M | re.S))
+
+
+def test_the_page_has_every_rule_and_no_other() -> None:
+    assert list(SECTIONS) == [rule.name for rule in RULES]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_the_page_tells_a_rule_as_it_is(rule: Any) -> None:
+    told = SECTIONS[rule.name].replace("`", "")
+    assert told.strip().startswith(rule.explanation)
+    assert f"- Limit: {rule.limit}.{' **Stops the run.**' if rule.stops else ''}\n" in told
+    assert f"- What to do: {rule.hint}.\n" in told
+    assert re.search(r"^- Why there: \S", told, re.M)
+
+
+def test_the_page_names_what_the_rules_read() -> None:
+    """Every number of a healthy run's row is judged by a rule, or read for another one, but for times and what a reader wants to know."""
+    read = {
+        name for told in SECTIONS.values() for line in re.findall(r"^- Reads: (.+)$", told, re.M) for name in re.findall(r"`(.+?)`", line)
+    }
+    known = {re.sub(r"^(plan|image)\.", "S.", re.sub(r"^nan\..+", "nan.NAME", name)) for name in HEALTHY}
+    assert read == known - {"seconds", "S.ratio"}
+
+
+# -- saboteurs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(registry: Registry, make: Make) -> Callable[..., list[Row]]:
+    """Makes the tiny Janus's parts, lets a saboteur at them (and another before every step), and gives the metrics of some steps."""
+
+    def run(sabotage: Sabotage, steps: int = 1, every: Callable[[Parts, int], None] | None = None, **changed: Any) -> list[Row]:
+        settings = make(**{"groups": 2, "segments": {"plan": {"kl": 0.01}}, **changed})
+        torch.manual_seed(0)
+        parts = build(registry, settings)
+        parts = sabotage(parts) or parts
+        trainer = Trainer(settings, parts, training_prompts(registry, settings.prompts), Accelerator(cpu=True))
+        found = []
+        for step in range(steps):
+            if every:
+                every(parts, step)
+            found.append({"step": step + 1, **trainer.step(step)[0]})
+        return found
+
+    return run
+
+
+@pytest.fixture
+def examined(recorded: Callable[..., list[Row]]) -> Examined:
+    """The same, and what the doctor finds in it."""
+    return lambda *given, constant_limit=20, **changed: examine(recorded(*given, **changed), config(constant_limit=constant_limit))
+
+
+def named(findings: Sequence[Finding], *rules: str) -> dict[str, str]:
+    """The findings of some rules: metric to rule."""
+    return {finding.metric: finding.rule.name for finding in findings if finding.rule.name in rules}
+
+
+def honest(parts: Parts) -> None:
+    """Does nothing."""
+
+
+def colder(parts: Parts) -> None:
+    """Samples at 0.7, and says it was what the settings say."""
+    policy: Any = parts.planner
+    plan, render = policy.plan, policy.render
+
+    def cold(draw: Callable[..., Rollout]) -> Callable[..., Rollout]:
+        def drawn(*given: Any, sampling: Sampling, **more: Any) -> Rollout:
+            return replace(draw(*given, sampling=replace(sampling, temperature=0.7, image_temperature=0.7), **more), sampling=sampling)
+
+        return drawn
+
+    policy.plan, policy.render = cold(plan), cold(render)
+
+
+def dropping(parts: Parts) -> None:
+    """Leaves dropout on."""
+    policy: Any = parts.planner
+    language = policy.module.model.model.language_model
+    for layer in language.layers:
+        layer.self_attn.attention_dropout = 0.1
+    language.train()
+    language.train = lambda mode=True: language  # which eval() calls as well
+
+
+def one_sided(parts: Parts) -> None:
+    """Scores pictures under the condition alone, whatever they were sampled under."""
+    policy: Any = parts.planner
+    policy.module._guided = lambda image: False
+
+
+def blind(parts: Parts) -> None:
+    """Scores to something that is no number."""
+    policy: Any = parts.planner
+    policy.module.register_forward_hook(
+        lambda module, given, scored: {n: replace(s, log_prob=s.log_prob * math.nan) for n, s in scored.items()}
+    )
+
+
+BOTH = {"plan.deviation": "deviation", "image.deviation": "deviation"}
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "found"), [(honest, {}), (colder, BOTH), (dropping, BOTH), (one_sided, {"image.deviation": "deviation"}), (blind, BOTH)]
+)
+def test_what_is_not_scored_as_it_was_sampled(examined: Examined, sabotage: Any, found: dict[str, str]) -> None:
+    assert named(examined(sabotage), "deviation") == found
+
+
+def test_which_of_two_policies_is_wrong(examined: Examined, tiny_janus: Path) -> None:
+    other = {"name": "janus", "model": str(tiny_janus), "instruction": "{prompt}", "attention": "sdpa"}
+    found = examined(lambda parts: one_sided(replace(parts, planner=parts.renderer)), renderer=other)
+    assert named(found, "deviation") == {"renderer.image.deviation": "deviation"}
+
+
+class Judge:
+    """Gives the n-th sample that it sees what it is told to."""
+
+    rewards: Mapping[str, SegmentName] = {"value": PLAN}
+
+    def __init__(self, value: Callable[[int], float]) -> None:
+        self.value, self.seen = value, 0
+
+    def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        first, self.seen = self.seen, self.seen + len(samples)
+        return {name: [self.value(number) for number in range(first, self.seen)] for name in names}
+
+
+def judged(value: Callable[[int], float]) -> Callable[[Parts], Parts]:
+    return lambda parts: replace(parts, judges=Judges({"sick": Judge(value)}, Expression.parse("value")))
+
+
+def test_a_judge_that_always_fails(examined: Examined) -> None:
+    found = examined(judged(lambda n: math.nan), 5)
+    assert named(found, "missing rewards", "missing scores") == {"nan": "missing rewards", "nan.value": "missing scores"}
+    assert (found[0].step, found[0].measured) == (1, "100% of the samples have no reward (value could not be had)")
+
+
+def test_a_judge_that_fails_at_times(examined: Examined) -> None:
+    found = examined(judged(lambda n: math.nan if n % 8 == 3 else n % 4 / 4), 5)
+    assert named(found, "missing rewards", "missing scores") == {"nan.value": "missing scores"}
+    assert "nan.value 0.125" in next(f.measured for f in found if f.rule.name == "missing scores")
+
+
+def test_a_judge_that_always_says_the_same(examined: Examined) -> None:
+    found = examined(judged(lambda n: 0.5), 7, constant_limit=6)
+    assert named(found, "constant rewards", "constant groups", "spread") == {
+        "constant_groups": "constant groups",
+        "idle": "constant rewards",
+    }
+    assert next(f.step for f in found if f.rule.stops) == 6
+
+
+def test_a_judge_that_nearly_says_the_same(examined: Examined) -> None:
+    found = examined(judged(lambda n: 0.5 + n % 4 * 1e-5), 5)
+    assert named(found, "constant rewards", "constant groups", "spread") == {"reward_deviation": "spread"}
+
+
+def test_a_far_too_high_learning_rate(examined: Examined) -> None:
+    found = named(examined(honest, 5, optimizer={"rate": 0.03, "schedule": "constant"}, updates=4), "clipped", "ratio", "kl", "deviation")
+    assert {"plan.clipped": "clipped", "plan.ratio": "ratio", "plan.kl": "kl", "image.kl": "kl"}.items() <= found.items()
+    assert "deviation" not in found.values()
+
+
+def test_gradients_that_are_lost(examined: Examined) -> None:
+    """They are in the weights with the next step, where the deviation stops the run."""
+
+    def losing(parts: Parts) -> None:
+        policy: Any = parts.planner
+        policy.module.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+
+    found = examined(losing, 2)
+    assert [(f.rule.name, f.step) for f in found if f.rule.name in ("gradient", "deviation")][:2] == [("gradient", 1), ("deviation", 2)]
+
+
+def test_chains_that_are_cut(examined: Examined) -> None:
+    found = examined(honest, 5, sampling={"max_chain_tokens": 2})
+    assert named(found, "truncated", "malformed") == {"truncated": "truncated"}
+
+
+def test_chains_that_cannot_be_read(examined: Examined) -> None:
+    def garbled(parts: Parts) -> None:
+        policy: Any = parts.planner
+        policy.decode_chain = lambda ids: parse("<|obj_start|>" + "a" * len(ids))
+
+    assert named(examined(garbled, 5), "malformed", "regions") == {"malformed": "malformed", "regions": "regions"}
+
+
+def test_a_policy_that_collapses(recorded: Callable[..., list[Row]]) -> None:
+    """Its logits grow fiftyfold, and a prompt has one plan and one picture. The steps before count three times, to save them."""
+
+    def sharpen(parts: Parts, step: int) -> None:
+        policy: Any = parts.planner
+        with torch.no_grad():
+            policy.module.model.lm_head.weight *= 50.0 if step == 5 else 1.0
+            policy.module.model.model.generation_head.vision_head.weight *= 50.0 if step == 5 else 1.0
+
+    rows = recorded(honest, 10, sharpen)
+    found = named(examine(rows[:5] * 3 + rows[5:], config()), "entropy", "duplicate plans", "duplicate images")
+    assert found == {
+        **{"plan.entropy": "entropy", "image.entropy": "entropy"},
+        **{"duplicates.plan": "duplicate plans", "duplicates.image": "duplicate images"},
+    }
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------------
+
+
+BRITTLE = """
+import math, os
+from gotr1_core.hookspecs import Component, hookimpl
+
+class Judge:
+    rewards = {"brittle": "plan"}
+    def __init__(self, options):
+        self.left = int(os.environ["GOTR1_TEST_LEFT"])
+    def score(self, samples, names):
+        self.left -= 1
+        return {"brittle": [sum(map(ord, s.chain.raw)) % 97 / 97 if self.left >= 0 else math.nan for s in samples]}
+
+@hookimpl
+def gotr1_components():
+    yield Component("judge", "brittle", f"{__name__}:Judge")
+"""
+SHORT: dict[str, Any] = {"groups": 2, "plans": 2, "evaluation": {"every": 0, "prompts": 1}, "prompts": {"source": "scenes", "held_out": 1}}
+
+
+@pytest.fixture
+def brittle(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """The command of a run whose judge fails after so many calls, the first of which is the evaluation's."""
+    plugin = tmp_path / "brittle_judge.py"
+    plugin.write_text(BRITTLE)
+    settings = {**SHORT, "steps": 4, "judge": ["brittle"], "reward": "brittle", "checkpoint": {"every": 1}, "save_samples": 0}
+    made = make(**settings, plugins=[str(plugin)], output=str(tmp_path), name="run")
+    (tmp_path / "config.yaml").write_text(dump(made))
+
+    def command(calls: int) -> list[str]:
+        monkeypatch.setenv("GOTR1_TEST_LEFT", str(calls))
+        return ["train", str(tmp_path / "config.yaml"), "--cpu"]
+
+    return command
+
+
+def told(folder: Path, capsys: Captured, status: int) -> dict[str, Any]:
+    capsys.readouterr()
+    assert call(["doctor", str(folder), "--json"]) == status
+    out, err = capsys.readouterr()
+    assert err == ""
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_run_that_stops(brittle: Callable[[int], list[str]], tmp_path: Path, capsys: Captured) -> None:
+    assert call(brittle(3)) == 1  # an evaluation and two steps
+    *_, error, hint = capsys.readouterr().err.splitlines()
+    said = (
+        "step 3, missing rewards: 100% of the samples have no reward (brittle could not be had). A sample without a reward teaches nothing."
+    )
+    assert error == f"error: {said}"
+    assert hint == "hint: look at the judge and at what it is asked to score, or raise nan_limit"
+
+    run = tmp_path / "run"
+    last = checkpoints(run)[2]
+    assert max(checkpoints(run)) == 2
+    assert damage(last) is None
+    assert read_state(last)["step"] == 2
+    found = told(run, capsys, 1)
+    assert found["steps"] == 3
+    [finding] = found["findings"]
+    assert (finding["step"], finding["rule"], finding["metric"], finding["stops"]) == (3, "missing rewards", "nan", True)
+    assert {"measured", "limit", "explanation", "hint"} < finding.keys()
+    assert "missing rewards" in (run / "report.html").read_text()
+    assert call(["doctor", str(run)]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{said} It stops the run."
+    assert second == "  what to do: look at the judge and at what it is asked to score, or raise nan_limit"
+
+    brittle(9)  # and the judge is well again
+    assert call(["train", "--resume", str(run), "--cpu"]) == 0
+    assert [f["rule"] for f in told(run, capsys, 0)["findings"]] == []
+
+
+def test_a_run_that_stops_before_it_trains(brittle: Callable[[int], list[str]], tmp_path: Path, capsys: Captured) -> None:
+    assert call(brittle(0)) == 1
+    assert "step 0, missing rewards: 100%" in capsys.readouterr().err
+    found = told(tmp_path / "run", capsys, 1)
+    assert (found["steps"], [f["step"] for f in found["findings"]]) == (0, [0])
+    brittle(9)
+    assert call(["train", "--resume", str(tmp_path / "run"), "--cpu"]) == 0  # the evaluation is made again
+    assert told(tmp_path / "run", capsys, 0) == {"steps": 4, "findings": []}
+
+
+def test_a_wrong_scorer_stops_a_run_in_its_first_step(registry: Registry, make: Make, tmp_path: Path) -> None:
+    settings = make(**SHORT, output=str(tmp_path), name="run", save_samples=0)
+    parts = build(registry, settings)
+    one_sided(parts)
+    with pytest.raises(Gotr1Error, match=r"step 1, deviation: image\.deviation .* \(limit 0\.0001\)") as stopped:
+        session.train(settings, registry=registry, parts=parts, cpu=True)
+    assert stopped.value.code == 1
+    assert "gotr1 check" in str(stopped.value.hint)
+    assert checkpoints(tmp_path / "run") == {}
+
+
+def test_a_warning_is_given_once_also_across_a_resume(registry: Registry, make: Make, tmp_path: Path, capsys: Captured) -> None:
+    """The tiny Janus writes no boxes, which is known in step 5."""
+    settings = make(**SHORT, steps=6, output=str(tmp_path), name="run", save_samples=0, checkpoint={"every": 0})
+    session.train(settings, registry=registry, cpu=True)
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    about = [line for line in warned if line.startswith("warning: step 5, regions: 0 regions per chain over 5 steps")]
+    assert len(about) == 1
+    assert about[0].endswith("What to do: look at samples/ and at the reward expression; ri and spa pay for boxes that are right")
+    session.resume(tmp_path / "run", ["steps=8"], registry=registry, cpu=True)
+    assert not set(capsys.readouterr().err.splitlines()) & set(warned)
+    causes = [f["metric"] for f in told(tmp_path / "run", capsys, 1)["findings"]]
+    assert "regions" in causes
+    assert len(causes) == len(set(causes))
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_run(miniature_run: Path, capsys: Captured) -> None:
+    assert call(["doctor", str(miniature_run)]) == 0
+    assert capsys.readouterr().out == "3 steps, nothing found\n"
+    assert told(miniature_run, capsys, 0) == {"steps": 3, "findings": []}
+    last = json.loads((miniature_run / "metrics.jsonl").read_text().splitlines()[-2])
+    assert {"image.kl", "regions", "duplicates.plan", "duplicates.image"} <= last.keys()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A run of one step, to spoil."""
+    (tmp_path / "config.yaml").write_text(dump(config()))
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **HEALTHY}) + "\n")
+    return tmp_path
+
+
+def test_the_limits_are_those_of_the_run_s_config(written: Path, capsys: Captured) -> None:
+    (written / "metrics.jsonl").write_text(json.dumps({"step": 1, **HEALTHY, "plan.deviation": 0.01}) + "\n")
+    assert [f["rule"] for f in told(written, capsys, 1)["findings"]] == ["deviation"]
+    (written / "config.yaml").write_text(dump(config(deviation_limit=0.02)))
+    assert told(written, capsys, 0)["findings"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "has no metrics.jsonl"),
+        ("{\n", "metrics.jsonl is damaged: "),
+        ("\x00\x01\n", "metrics.jsonl is damaged: "),
+        ("[1, 2]\n", "metrics.jsonl is damaged: "),
+        ('{"step": 1}\n{"step": 2, "plan.kl": "x"}\n', "metrics.jsonl is damaged: line 2 says plan.kl is 'x', which is no number"),
+        ('{"reward": 1}\n', "metrics.jsonl is damaged: line 1 has no step"),
+    ],
+)
+def test_metrics_that_cannot_be_read(written: Path, refused: Refused, text: str | None, said: str) -> None:
+    (written / "metrics.jsonl").unlink()
+    if text is not None:
+        (written / "metrics.jsonl").write_text(text)
+    error, hint = refused(["doctor", str(written)])
+    assert said in error
+    assert hint.startswith("put it back")
+
+
+def test_what_is_no_run(tmp_path: Path, refused: Refused) -> None:
+    assert refused(["doctor", str(tmp_path)]) == (f"{tmp_path} is no run", "give the folder that `gotr1 train` named")
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    assert "planner: " in refused(["doctor", str(tmp_path)])[0]
+
+
+def test_a_line_that_a_killed_process_left_half_written(written: Path, capsys: Captured) -> None:
+    with (written / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "rew')
+    assert told(written, capsys, 0) == {"steps": 1, "findings": []}
