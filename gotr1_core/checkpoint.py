@@ -142,7 +142,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged: {error}", hint="use another checkpoint of the run") from None
+        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was, or use another checkpoint") from None
 
 
 def load_trainable(module: nn.Module, path: Path) -> None:

@@ -11,10 +11,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from gotr1_core.chain import parse
-from gotr1_core.checkpoint import TRAINABLE, load_optimizer_tensors, load_trainable, optimizer_tensors, recover, replacing, trainable
+from gotr1_core.checkpoint import (
+    OPTIMIZER,
+    STATE,
+    TRAINABLE,
+    load_optimizer_tensors,
+    load_trainable,
+    optimizer_tensors,
+    read_json,
+    read_tensors,
+    recover,
+    replacing,
+    trainable,
+)
 from gotr1_core.config import SftConfig, dump
 from gotr1_core.errors import UsageError
 from gotr1_core.lora import add_lora
@@ -136,22 +148,22 @@ def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, s
         policy.save(part / "weights")
         if config.lora is not None:  # the weights above have them merged, and a merged adapter cannot go on training
             save_file(trainable(policy.module), part / TRAINABLE)
-        save_file(optimizer_tensors(optimizer), part / "optimizer.safetensors")
-        (part / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
+        save_file(optimizer_tensors(optimizer), part / OPTIMIZER)
+        (part / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
         (part / "config.yaml").write_text(dump(config), encoding="utf-8")
 
 
 def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
     """Goes on with what ``_save`` wrote; 0 where there is nothing."""
-    if not (output / "model" / "state.json").is_file():
+    if not (output / "model" / STATE).is_file():
         return 0
     if (output / "model" / TRAINABLE).is_file():
         load_trainable(policy.module, output / "model" / TRAINABLE)
     else:
         weights: dict[str, torch.Tensor] = {}
         for file in sorted((output / "model" / "weights").glob("*.safetensors")):
-            weights |= load_file(file)
+            weights |= read_tensors(file)
         model: Any = policy.module.model  # where every policy keeps its library's model
         model.load_state_dict(weights, strict=False)
-    load_optimizer_tensors(optimizer, load_file(output / "model" / "optimizer.safetensors"))
-    return int(json.loads((output / "model" / "state.json").read_text(encoding="utf-8"))["step"])
+    load_optimizer_tensors(optimizer, read_tensors(output / "model" / OPTIMIZER))
+    return int(read_json(output / "model" / STATE)["step"])

@@ -69,6 +69,25 @@ def run_none(config: SftConfig) -> Any:
     return component(Registry(), "planner", config.policy)
 
 
+def test_a_save_that_was_killed_between_its_renames_is_put_back(tiny_janus: Path, tmp_path: Path) -> None:
+    settings = config(tiny_janus, tmp_path, save_every=1)
+    run(settings, 2)
+    (tmp_path / "model").rename(tmp_path / "model.old")
+    (tmp_path / "model.part").mkdir()  # whole or not, nobody knows
+    assert [row["step"] for row in run(settings, 2)[1]] == [2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["weights/model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_save_is_said(tiny_janus: Path, tmp_path: Path, name: str) -> None:
+    settings = config(tiny_janus, tmp_path, save_every=1)
+    run(settings, 1)
+    path = tmp_path / "model" / name
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UsageError, match=f"{path} is damaged"):
+        run(settings, 1)
+
+
 def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> None:
     """With adapters too: the saved model is a whole one, which others can load."""
     settings = config(tiny_janus, tmp_path / "run", lora={"rank": 2}, steps=3, optimizer={"rate": 1e-2})
