@@ -239,3 +239,17 @@ def test_the_bound_is_one(tokenizer: Any) -> None:
     for written in (*spelled, "".join(spelled), Region("cat", (1, 2, 3, 4)).text):
         ids = text.encode_chain(written)
         assert text.at_least(tokenizer.decode(ids)) <= len(ids)
+
+
+def test_a_template_may_leave_the_beginning_to_the_tokenizer(tiny_janus: Path) -> None:
+    """As Janus-Pro's does: the first token is what the unconditional row keeps."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_janus)
+    said = Text(tokenizer, "{prompt}").encode_prompt("a cat")
+    assert said[0] == tokenizer.bos_token_id
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    assert Text(tokenizer, "{prompt}").encode_prompt("a cat") == said[1:]
+    tokenizer.add_bos_token = True
+    text = Text(tokenizer, "{prompt}")
+    assert text.encode_prompt("a cat") == said
+    assert text.encode_prompt("<bos>a")[0] == tokenizer.bos_token_id
+    assert text.encode_prompt("<bos>a").count(tokenizer.bos_token_id) == 1
