@@ -44,6 +44,7 @@ def test_the_same_seed_draws_the_same_pictures(tmp_path: Path) -> None:
 def test_the_default_run_learns(tmp_path: Path) -> None:
     """Five minutes. Each seed must gain 0.08; three seeds and the mean are `benchmarks/learning.py`'s."""
     assert call(["train", f"output={tmp_path}", "name=full"]) == 0
+    assert call(["doctor", str(tmp_path / "full")]) == 0
     rows = json.loads((tmp_path / "full" / "held-out.json").read_text())
     assert paired(rows["before"]["correct"], rows["after"]["correct"]).mean >= 0.08
     ri = paired(rows["before"]["ri"], rows["after"]["ri"])
