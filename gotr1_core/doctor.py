@@ -199,6 +199,12 @@ def _entropy(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]
             yield name, f"{name} went from {first:.3g} to {last:.3g} nats per token"
 
 
+def _constant_groups(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+    """One sample is no group: what it is compared with, a critic says."""
+    if config.plans * config.images > 1:
+        yield from _above("constant_groups", CONSTANT)(rows, config)
+
+
 def _spread(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
     """Of groups that do differ; those that do not have a rule of their own."""
     del config
@@ -305,7 +311,7 @@ RULES: tuple[Rule, ...] = (
         f"above {CONSTANT:g}, {OVER}",
         "Most prompts teach nothing, because all their samples have the same reward.",
         "choose harder or easier prompts, or constant_groups=refill",
-        _above("constant_groups", CONSTANT),
+        _constant_groups,
     ),
     Rule(
         "malformed",

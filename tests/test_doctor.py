@@ -176,6 +176,11 @@ def test_groups_without_a_difference_are_not_told_twice() -> None:
     assert causes([constant] * 9) == [("constant groups", "constant_groups", 5)]
 
 
+def test_a_group_of_one_is_none() -> None:
+    """PPO does with them."""
+    assert causes([{**HEALTHY, "constant_groups": 1.0}] * 5, plans=1) == []
+
+
 def test_steps_that_lack_a_number_do_not_count() -> None:
     """In an idle step there is no update to measure; runs of older versions lack whole metrics."""
     idle = {name: value for name, value in HEALTHY.items() if not name.startswith(("plan.", "image.", "gradient"))}
