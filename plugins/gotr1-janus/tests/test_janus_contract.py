@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
-from gotr1_core.testing import Case, PlannerContract, RendererContract
+from gotr1_core.samples import IMAGE
+from gotr1_core.testing import Case, PlannerContract, RendererContract, Subject
+from gotr1_core.testing.examine import checks_of
+from gotr1_janus.layout import Sequences, attention
+from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
 
@@ -34,6 +40,45 @@ class TestRenderer(RendererContract):
     def renderer(self, tiny_janus: Path) -> JanusPolicy:
         return made(tiny_janus)
 
+
+# -- the same mistakes in a real policy -------------------------------------------------------------------------------------
+
+
+def score_conditionally(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(JanusModule, "_guided", staticmethod(lambda image: False))
+
+
+def pair_with_neighbours(patch: pytest.MonkeyPatch) -> None:
+    score = JanusModule._score_image
+    patch.setattr(JanusModule, "_score_image", lambda self, image, hidden, other: score(self, image, hidden, other.roll(1, 0)))
+
+
+def mask_pad_ids(patch: pytest.MonkeyPatch) -> None:
+    """In the unconditional row and in the instruction pads are content."""
+
+    def hidden(self: JanusModule, rows: Sequences) -> Tensor:
+        mask, positions = attention(rows.lengths, rows.ids.shape[1])
+        output = self.model.model.language_model(
+            inputs_embeds=self.embed(rows.ids, rows.is_image),
+            attention_mask=mask & ((rows.ids != self.pad) | rows.is_image),
+            position_ids=positions,
+            use_cache=False,
+        )
+        return output.last_hidden_state
+
+    patch.setattr(JanusModule, "hidden", hidden)
+
+
+@pytest.mark.parametrize("mistake", [score_conditionally, pair_with_neighbours, mask_pad_ids])
+def test_a_wrong_scorer_is_caught(tiny_janus: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]) -> None:
+    mistake(monkeypatch)
+    (check,) = checks_of("renderer", ["sampled-is-scored"])
+    found = check.run(Subject(made(tiny_janus), IMAGE, Case(guidance=[5.0], temperatures=[1.0])))
+    assert found.passed is False
+    assert found.measured > 0.05  # nats; rounding is below 1e-5
+
+
+# -- kernels and types ------------------------------------------------------------------------------------------------------
 
 KERNELS = [{"attention": "sdpa"}, {"cache": "static"}, {"dtype": "bfloat16", "attention": "sdpa"}]
 

@@ -76,34 +76,39 @@ def examine(folder: Path, shards: Shards, tokenizer: Path | None = None) -> Foun
     config_json = read_json(folder)
     only_released(config_json, str(folder / "config.json"))
     shapes = {name: header.shape for name, header in shards.headers.items()}
-    arguments = read_config(config_json, shapes)
-    vision = arguments["vision_config"]
-    made = processor.read_processor(tokenizer or folder, vision["image_size"], vision["num_image_tokens"])
-    config = _janus_config(arguments, made.tokenizer, shards.headers[EMBEDDINGS].dtype, folder)
-    targets, left = _compare(folder, expected(config), shapes)
+    try:
+        arguments = read_config(config_json, shapes)
+        vision = arguments["vision_config"]
+        made = processor.read_processor(tokenizer or folder, vision["image_size"], vision["num_image_tokens"])
+        config = _janus_config(arguments, made.tokenizer, shards.headers[EMBEDDINGS].dtype)
+        wanted = expected(config)
+    except UsageError:
+        raise
+    except Exception as error:  # transformers checks types with its own exceptions, and shapes may be anything
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"config.json and weights of {folder} describe no Janus: {first}", hint="give the checkpoint its own config.json"
+        ) from error
+    targets, left = _compare(folder, wanted, shapes)
     rows = config.text_config.vocab_size
     config.text_config.vocab_size = max(rows, len(made.tokenizer))
     return Found(config, made, targets, left, rows)
 
 
-def _janus_config(arguments: Mapping[str, Any], tokenizer: Any, dtype: torch.dtype, folder: Path) -> Any:
+def _janus_config(arguments: Mapping[str, Any], tokenizer: Any, dtype: torch.dtype) -> Any:
     from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    image = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
     name = str(dtype).removeprefix("torch.")
-    try:
-        text = LlamaConfig(**arguments["text_config"], **ids, dtype=name)
-        vision = JanusVisionConfig(**arguments["vision_config"], dtype=name)
-        vq = JanusVQVAEConfig(**arguments["vq_config"], dtype=name)
-        # Both say it, as JanusConfig ties by itself what the release does not (facts: the heads are separate).
-        return JanusConfig(
-            text_config=text, vision_config=vision, vq_config=vq, image_token_id=image, tie_word_embeddings=False, dtype=name,
-            architectures=["JanusForConditionalGeneration"],
-        )  # fmt: skip
-    except Exception as error:  # transformers checks types with its own exceptions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{folder / 'config.json'} describes no Janus: {first}", hint="give the checkpoint its own config.json") from error
+    return JanusConfig(
+        text_config=LlamaConfig(**arguments["text_config"], **ids, dtype=name),
+        vision_config=JanusVisionConfig(**arguments["vision_config"], dtype=name),
+        vq_config=JanusVQVAEConfig(**arguments["vq_config"], dtype=name),
+        image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        tie_word_embeddings=False,  # as the language model's: JanusConfig ties by itself what the release does not
+        dtype=name,
+        architectures=["JanusForConditionalGeneration"],
+    )
 
 
 def expected(config: Any) -> dict[str, Shape]:
