@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gotr1_core.build import component
 from gotr1_core.config import ComponentConfig
@@ -155,6 +156,25 @@ def test_a_step_in_which_nothing_is_known_or_drawn() -> None:
     targets = assessed(bare, PpoOptions(whiten=False))
     assert targets.advantages[IMAGE].shape == (0, 0)
     torch.testing.assert_close(targets.advantages[PLAN], torch.where(seen.masks[PLAN], -seen.values[PLAN], 0.0))
+
+
+def test_a_process_without_samples_takes_part_in_every_sum() -> None:
+    """Its groups were all left out, and the others' advantages are what they would be without it."""
+    options = PpoOptions(reward_kl=0.1, reward_kl_target=1.0)
+    sent: dict[str, list[torch.Size]] = {"some": [], "none": []}
+    nothing = {name: torch.zeros(0, 0, dtype=torch.float64) for name in (PLAN, IMAGE)}
+    masks = {name: x.bool() for name, x in nothing.items()}
+    empty = Experience(torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.long), masks, nothing, nothing, nothing)
+    for name, seen in (("some", experience()), ("none", empty)):
+
+        def total(sums: Tensor, name: str = name) -> Tensor:
+            sent[name].append(sums.shape)
+            assert name == "some" or not sums.any()
+            return sums
+
+        targets = Ppo(options).assess(seen, ValueHead(2, 0), total)
+    assert sent["some"] == sent["none"]
+    assert all(a.shape == (0, 0) for a in targets.advantages.values())
 
 
 def test_truncated_chains_that_are_masked_leave_their_pictures() -> None:
