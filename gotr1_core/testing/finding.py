@@ -49,13 +49,14 @@ class Finding:
 class Check(Generic[Subject]):
     """One thing that must hold of a component.
 
-    ``shows`` is the sentence that it stands for. A check may change the component it is given (train it, put adapters into it): each
-    gets a fresh one.
+    ``shows`` is the sentence that it stands for. ``changes``: it trains the component, puts adapters into it or the like, so that no
+    other check may get the same one.
     """
 
     name: str
     shows: str
     measure: Callable[[Subject], Measured]
+    changes: bool = False
 
     def run(self, subject: Subject) -> Finding:
         """Measures. What the component itself raises is not caught."""

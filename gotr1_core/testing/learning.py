@@ -20,15 +20,16 @@ from gotr1_core.checkpoint import (
 )
 from gotr1_core.config import SegmentConfig
 from gotr1_core.testing.finding import Check, Measured, NotRun
+from gotr1_core.testing.scoring import deviation_of
 from gotr1_core.testing.subject import Subject
 from gotr1_core.testing.updates import Student
 
 
-def _student(subject: Subject, kl: float = 0.1) -> Student:
+def _student(subject: Subject, rate: float = 1e-4) -> Student:
     """About to learn from a sample of every row, half of them good and half of them bad."""
     subject.needs_training()
     drawn = subject.draw(subject.sampling(guidance_scale=max(subject.case.guidance)))
-    return Student.of(subject, drawn, {subject.segment: SegmentConfig(kl=kl)})
+    return Student.of(subject, drawn, {subject.segment: SegmentConfig(kl=0.1)}, rate=rate)
 
 
 def with_heads(subject: Subject) -> Subject:
@@ -63,6 +64,15 @@ def _gap(student: Student, start: Tensor) -> float:
     with student.learner.reference.active():
         now = student.subject.log_prob(student.drawn)
     return (now - start).abs().max().item()
+
+
+def sampled_is_scored_after_a_step(subject: Subject) -> Measured:
+    """The sampler follows what training changes; compared with what the scorer says where it takes gradients."""
+    student = _student(subject, rate=1e-3)
+    student.update()
+    sampling = subject.sampling(guidance_scale=max(subject.case.guidance))
+    drawn = subject.draw(sampling)
+    return deviation_of(subject, subject.score(drawn).log_prob.detach()[drawn.mask], drawn.log_prob[drawn.mask], sampling)
 
 
 def frozen_stays(subject: Subject) -> Measured:
@@ -110,14 +120,19 @@ def state_round_trips(subject: Subject) -> Measured:
 
 
 def _lora(check: Check[Subject]) -> Check[Subject]:
-    return Check(f"{check.name}-lora", f"{check.shows}; of an adapter that is not new", lambda s: check.measure(s.with_lora()))
+    return Check(
+        f"{check.name}-lora", f"{check.shows}; of an adapter that is not new", lambda s: check.measure(s.with_lora()), changes=True
+    )
 
 
 def _heads(check: Check[Subject]) -> Check[Subject]:
-    return Check(f"{check.name}-heads", f"{check.shows}; heads train in full beside adapters", lambda s: check.measure(with_heads(s)))
+    return Check(
+        f"{check.name}-heads", f"{check.shows}; heads train in full beside adapters", lambda s: check.measure(with_heads(s)), changes=True
+    )
 
 
-REFERENCE = Check("reference-is-the-start", "the reference is the starting policy, before and after a step", reference_is_the_start)
-FROZEN = Check("frozen-stays", "an update changes what trains, and no other bit", frozen_stays)
-STATE = Check("state-round-trips", "a checkpoint brings the policy and its optimizer back", state_round_trips)
-LEARNING = (REFERENCE, _lora(REFERENCE), _heads(REFERENCE), FROZEN, _lora(FROZEN), STATE, _lora(STATE))
+FOLLOWED = Check("sampled-is-scored-after-a-step", "the sampler follows training", sampled_is_scored_after_a_step, changes=True)
+REFERENCE = Check("reference-is-the-start", "the reference is the starting policy, after a step too", reference_is_the_start, changes=True)
+FROZEN = Check("frozen-stays", "an update changes what trains, and no other bit", frozen_stays, changes=True)
+STATE = Check("state-round-trips", "a checkpoint brings the policy and its optimizer back", state_round_trips, changes=True)
+LEARNING = (FOLLOWED, _lora(FOLLOWED), REFERENCE, _lora(REFERENCE), _heads(REFERENCE), FROZEN, _lora(FROZEN), STATE, _lora(STATE))

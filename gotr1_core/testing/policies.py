@@ -5,9 +5,9 @@ from __future__ import annotations
 from gotr1_core.testing.chance import CHANCE
 from gotr1_core.testing.finding import Check
 from gotr1_core.testing.learning import LEARNING
-from gotr1_core.testing.scoring import OF_PICTURES, OF_PLANS, SCORING
+from gotr1_core.testing.scoring import OF_PICTURES, OF_PLANS, SCORING, WITH_LORA
 from gotr1_core.testing.slopes import SLOPES
 from gotr1_core.testing.subject import Subject
 
-PLANNER: tuple[Check[Subject], ...] = (*SCORING, *OF_PLANS, *CHANCE, *SLOPES, *LEARNING)
-RENDERER: tuple[Check[Subject], ...] = (*SCORING, *OF_PICTURES, *CHANCE, *SLOPES, *LEARNING)
+PLANNER: tuple[Check[Subject], ...] = (*SCORING, *OF_PLANS, *CHANCE, WITH_LORA, *SLOPES, *LEARNING)
+RENDERER: tuple[Check[Subject], ...] = (*SCORING, *OF_PICTURES, *CHANCE, WITH_LORA, *SLOPES, *LEARNING)

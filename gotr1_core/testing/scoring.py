@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from gotr1_core.samples import PLAN, Sampling
 from gotr1_core.testing.finding import Check, Measured, NotRun, worst
-from gotr1_core.testing.subject import Drawn, Row, Subject, largest
+from gotr1_core.testing.subject import Drawn, Row, Subject, largest, together
 from gotr1_core.testing.tolerances import deviation, gradient_share
 
 
-def _apart(subject: Subject, one: torch.Tensor, other: torch.Tensor, sampling: Sampling, note: str = "") -> Measured:
+def deviation_of(subject: Subject, one: torch.Tensor, other: torch.Tensor, sampling: Sampling, note: str = "") -> Measured:
     """How far two lists of log-probabilities of the same actions are apart."""
     guidance = sampling.guidance_scale if subject.segment != PLAN else 1.0
     limit, mean = deviation(subject.dtype, guidance, sampling.temperature)
@@ -31,7 +31,7 @@ def sampled_is_scored(subject: Subject) -> Measured:
         sampling = subject.sampling(setting.guidance_scale, setting.temperature)
         drawn = subject.draw(sampling)
         where = f"at guidance {sampling.guidance_scale:g}, temperature {sampling.temperature:g}"
-        found.append(_apart(subject, subject.log_prob(drawn), drawn.log_prob[drawn.mask], sampling, where))
+        found.append(deviation_of(subject, subject.log_prob(drawn), drawn.log_prob[drawn.mask], sampling, where))
     return worst(found)
 
 
@@ -64,7 +64,7 @@ def given_chains_are_scored(subject: Subject) -> Measured:
     with torch.no_grad():
         rollout = subject.policy.render([r.prompt for r in rows], [r.chain for r in rows], seeds=[r.seed for r in rows], sampling=sampling)
     drawn = Drawn(rollout)
-    return _apart(subject, subject.log_prob(drawn), drawn.log_prob[drawn.mask], sampling)
+    return deviation_of(subject, subject.log_prob(drawn), drawn.log_prob[drawn.mask], sampling)
 
 
 def together_as_apart(subject: Subject) -> Measured:
@@ -78,8 +78,8 @@ def together_as_apart(subject: Subject) -> Measured:
         both = subject.module({PLAN: drawn.plans, subject.segment: drawn.rollout})
         plans = subject.module({PLAN: drawn.plans})[PLAN]
     mask = drawn.plans.tensors["mask"]
-    image = _apart(subject, both[subject.segment].log_prob[drawn.mask], subject.log_prob(drawn), sampling, "of the picture")
-    return worst([image, _apart(subject, both[PLAN].log_prob[mask], plans.log_prob[mask], sampling, "of the plan")])
+    image = deviation_of(subject, both[subject.segment].log_prob[drawn.mask], subject.log_prob(drawn), sampling, "of the picture")
+    return worst([image, deviation_of(subject, both[PLAN].log_prob[mask], plans.log_prob[mask], sampling, "of the plan")])
 
 
 def same_score_twice(subject: Subject) -> Measured:
@@ -104,15 +104,19 @@ def log_probs_are_float32(subject: Subject) -> Measured:
 
 
 def scored_alone_as_in_a_batch(subject: Subject) -> Measured:
-    """Log-probabilities of the same actions, alone, in another order and beside longer ones."""
+    """Log-probabilities of the same actions: of samples drawn apart, with the padding they then have, and joined into one batch."""
     sampling = subject.sampling(guidance_scale=max(subject.case.guidance))
-    drawn = subject.draw(sampling)
+    parts = [subject.draw(sampling, [subject.rows[r] for r in rows]) for rows in _parts(len(subject.rows))]
+    batch = together(parts)
     with torch.no_grad():
-        whole = subject.score(drawn).log_prob
-    found = []
-    for rows in _parts(len(drawn.mask)):
-        part = drawn.take(rows)
-        found.append(_apart(subject, subject.log_prob(part), whole[rows][part.mask], sampling, f"(rows {_list(rows)})"))
+        whole = subject.score(batch).log_prob
+    found, start = [], 0
+    for part in parts:
+        rows = range(start, start + len(part.mask))
+        found.append(deviation_of(subject, subject.log_prob(part), whole[rows][batch.mask[rows]], sampling, f"(samples {_list(rows)})"))
+        start += len(part.mask)
+    backwards = batch.take(range(start)[::-1])
+    found.append(deviation_of(subject, subject.log_prob(backwards), whole.flip(0)[backwards.mask], sampling, "(backwards)"))
     return worst(found)
 
 
@@ -140,7 +144,7 @@ def drawn_alone_as_in_a_batch(subject: Subject) -> Measured:
             return Measured(float("inf"), 0.0, f"row {other[0]} is another sample when drawn with the rows {_list(rows)}")
         mine = torch.cat([again.log_prob[k][again.mask[k]] for k in range(len(rows))])
         before = torch.cat([whole.log_prob[r][whole.mask[r]] for r in rows])
-        found.append(_apart(subject, mine, before, sampling, f"(rows {_list(rows)})"))
+        found.append(deviation_of(subject, mine, before, sampling, f"(rows {_list(rows)})"))
     return worst(found)
 
 
@@ -219,21 +223,22 @@ def groups_have_one_window(subject: Subject) -> Measured:
 
 
 def padding_has_no_gradient(subject: Subject) -> Measured:
-    """The gradient of some rows is the same beside longer rows that weigh nothing as it is alone."""
+    """The gradient of some samples is the same beside longer ones that weigh nothing, with the padding that takes, as it is alone."""
     subject.needs_training()
-    drawn = subject.draw(subject.sampling(guidance_scale=max(subject.case.guidance)))
-    shortest = [0, 1]
+    sampling = subject.sampling(guidance_scale=max(subject.case.guidance))
+    each = subject.case.each
+    first, others = subject.draw(sampling, subject.rows[:each]), subject.draw(sampling, subject.rows[each:])
 
-    def gradient(part: Drawn, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    def gradient(drawn: Drawn) -> dict[str, torch.Tensor]:
         subject.module.zero_grad()
-        scored = subject.score(part).log_prob
-        torch.where(part.mask, scored, 0.0)[list(rows)].double().sum().backward()
+        scored = subject.score(drawn).log_prob
+        torch.where(drawn.mask, scored, 0.0)[:each].double().sum().backward()
         return {name: p.grad.detach().clone() for name, p in subject.trained.items() if p.grad is not None}
 
-    alone, beside = gradient(drawn.take(shortest), shortest), gradient(drawn, shortest)
+    alone, beside = gradient(first), gradient(together([first, others]))
     subject.module.zero_grad()
     if not alone or alone.keys() != beside.keys():
-        return Measured(float("nan"), 0.0, "other parameters have a gradient when rows are scored beside longer ones")
+        return Measured(float("nan"), 0.0, "other parameters have a gradient when samples are scored beside longer ones")
     size = largest(g.abs().max().item() for g in alone.values())
     gap = largest((alone[name] - beside[name]).abs().max().item() for name in alone)
     return Measured(gap / max(size, 1e-30), gradient_share(subject.dtype), "largest difference of entries, as a share of the largest")
@@ -241,7 +246,6 @@ def padding_has_no_gradient(subject: Subject) -> Measured:
 
 SCORING = (
     Check("sampled-is-scored", "the sampler's log-probabilities are the scorer's", sampled_is_scored),
-    Check("sampled-is-scored-lora", "the same with adapters that do something", sampled_is_scored_with_lora),
     Check("same-score-twice", "scoring has no randomness of its own, such as dropout", same_score_twice),
     Check("log-probs-are-float32", "log-probabilities are finite, and float32 or finer", log_probs_are_float32),
     Check("scored-alone-as-in-a-batch", "a score depends neither on padding nor on the place in a batch", scored_alone_as_in_a_batch),
@@ -249,6 +253,7 @@ SCORING = (
     Check("seeds-tell-samples-apart", "another seed is another sample, however large the seeds", seeds_tell_samples_apart),
     Check("padding-has-no-gradient", "what is padded adds nothing to a gradient", padding_has_no_gradient),
 )
+WITH_LORA = Check("sampled-is-scored-lora", "the same with adapters that do something", sampled_is_scored_with_lora, changes=True)
 OF_PLANS = (
     Check("both-endings", "chains that ended by themselves and chains that were cut were seen", both_endings),
     Check("actions-are-marked", "what was sampled is an action, and what was appended is none", actions_are_marked),

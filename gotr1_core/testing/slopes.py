@@ -247,7 +247,7 @@ def divergence_gradient(subject: Subject) -> Measured:
 
 
 SLOPES = (
-    Check("surrogate-gradient-is-the-slope", "the gradient of the clipped surrogate is its slope", surrogate_gradient),
-    Check("surrogate-gradient-is-the-slope-lora", "the same of adapters that do something", surrogate_gradient_with_lora),
-    Check("kl-gradient-is-the-slope", "the gradient of the divergence is its slope", divergence_gradient),
+    Check("surrogate-gradient-is-the-slope", "the gradient of the clipped surrogate is its slope", surrogate_gradient, changes=True),
+    Check("surrogate-gradient-is-the-slope-lora", "the same of adapters that do something", surrogate_gradient_with_lora, changes=True),
+    Check("kl-gradient-is-the-slope", "the gradient of the divergence is its slope", divergence_gradient, changes=True),
 )

@@ -15,7 +15,7 @@ from gotr1_core.config import LoraConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.lora import add_lora
 from gotr1_core.protocols import Planner
-from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling, Scored, SegmentName
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling, Scored, SegmentName, join
 from gotr1_core.sampling import seed_for
 from gotr1_core.testing.finding import NotRun
 
@@ -80,6 +80,12 @@ class Drawn:
         index = torch.tensor(list(rows), dtype=torch.long)
         plans = None if self.plans is None else self.plans.rows(index)
         return Drawn(own_parents(self.rollout.rows(index)), plans)
+
+
+def together(parts: Sequence[Drawn]) -> Drawn:
+    """What was drawn apart as one batch, padded to the longest, as a run joins its chunks."""
+    plans = [part.plans for part in parts if part.plans is not None]
+    return Drawn(own_parents(join([part.rollout for part in parts])), join(plans) if plans else None)
 
 
 def own_parents(rollout: Rollout) -> Rollout:

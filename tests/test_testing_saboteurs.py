@@ -1,0 +1,131 @@
+"""The suite is tested with components broken on purpose: each is caught by a check that the honest component passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import saboteurs as broken
+from gaussian import GaussianModule, GaussianRenderer
+
+from gotr1_core.hookspecs import Kind
+from gotr1_core.testing import Case, Finding, RendererContract, TinyPolicy
+from gotr1_core.testing.examine import checks_of, subject_of
+from gotr1_rl.grpo import Grpo, GrpoOptions
+
+CASE = Case(max_chain_tokens=2, many=1000)
+
+
+class TestGaussianRenderer(RendererContract):
+    """Log-probabilities of denoising steps, which are densities and means over latent dimensions, pass the same checks as tokens'."""
+
+    @pytest.fixture
+    def renderer(self) -> GaussianRenderer:
+        return GaussianRenderer()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A component, broken, and the check that tells."""
+
+    kind: Kind
+    make: Callable[[], Any]
+    check: str
+    honest: Callable[[], Any]
+
+
+def policy(kind: Kind, module: type[broken.TinyModule], check: str) -> Mistake:
+    return Mistake(kind, lambda: broken.tiny(module), check, TinyPolicy)
+
+
+def planner(made: Callable[[], Any], check: str) -> Mistake:
+    return Mistake("planner", made, check, TinyPolicy)
+
+
+def steps(made: Callable[[], Any], check: str) -> Mistake:
+    return Mistake("renderer", made, check, GaussianRenderer)
+
+
+def algorithm(made: Callable[[], Any], check: str) -> Mistake:
+    return Mistake("algorithm", made, check, lambda: Grpo(GrpoOptions(scale=False)))
+
+
+def judge(made: Callable[[], Any], check: str) -> Mistake:
+    return Mistake("judge", made, check, broken.HonestJudge)
+
+
+MISTAKES = {
+    # policies: what is scored
+    "conditional scoring of guided samples": policy("renderer", broken.ConditionalScoring, "sampled-is-scored"),
+    "divided guided logits": policy("renderer", broken.DividedGuidance, "sampled-is-scored"),
+    "mispaired rows": policy("renderer", broken.MispairedRows, "sampled-is-scored"),
+    "mispaired rows, by batch": policy("renderer", broken.MispairedRows, "scored-alone-as-in-a-batch"),
+    "another temperature": policy("planner", broken.OtherTemperature, "sampled-is-scored"),
+    "dropout on": policy("planner", broken.Dropout, "same-score-twice"),
+    "a mean that counts padding": policy("planner", broken.PaddedMean, "scored-alone-as-in-a-batch"),
+    "a mean that counts padding, drawn": policy("planner", broken.PaddedMean, "drawn-alone-as-in-a-batch"),
+    "padding that learns": policy("planner", broken.PaddingLearns, "padding-has-no-gradient"),
+    "no gradient through the unconditional row": policy("renderer", broken.UnconditionalDetached, "surrogate-gradient-is-the-slope"),
+    "no gradient through it, of the divergence": policy("renderer", broken.UnconditionalDetached, "kl-gradient-is-the-slope"),
+    "no gradient through it, of adapters": policy("renderer", broken.UnconditionalDetached, "surrogate-gradient-is-the-slope-lora"),
+    "weights merged once": policy("planner", broken.MergedOnce, "surrogate-gradient-is-the-slope"),
+    "weights merged once, after a step": policy("planner", broken.MergedOnce, "sampled-is-scored-after-a-step"),
+    "a buffer that learns": policy("planner", broken.RunningMean, "frozen-stays"),
+    "a state that no checkpoint has": policy("planner", broken.KeptToItself, "state-round-trips"),
+    # policies: what is sampled
+    "truncated sampler": planner(broken.TruncatedSampler, "surprise-is-entropy"),
+    "truncated sampler, by its gradient": planner(broken.TruncatedSampler, "mean-score-is-zero"),
+    "forced tokens scored": planner(broken.ForcedTokens, "actions-are-marked"),
+    "forced tokens scored, by chance": planner(broken.ForcedTokens, "surprise-is-entropy"),
+    "forced first token scored": planner(broken.ForcedStart, "mean-score-is-zero"),
+    "masks from pad ids": planner(broken.MasksFromPadIds, "mean-score-is-zero"),
+    "float32 ids": planner(broken.Float32Seeds, "seeds-tell-samples-apart"),
+    "merged prompts": planner(broken.MergedPrompts, "drawn-alone-as-in-a-batch"),
+    # policies: Gaussian steps
+    "wrong last ᾱ": steps(lambda: GaussianRenderer(broken.WrongLastAlpha()), "sampled-is-scored"),
+    "wrong last ᾱ, by chance": steps(lambda: broken.SaysWhatItScores(broken.WrongLastAlpha()), "mean-score-is-zero"),
+    "half-precision log-probs": steps(lambda: GaussianRenderer(broken.HalfPrecision()), "surrogate-gradient-is-the-slope"),
+    "half-precision log-probs that show": steps(lambda: GaussianRenderer(broken.BareHalfPrecision()), "log-probs-are-float32"),
+    "per-sample windows": steps(broken.WindowPerSample, "groups-have-one-window"),
+    "σ = 0 on a trained step": steps(lambda: GaussianRenderer(GaussianModule(eta=0.0)), "log-probs-are-float32"),
+    "another noise than is scored": steps(lambda: broken.SaysWhatItScores(broken.OtherNoise()), "surprise-is-entropy"),
+    # algorithms
+    "zero reference": algorithm(broken.ZeroReference, "kl-starts-at-0"),
+    "zero reference, by its gradient": algorithm(broken.ZeroReference, "kl-gradient"),
+    "KL without gradient": algorithm(broken.DivergenceWithoutGradient, "kl-gradient"),
+    "a mean over the micro-batch": algorithm(broken.MeanOfSlice, "micro-batches"),
+    "pooled token mean": algorithm(broken.PooledTokenMean, "segments-are-apart"),
+    "per-sample means": algorithm(broken.PerSampleMean, "expected-gradient-uneven"),
+    "merged groups": algorithm(broken.MergedGroups, "groups-are-apart"),
+    "merged groups, by constant ones": algorithm(broken.MergedGroups, "constant-groups"),
+    "merged groups, by a shift": algorithm(broken.MergedGroups, "shifted-rewards"),
+    "unknown rewards are 0": algorithm(broken.UnknownIsZero, "unknown-rewards"),
+    "no baseline": algorithm(broken.RewardsAsAdvantages, "shifted-rewards"),
+    "absolute advantages": algorithm(broken.AbsoluteAdvantages, "expected-gradient"),
+    "masked by a product": algorithm(broken.MaskedByProduct, "masked-adds-nothing"),
+    # judges
+    "reward 0 on failure": judge(broken.ZeroOnFailure, "unknown-is-nan"),
+    "random reward on failure": judge(broken.RandomOnFailure, "unknown-is-nan"),
+    "scores out of ten": judge(broken.OutOfTen, "scores-are-in-range"),
+    "a plan reward that looks at the picture": judge(broken.Peeks, "plan-rewards-are-blind"),
+    "scores relative to the batch": judge(broken.ComparesSamples, "same-in-any-batch"),
+    "answers kept by position": judge(broken.KeepsOrder, "same-in-any-order"),
+    "a picture drawn upon": judge(broken.DrawsOnPicture, "leaves-samples-alone"),
+    "a reward that depends on what else is asked": judge(broken.DependsOnOthersAsked, "same-asked-alone"),
+}
+
+
+def found(mistake: Mistake, make: Callable[[], Any]) -> Finding:
+    (check,) = checks_of(mistake.kind, [mistake.check])
+    return check.run(subject_of(mistake.kind, make(), CASE))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_caught_by_its_check(name: str) -> None:
+    mistake = MISTAKES[name]
+    honest = found(mistake, mistake.honest)
+    assert honest.passed is True, honest
+    caught = found(mistake, mistake.make)
+    assert caught.passed is False, caught
