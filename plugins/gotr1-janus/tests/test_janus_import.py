@@ -464,22 +464,25 @@ def test_a_killed_import_leaves_nothing_that_looks_complete(release: Path, tmp_p
 
 
 MEASURED = """
-import resource, sys
+import sys
 from pathlib import Path
 from gotr1_janus.convert import export_checkpoint, import_checkpoint
 small, large, out = map(Path, sys.argv[1:])
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def megabytes(key):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+    return int(line.split()[1]) / 1024
 import_checkpoint(small, out / "a", len, limit=1 << 23)
 export_checkpoint(out / "a", out / "b", len, limit=1 << 23)
-before = peak()
-import_checkpoint(large, out / "c", len, limit=1 << 23)
-export_checkpoint(out / "c", out / "d", len, limit=1 << 23)
-print(peak() - before)
+for work, there, back in ((import_checkpoint, large, out / "c"), (export_checkpoint, out / "c", out / "d")):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = megabytes("VmRSS")
+    work(there, back, len, limit=1 << 23)
+    print(megabytes("VmHWM") - before)
 """
 
 
-@pytest.mark.slow  # two processes of their own
+@pytest.mark.slow  # a process for each
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux's /proc")
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_one_shard_is_in_memory_at_a_time(copy: Path, release: Path, tmp_path: Path, kind: str) -> None:
     """192 MB of layers in files of 16 MB, written in shards of 8: one of each, with room for what the allocator does not return."""
@@ -502,7 +505,7 @@ def test_one_shard_is_in_memory_at_a_time(copy: Path, release: Path, tmp_path: P
     (copy / "model.safetensors").unlink()
     done = process(MEASURED, release, copy, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 64
+    assert all(float(line) < 64 for line in done.stdout.split())
     assert sum(path.stat().st_size for path in (tmp_path / "out" / "d").glob("*.safetensors")) > 190e6
 
 
