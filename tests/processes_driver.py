@@ -1,0 +1,239 @@
+"""What one process and two do alike; called, or run in each of two processes with FOLDER or FOLDER JANUS. Results go to FOLDER."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from safetensors.torch import save_file
+
+from gotr1_core import session
+from gotr1_core.build import build
+from gotr1_core.checkpoint import fingerprint, trainable
+from gotr1_core.config import RunConfig, validate
+from gotr1_core.distributed import check_alike
+from gotr1_core.errors import UsageError
+from gotr1_core.hookspecs import hookimpl
+from gotr1_core.loop import Trainer
+from gotr1_core.plugins import Registry
+from gotr1_core.rollout import Batch, roll_out
+from gotr1_core.samples import Prompt, Sample
+from gotr1_core.stop import Interrupted
+
+HERE = Path(__file__).parent
+PLUGINS = [HERE / "tiny_plugin.py", HERE / "letters_plugin.py"]
+STEPS = 5
+
+# The judge of tiny_plugin gives a "flat" prompt one value whatever the chain is, and a "missing" one none. The first process of two has
+# the first two prompts of every four.
+FLAT = {"prompts": ["flat a", "flat b", "c", "d"], "reward": "value"}
+MISSING = {"prompts": ["missing a", "missing b", "c", "d"], "reward": "value"}
+PRUNED = {"prompts": FLAT["prompts"], "reward": "(value - 0.5) * bright"}
+NO_KL: Mapping[str, Any] = {"segments": {"plan": {"kl": 0.0}, "image": {"kl": 0.0}}}
+PPO = {"algorithm": {"name": "ppo", "value_rate": 0.01, "value_width": 8, "reward_kl": 0.05, "reward_kl_target": 2.0}}
+UNEVEN = {"micro_batch": 3, "rollout_groups": 3}
+
+CASES: Mapping[str, Mapping[str, Any]] = {
+    "full": {},
+    "lora": {"lora": {"rank": 2}},
+    "plan alone": {"segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.0}}},
+    "image alone": {"train": "renderer"},
+    "constant": {**FLAT, **NO_KL},
+    "constant, divergence": FLAT,
+    "constant, skipped": {**FLAT, "constant_groups": "skip"},
+    "all constant": {**NO_KL, "prompts": ["flat a", "flat b"], "reward": "value"},
+    "missing": {**MISSING, **NO_KL},
+    "pruned": {**PRUNED, **NO_KL},
+    # What follows is the same up to rounding: processes have other chunks or slices than one has, or numbers are made of all samples.
+    "one update": {"updates": 1, **NO_KL},
+    "recorded, uneven": UNEVEN,
+    "drawn, uneven": UNEVEN,
+    "constant, refilled": {**FLAT, "prompts": [*FLAT["prompts"], "e", "f"], "constant_groups": "refill", "plans": 16},
+    "ppo": PPO,
+    "ppo, uneven": {**PPO, **UNEVEN},
+    "ppo, missing": {**PPO, **MISSING},
+    "ppo, pruned": {**PPO, **PRUNED},
+    "ppo, skipped": {**PPO, **FLAT, "constant_groups": "skip"},
+}
+EXACT = list(CASES)[: list(CASES).index("one update")]
+JANUS: Mapping[str, Mapping[str, Any]] = {
+    "janus": {"lora": {"rank": 2}},
+    "janus, recorded, uneven": UNEVEN,
+}
+
+
+class Turn:
+    """Prompts in turn."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
+        del split, seed
+        return [Prompt(self.texts[i % len(self.texts)], str(i)) for i in range(start, start + count)]
+
+
+def config(*, janus: Path | None = None, prompts: Sequence[str] = (), **changed: Any) -> RunConfig:
+    """Four groups of four plans with two pictures: two groups a process, a chunk and a slice."""
+    del prompts
+    policy: dict[str, Any] = {"name": "letters"}
+    if janus is not None:
+        policy = {"name": "janus", "model": str(janus), "instruction": "{prompt}", "attention": "eager"}
+    data: dict[str, Any] = {
+        "plugins": [str(file) for file in PLUGINS],
+        "planner": policy,
+        "renderer": policy["name"],
+        "judge": ["values"],
+        "reward": "value * bright",
+        "prompts": {"source": "scenes", "held_out": 6},
+        "steps": STEPS,
+        "groups": 4,
+        "plans": 4,
+        "images": 2,
+        "rollout_groups": 2,
+        "micro_batch": 8,
+        "updates": 2,
+        "nan_limit": 0.9,
+        "sampling": {"guidance_scale": 2.0, "max_chain_tokens": 6},
+        "segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.5, "kl": 0.02}},
+        "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1},
+        "evaluation": {"every": 2, "prompts": 4, "batch": 2, "best_of": 2},
+        "checkpoint": {"every": 2},
+        "save_samples": 1,
+        "lora": None,
+    }
+    return validate(RunConfig, data | changed)
+
+
+def registry() -> Registry:
+    found = Registry()
+    for file in PLUGINS:
+        found.add_file(file)
+    return found
+
+
+def seen(samples: Sequence[Sample]) -> list[Any]:
+    """Samples as JSON, pictures as their digests."""
+    pictures = [hashlib.sha256(s.image.tobytes()).hexdigest() if s.image is not None else None for s in samples]
+    return [[*s.lineage, s.prompt.text, s.chain.raw, repr(s.reward), picture] for s, picture in zip(samples, pictures, strict=True)]
+
+
+def recorded(trainer: Trainer) -> Batch:
+    """This process's groups of a step that every process draws as a whole."""
+    c, parts, me = trainer.config, trainer.parts, trainer.accelerator
+    prompts = trainer.source.prompts("train", c.groups, 0, 0)
+    how: dict[str, Any] = {"plans": c.plans, "images": c.images, "sampling": trainer.sampling, "seed": (0, 0), "chunk": c.groups}
+    with torch.no_grad():
+        whole = roll_out(parts.planner, parts.renderer, parts.judges, prompts, **how)
+    each = c.groups // me.num_processes
+    return whole.keep(range(each * me.process_index, each * (me.process_index + 1)))
+
+
+def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None = None) -> None:
+    """Five steps of a case; the main process writes what all of them drew and measured, and the parameters."""
+    case = {**CASES, **JANUS}[name]
+    settings = config(janus=janus, **case)
+    set_seed(settings.seed)
+    parts = build(registry(), settings)
+    trainer = Trainer(settings, parts, Turn(case.get("prompts", ["a red cat", "two dogs", "b c", "d"])), accelerator)
+    if "recorded" in name:
+        batch = recorded(trainer)
+        trainer.roll_out = lambda step: batch  # type: ignore[method-assign]
+    start = {key: p.clone() for key, p in trainable(parts.planner.module).items()}
+    metrics, drawn = [], []
+    for step in range(settings.steps):
+        row, mine = trainer.step(step)
+        metrics.append({key: value for key, value in row.items() if not key.startswith("seconds")})
+        drawn.append(seen(mine.samples))
+    [learner] = trainer.learners.values()
+    prints = gather_object([fingerprint(learner.module) + (fingerprint(learner.critic.module) if learner.critic else "")])
+    all_drawn = gather_object([drawn])
+    if accelerator.is_main_process:
+        found = {"metrics": metrics, "drawn": all_drawn, "updates": learner.updates, "alike": len(set(prints)) == 1}
+        stem = f"{accelerator.num_processes} {name}"
+        (folder / f"{stem}.json").write_text(json.dumps(found))
+        critic = {f"critic.{key}": p for key, p in trainable(learner.critic.module).items()} if learner.critic else {}
+        save_file(trainable(learner.module) | critic | {f"start.{k}": p for k, p in start.items()}, folder / f"{stem}.safetensors")
+
+
+# -- runs on disk -----------------------------------------------------------------------------------------------------------
+
+
+class Stopping:
+    """Asks the main process alone to stop after the second step."""
+
+    @hookimpl
+    def gotr1_step_finished(self, step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def written_below(folder: Path) -> list[str]:
+    """A list that from now on gets every file below the folder that this process opens for writing, and every one that it moves."""
+    found: list[str] = []
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        path = arguments[0] if event in ("open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree") else None
+        reads = event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if isinstance(path, str | os.PathLike) and str(path).startswith(str(folder)) and not reads:
+            found.append(str(path))
+
+    sys.addaudithook(hear)
+    return found
+
+
+# Prompts of one length: padding to the longest of a chunk would differ, and with it the order of sums.
+RUN: dict[str, Any] = {"source": Turn([f"p{i:02d}" for i in range(20)]), "held_out": [Prompt(f"q{i:02d}") for i in range(6)], "cpu": True}
+
+
+def begin(folder: Path, processes: int) -> None:
+    """A whole run, and one that is stopped after two steps."""
+    session.train(config(output=str(folder), name=f"whole-{processes}"), **RUN)
+    try:
+        session.train(config(output=str(folder), name=f"stopped-{processes}"), listeners=[Stopping()], **RUN)
+    except Interrupted:
+        return
+    raise AssertionError("it was not stopped")
+
+
+def resume(folder: Path, processes: int) -> None:
+    """Goes on with the run that so many processes were stopped in."""
+    session.resume(folder / f"stopped-{processes}", **RUN)
+
+
+def unlike(accelerator: Accelerator) -> str:
+    """What a process hears when another one has other weights."""
+    try:
+        check_alike(accelerator, {"planner": "a", "renderer": f"b{accelerator.process_index}"})
+    except UsageError as error:
+        return error.message
+    return ""
+
+
+def main(folder: Path, janus: Path | None = None) -> None:
+    """Everything, in two processes; the run that one process left is gone on with. With a Janus its cases alone."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    for name in JANUS if janus else CASES:
+        train(name, folder, accelerator, janus)
+    if janus is None:
+        runs = folder / "runs"
+        written = written_below(runs)
+        begin(runs, 2)
+        resume(runs, 1)
+        (folder / f"written-{accelerator.process_index}.json").write_text(json.dumps(written))
+        (folder / f"unlike-{accelerator.process_index}.json").write_text(json.dumps(unlike(accelerator)))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,440 @@
+"""Two processes do what one does: parameters, samples, metrics, files, checkpoints; and `gotr1 train … -- --num-processes 2`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gotr1_core import session
+from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage
+from gotr1_core.cli.main import BUG, call
+from gotr1_core.errors import UsageError
+
+HERE = Path(__file__).parent
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+driver = load(HERE / "processes_driver.py")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def together(*command: str) -> None:
+    """Runs a Python program in two processes that know of each other."""
+    among = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command], env={**os.environ, **among, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case by one process (this one) and by two; runs of both, each stopped and gone on with by the other."""
+    folder = tmp_path_factory.mktemp("processes")
+    for name in driver.CASES:
+        driver.train(name, folder, Accelerator(cpu=True))
+    runs = folder / "runs"
+    driver.begin(runs, 1)
+    together(str(HERE / "processes_driver.py"), str(folder))
+    driver.resume(runs, 2)
+    return folder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What so many processes made of a case."""
+
+    metrics: list[dict[str, float]]
+    drawn: list[list[list[list[Any]]]]  # by process and step
+    updates: int
+    alike: bool
+    tensors: Mapping[str, Tensor]
+
+    def samples(self) -> list[list[Any]]:
+        """Those of all processes, step by step, in their order."""
+        return [sorted(sample for part in step for sample in part) for step in zip(*self.drawn, strict=True)]
+
+    def ends(self) -> dict[str, Tensor]:
+        """Parameters of policy and critic after the last step."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith("start.")}
+
+    def moved(self) -> float:
+        """How far the policy's parameters are from where they began."""
+        gaps = [self.tensors[name.removeprefix("start.")] - start for name, start in self.tensors.items() if name.startswith("start.")]
+        return float(torch.cat([gap.flatten().double() for gap in gaps]).norm())
+
+
+def result(folder: Path, processes: int, name: str) -> Result:
+    stem = f"{processes} {name}"
+    return Result(**json.loads((folder / f"{stem}.json").read_text()), tensors=load_file(folder / f"{stem}.safetensors"))
+
+
+def apart(one: Result, other: Result) -> float:
+    """The norm of the difference of parameters."""
+    a, b = one.ends(), other.ends()
+    assert a.keys() == b.keys()
+    return float(torch.cat([(a[name].double() - b[name].double()).flatten() for name in a]).norm())
+
+
+# -- what one process does --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", driver.CASES)
+def test_two_processes_are_one(results: Path, name: str) -> None:
+    """Parameters after five steps, samples, metrics and updates. The first process of some cases has nothing to learn from, or no pictures.
+
+    Where a process's groups are a chunk and a slice, all is the same to the bit. Elsewhere sums of float64 are made in another order: 1e-12
+    of the way that parameters went leaves a thousand roundings each. The critic is float32, and its values are in the advantages: 1e-6.
+    """
+    one, two = result(results, 1, name), result(results, 2, name)
+    tolerance = 0.0 if name in driver.EXACT else 1e-6 if "ppo" in name else 1e-12
+    assert two.alike
+    assert (one.moved() > 0.1) == (name != "all constant")
+    assert apart(one, two) <= tolerance * one.moved()
+    assert one.samples() == two.samples()
+    assert one.updates == two.updates  # also where nothing was learnt: the schedule goes by steps
+    for row, other in zip(one.metrics, two.metrics, strict=True):
+        assert other == pytest.approx(row, rel=max(tolerance, 1e-12), abs=1e-6 if "ppo" in name else 1e-12)
+
+
+@pytest.mark.slow
+def test_two_processes_of_janus_are_one(tiny_janus: Path, tmp_path: Path) -> None:
+    """A transformer in float32: to the bit where chunks and slices are the same; else Adam divides what rounding left by its own size."""
+    for name in driver.JANUS:
+        driver.train(name, tmp_path, Accelerator(cpu=True), tiny_janus)
+    together(str(HERE / "processes_driver.py"), str(tmp_path), str(tiny_janus))
+    for name in driver.JANUS:
+        one, two = result(tmp_path, 1, name), result(tmp_path, 2, name)
+        assert two.alike
+        assert one.samples() == two.samples()
+        assert apart(one, two) <= (1e-3 if "uneven" in name else 0) * one.moved()
+
+
+def test_groups_are_never_split(results: Path) -> None:
+    """A process has the prompts 0 and 1 of a step, or 2 and 3, with all their plans and pictures."""
+    drawn = result(results, 2, "full").drawn
+    for process, steps in enumerate(drawn):
+        for step, samples in enumerate(steps):
+            first = 4 * step + 2 * process
+            assert [tuple(sample[:3]) for sample in samples] == list(product((first, first + 1), range(4), range(2)))
+
+
+def test_one_sided_cases_are_what_they_say(results: Path) -> None:
+    """The first process of two has groups without a difference, without a reward, without a picture."""
+    (flat, _), (missing, _), (pruned, _) = (result(results, 2, name).drawn for name in ("constant", "missing", "pruned"))
+    assert {sample[5] for step in flat for sample in step} == {"0.5"}
+    assert {sample[5] for step in missing for sample in step} == {"nan"}
+    assert {sample[6] for step in pruned for sample in step} == {None}
+    idle = [[row["idle"] for row in result(results, 2, name).metrics] for name in ("constant", "all constant")]
+    assert idle == [[0.0] * driver.STEPS, [1.0] * driver.STEPS]
+
+
+def test_the_schedule_goes_by_updates(results: Path) -> None:
+    """Ten updates of linear warm-up over three and a cosine to 0; each step shows the rate of its second."""
+    rates = [row["rate"] for row in result(results, 2, "full").metrics]
+    expected = [0.01 * 2 / 3, *(0.005 * (1 + math.cos(math.pi * (done - 3) / 7)) for done in (3, 5, 7, 9))]
+    assert rates == pytest.approx(expected)
+
+
+def test_copies_have_to_begin_alike(results: Path) -> None:
+    said = [json.loads((results / f"unlike-{process}.json").read_text()) for process in (0, 1)]
+    assert said == ["process 2 starts with other weights of the renderer than process 1"] * 2
+
+
+# -- files ------------------------------------------------------------------------------------------------------------------
+
+
+def files(folder: Path, *leave: str) -> dict[str, bytes]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in leave]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """Metrics, times aside."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in found]
+
+
+@pytest.mark.parametrize("other", ["whole-2", "stopped-1", "stopped-2"])
+def test_runs_and_checkpoints_are_those_of_one_process(results: Path, other: str) -> None:
+    """A whole run of two processes; one begun by one and finished by two, and the other way round."""
+    whole, run = results / "runs" / "whole-1", results / "runs" / other
+    assert list(checkpoints(run)) == list(checkpoints(whole))
+    for part in (CHECKPOINTS, "samples"):
+        one, two = files(whole / part), files(run / part)
+        assert one.keys() == two.keys()
+        assert [name for name in one if one[name] != two[name]] == []
+    assert (whole / "held-out.json").read_bytes() == (run / "held-out.json").read_bytes()
+    for row, again in zip(rows(whole), rows(run), strict=True):
+        assert again.pop("evaluation", None) == row.pop("evaluation", None)
+        assert again == pytest.approx(row, rel=1e-12, abs=1e-12)
+
+
+def test_one_process_writes(results: Path) -> None:
+    written = [json.loads((results / f"written-{process}.json").read_text()) for process in (0, 1)]
+    assert len(written[0]) > 50
+    assert written[1] == []
+
+
+# -- gotr1 train … -- --num-processes 2 -------------------------------------------------------------------------------------
+
+LETTERS = ["--planner", "letters", "--renderer", "letters", "prompts.source=scenes", "prompts.held_out=4", "lora=null", "groups=2"]
+LETTERS += ["plans=4", "evaluation.prompts=4", "evaluation.every=0", "evaluation.batch=2", "save_samples=0", "checkpoint.every=3"]
+SMALL = [*LETTERS, "--judge", "values", "reward=value"]
+FAILING = [*LETTERS, "--judge", "failing", "reward=same"]
+PLUGINS = [word for file in driver.PLUGINS for word in ("--plugin", str(file))]
+TWO = ["--cpu", "--", "--num-processes", "2"]
+
+
+class Launched:
+    """`gotr1 train`, which starts processes of its own."""
+
+    def __init__(self, *words: str, **environment: str) -> None:
+        command = [sys.executable, "-c", "from gotr1_core.cli.main import run; run()", "train", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+
+    def until(self, part: str) -> None:
+        """Reads what it says until a line has this part."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if part in line:
+                return
+        pytest.fail("\n".join([f"it never said {part}", *self.lines]))
+
+    def worker(self, rank: int) -> psutil.Process:
+        [found] = [p for p in psutil.Process(self.process.pid).children() if p.environ().get("RANK") == str(rank)]
+        return found
+
+    def finish(self, status: int, timeout: float = 60) -> list[str]:
+        """All that it said on stderr, once it has ended; without a traceback, and every line once."""
+        out, err = self.process.communicate(timeout=timeout)
+        self.lines += err.splitlines()
+        assert self.process.returncode == status, "\n".join(self.lines)
+        assert bool(out) == (status == 0)
+        assert "Traceback" not in "\n".join(self.lines)
+        assert len(set(self.lines)) == len(self.lines)
+        return self.lines
+
+
+@pytest.fixture
+def launched() -> Iterator[Callable[..., Launched]]:
+    begun: list[Launched] = []
+
+    def begin(*words: str, **environment: str) -> Launched:
+        begun.append(Launched(*words, **environment))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        with suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(one.process.pid).children(recursive=True):
+                process.kill()
+        one.process.kill()
+        one.process.communicate()
+
+
+def sound(run: Path) -> int:
+    """The last step that a checkpoint has; every checkpoint is whole."""
+    found = checkpoints(run)
+    assert all(damage(folder) is None for folder in found.values())
+    return max(found)
+
+
+def steps(run: Path) -> list[int]:
+    return [row["step"] for row in rows(run) if "evaluation" not in row]
+
+
+def test_a_killed_process_and_ctrl_c_end_a_run_that_goes_on(launched: Any, tmp_path: Path) -> None:
+    """One of two processes is killed; the next two hear Ctrl-C; one process finishes."""
+    run = tmp_path / "run"
+    first = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
+    first.until('{"step": 7,')
+    first.worker(1).kill()
+    killed = time.monotonic()
+    said = first.finish(1)
+    assert time.monotonic() - killed < 30
+    again = f"gotr1 train --resume {run} -- --num-processes 2 goes on"
+    assert said[-2:] == ["error: process 2 of 2 was killed (SIGKILL)", f"hint: often for want of memory; {again}"]
+    saved = sound(run)
+    assert 6 <= saved <= len(steps(run))
+
+    second = launched("--resume", str(run), "checkpoint.every=0", *TWO)
+    second.until(f'{{"step": {saved + 1},')
+    second.process.send_signal(signal.SIGINT)
+    said = second.finish(130)
+    done = sound(run)
+    assert saved < done
+    assert steps(run) == list(range(1, done + 1))  # the step under way was finished and saved, and none was done twice
+    assert said[0] == "checkpoint.every: 3 -> 0"
+    assert "SIGINT: finishing this step and saving it; Ctrl-C leaves at once" in said
+    assert said[-2:] == [f"error: interrupted after step {done} of 5000", f"hint: gotr1 train --resume {run} goes on"]
+
+    assert call(["train", "--resume", str(run), f"steps={done + 1}", "--cpu"]) == 0
+    assert sound(run) == done + 1
+
+
+@pytest.mark.slow
+def test_the_process_that_writes_is_killed(launched: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    one = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
+    one.until('{"step": 4,')
+    one.worker(0).kill()
+    assert one.finish(1)[-2] == "error: process 1 of 2 was killed (SIGKILL)"
+    assert sound(run) >= 3
+
+
+@pytest.mark.slow
+def test_a_scheduler_may_ask_everyone_to_end(launched: Any, tmp_path: Path) -> None:
+    """SIGTERM to the launcher and to the processes, and again."""
+    one = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
+    one.until('{"step": 1,')
+    for process in (one.process, one.worker(0), one.worker(1), one.process):
+        process.send_signal(signal.SIGTERM)
+    said = one.finish(130)
+    assert "SIGTERM: the processes finish this step and save it" in said
+    assert said[-2] == f"error: interrupted after step {sound(tmp_path / 'run')} of 5000"
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_leaves_at_once(launched: Any, tmp_path: Path) -> None:
+    one = launched(*PLUGINS, *SMALL, "steps=5000", "groups=2000", "plans=16", f"output={tmp_path}", "name=run", *TWO)
+    one.until('"evaluation": "before"')
+    time.sleep(0.5)  # so that the first step, which takes many seconds, has begun
+    one.process.send_signal(signal.SIGINT)
+    one.until("Ctrl-C leaves at once")
+    one.process.send_signal(signal.SIGINT)
+    assert one.finish(130, timeout=20)[-2] == "error: interrupted before the first step was saved"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("failing", "status", "error"),
+    [
+        ("2 bug", 1, ["error: KeyError: 'nobody expects it'", f"hint: {BUG}"]),
+        ("1 known", 1, ["error: the judge is asleep", "hint: wake it"]),
+    ],
+)
+def test_an_error_of_one_process_is_told_once(launched: Any, tmp_path: Path, failing: str, status: int, error: list[str]) -> None:
+    one = launched(*PLUGINS, *FAILING, f"output={tmp_path}", *TWO, GOTR1_TEST_FAIL=failing)
+    assert one.finish(status)[-2:] == error
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(launched: Any, tmp_path: Path) -> None:
+    """The doctor ends a run in all of them; the one that writes has time for the report."""
+    one = launched(*PLUGINS, *FAILING, "constant_limit=3", f"output={tmp_path}", "name=run", *TWO)
+    said = one.finish(1)
+    assert said[-2].startswith("error: step 3, constant rewards:")
+    assert (tmp_path / "run" / "report.html").exists()
+    assert [line for line in said if line.startswith("hint:")] == said[-1:]
+
+
+@pytest.mark.slow
+def test_two_machines(launched: Any, tmp_path: Path) -> None:
+    """Each starts its process, and the first alone writes; here both are this one."""
+    port = str(free_port())
+    machine = ["--num-machines", "2", "--main-process-ip", "127.0.0.1", "--main-process-port", port, "--machine-rank"]
+    words = [*PLUGINS, *SMALL, "steps=3", f"output={tmp_path}"]
+    first, second = (launched(*words, f"name=on-{rank}", *TWO, *machine, rank) for rank in ("0", "1"))
+    out, err = first.process.communicate(timeout=120)
+    assert out == f"{tmp_path / 'on-0'}\n", err
+    out, err = second.process.communicate(timeout=120)
+    assert (out, second.process.returncode) == ("", 0), err
+    assert [path.name for path in tmp_path.iterdir()] == ["on-0"]
+    assert sound(tmp_path / "on-0") == 3
+
+
+# -- what is refused before anything is started -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ([], "-- needs --num-processes", "for example: gotr1 train … -- --num-processes 2"),
+        (["2"], "after --: 2 is no option", "accelerate launch --help"),
+        (["--num-procs", "2"], "after --: unrecognized arguments: --num-procs", "accelerate launch --help"),
+        (["--num-processes", "two"], "invalid int value: 'two'", "accelerate launch --help"),
+        (["--num-processes", "0"], "--num-processes 0 cannot be shared by --num-machines 1", "over all machines"),
+        (["--num-processes", "3", "--num-machines", "2"], "--num-processes 3 cannot be shared by --num-machines 2", "over all machines"),
+        (["--num_processes=2", "--num_machines=2"], "several machines have to find each other", "--main-process-ip"),
+        (["--num-processes", "3"], "groups=4 cannot be shared by 3 processes", "nearest: groups=3 or groups=6"),
+        (["--num-processes", "8"], "groups=4 cannot be shared by 8 processes", "nearest: groups=8"),
+        (["--num-processes", "2", "--use-fsdp"], "--use-fsdp: training with a model spread over processes is not there", "lora"),
+        (["--num-processes", "2", "--use_deepspeed"], "--use-deepspeed: training with a model spread over processes", "lora"),
+        (["--num-processes", "2", "--mixed_precision", "bf16"], "--mixed-precision has no meaning after --", "stand before it"),
+        (["--num-processes", "2", "--cpu"], "--cpu has no meaning after --", "stand before it"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(refused: Any, tmp_path: Path, words: list[str], error: str, hint: str) -> None:
+    settings = [*PLUGINS, *SMALL, "groups=4", f"output={tmp_path / 'runs'}", "--cpu"]
+    message, advice = refused(["train", *settings, "--", *words])
+    assert error in message
+    assert hint in advice
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_shows_the_share_of_a_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["train", *PLUGINS, *SMALL, "groups=4", "--dry-run", "--json", *TWO]) == 0
+    shape = json.loads(capsys.readouterr().out)["geometry"]
+    assert (shape["processes"], shape["prompts"], shape["prompts per process"]) == (2, 4, 2)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_accelerate_may_not_spread_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """As `accelerate launch --use_fsdp` asks for by the environment."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UsageError, match=f"accelerate was asked for {name}: .* is not there yet"):
+        driver.begin(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_made_by_hand_is_shared_as_well(tmp_path: Path) -> None:
+    """A config's geometry is checked where components are not the config's."""
+    settings = driver.config(groups=4, evaluation={"best_of": 3, "batch": 2, "prompts": 4})
+    with pytest.raises(UsageError, match="cannot hold best_of=3"):
+        session.train(settings, parts=driver.build(driver.registry(), driver.config()), cpu=True)
