@@ -35,9 +35,9 @@ class Loss:
 class Policy(Protocol):
     """A trainable module whose sampled actions have log-probabilities.
 
-    ``module(segments)`` scores: ``{"plan": rollout, "image": rollout}`` (either or both) to ``{segment: Scored}``. The
-    wrapped module is what the loop calls, so that the hooks of DDP and FSDP fire. ``lora_prefix`` names the part that LoRA adapts. A
-    policy whose `Scored` has features says in ``features`` how wide they are; algorithms with a critic (`ppo`) need them.
+    ``module(segments)`` scores: ``{"plan": rollout, "image": rollout}`` (either or both) to ``{segment: Scored}``. It is called, and never
+    a method of it, so that whatever may be wrapped around it takes part. ``lora_prefix`` names the part that LoRA adapts. A policy whose
+    `Scored` has features says in ``features`` how wide they are; algorithms with a critic (`ppo`) need them.
     """
 
     module: nn.Module
