@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -23,10 +24,13 @@ from torch import Tensor
 from transformers import AutoProcessor, JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from gotr1_core.cli.main import call
+from gotr1_core.config import LoraConfig
 from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.lora import add_lora
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_janus import convert
 from gotr1_janus.cache import imported, place_of
+from gotr1_janus.checkpoint import only_janus
 from gotr1_janus.convert import export_checkpoint, import_checkpoint
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
@@ -466,6 +470,7 @@ def test_a_killed_import_leaves_nothing_that_looks_complete(release: Path, tmp_p
 MEASURED = """
 import sys
 from pathlib import Path
+from gotr1_janus.checkpoint import only_janus
 from gotr1_janus.convert import export_checkpoint, import_checkpoint
 small, large, out = map(Path, sys.argv[1:])
 def megabytes(key):
@@ -531,6 +536,32 @@ def test_a_policy_takes_a_release_and_imports_it_once(
         made.text, made.window = direct.text, direct.window  # the release has Janus's own template
         chains.append(made.plan([Prompt("a cat")], seeds=[3], sampling=sampling).chains[0].raw)
     assert len(set(chains)) == 1
+
+
+def test_adapters_name_the_model_that_they_fit(release: Path, own_cache: Path, tmp_path: Path) -> None:
+    """peft could not load them onto the release's format."""
+    policy = JanusPolicy(JanusOptions(model=str(release), instruction="{prompt}"))
+    add_lora(policy, LoraConfig(rank=2))
+    policy.save_adapter(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(place_of(release))
+
+
+def test_a_release_in_the_hubs_local_cache(release: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(release, model / "snapshots" / "abc")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = JanusOptions(model="owner/tiny", instruction="{prompt}")
+    assert JanusPolicy.preflight(options)["image_tokens"] == 9
+    assert Path(JanusPolicy(options).base).parent == own_cache / "janus"
+
+
+def test_a_release_on_the_hub_is_to_be_downloaded() -> None:
+    with pytest.raises(UsageError, match="imported from a folder") as caught:
+        only_janus({"model_type": "multi_modality"}, "planner.model=owner/name")
+    assert caught.value.hint is not None
+    assert "hf download OWNER/NAME --local-dir DIR" in caught.value.hint
 
 
 def test_a_release_that_has_changed_is_imported_again(copy: Path, own_cache: Path) -> None:
