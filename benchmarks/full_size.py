@@ -2,7 +2,7 @@
 
     python benchmarks/full_size.py --size 1b --out build/full-size-1b.json
     python benchmarks/full_size.py --size 7b --out build/full-size-7b.json
-    python benchmarks/full_size.py --size 1b --pixels 64 --chain 8 --plans 4 --prompts 1      # what a CPU can do
+    python benchmarks/full_size.py --size 1b --dtype float32 --pixels 64 --chain 8 --plans 4 --prompts 1      # what a CPU can do
     python benchmarks/full_size.py --size 1b --arithmetic                                     # what it must cost, by counting
 
 The settings are those of the presets got-r1-1b and got-r1-7b: LoRA 32, bfloat16, guidance 5 in rollouts and in scoring, KL, gradient
@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -40,6 +39,7 @@ from transformers import (
 
 from gotr1_core.build import FilePrompts, Parts, component, prepare
 from gotr1_core.config import RunConfig, merge, read_yaml, validate
+from gotr1_core.distributed import make_accelerator
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
@@ -120,11 +120,12 @@ def make_trainer(args: argparse.Namespace, policy: JanusPolicy) -> Trainer:
         "plans": args.plans,
         "sampling": {"max_chain_tokens": args.chain},
     }
+    over["mixed_precision"] = "bf16" if args.dtype == "bfloat16" else "no"
     over |= {key: value for key in ("micro_batch", "rollout_groups") if (value := getattr(args, key)) is not None}
     config = validate(RunConfig, merge(read_yaml(registry.preset(name)), over))
     parts = Parts(policy, policy, Judges({"coin": Coin()}, Expression.parse("coin")), component(registry, "algorithm", config.algorithm))  # type: ignore[arg-type]
     prepare(parts, config)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=args.device == "cpu")
+    accelerator = make_accelerator(config.mixed_precision, cpu=args.device == "cpu")
     return Trainer(config, parts, FilePrompts([Prompt(f"{PROMPT}, {i}") for i in range(args.prompts)]), accelerator)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -28,6 +29,12 @@ def _answered() -> Iterator[None]:
 
 
 @_answered()
+def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
+    """This process among the others. accelerate keeps the first precision of a process for good, and a process may train again."""
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu or not torch.cuda.is_available())
+
+
 def gathered(accelerator: Accelerator, mine: Any) -> list[Any]:
     """Every process's object, in the order of the processes."""
     if accelerator.num_processes == 1:

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, set_seed
 from gotr1_core.build import FilePrompts, Parts, build, check, check_prompts, held_out_prompts, prepare, training_prompts
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage, read_json, read_state, write_atomically, writing
 from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
-from gotr1_core.distributed import gathered
+from gotr1_core.distributed import gathered, make_accelerator
 from gotr1_core.errors import UsageError
 from gotr1_core.geometry import check_geometry
 from gotr1_core.loop import Trainer
@@ -184,7 +184,7 @@ def _state(*, cpu: bool) -> PartialState:
 
 def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
     _check_whole()
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu or not torch.cuda.is_available())
+    accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise _not_whole(accelerator.distributed_type.value)
     return accelerator

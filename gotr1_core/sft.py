@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -28,6 +27,7 @@ from gotr1_core.checkpoint import (
     trainable,
 )
 from gotr1_core.config import SftConfig, dump
+from gotr1_core.distributed import make_accelerator
 from gotr1_core.errors import UsageError
 from gotr1_core.lora import add_lora
 from gotr1_core.optim import clip, make_optimizer, rate_at, set_rate
@@ -112,7 +112,7 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
         add_lora(policy, config.lora)
     if config.gradient_checkpointing:
         policy.enable_gradient_checkpointing()
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(config.mixed_precision, cpu=False)
     optimizer = make_optimizer(policy.module, config.optimizer)
     if accelerator.is_main_process:
         recover(config.output / "model")
