@@ -73,7 +73,7 @@ def killed(config: RunConfig, folder: Path, moment: str) -> Path:
     folder.mkdir()
     file.write_text(dump(config.model_copy(update={"output": folder, "name": "run"})))
     command = [sys.executable, "-c", "from gotr1_core.cli.main import run; run()", "train", str(file), "--cpu"]
-    process = subprocess.run(command, env={**os.environ, "GOTR1_TEST_KILL": moment}, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, env={**os.environ, "GOTR1_TEST_KILL": moment}, capture_output=True, text=True, timeout=300)
     assert process.returncode == -signal.SIGKILL, process.stderr
     return folder / "run"
 
