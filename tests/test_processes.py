@@ -250,8 +250,8 @@ class Launched:
         [found] = [p for p in psutil.Process(self.process.pid).children() if p.environ().get("RANK") == str(rank)]
         return found
 
-    def finish(self, status: int, timeout: float = 60) -> list[str]:
-        """All that it said on stderr, once it has ended; without a traceback, and every line once."""
+    def finish(self, status: int, timeout: float = 180) -> list[str]:
+        """All that it said on stderr, once it has ended; without a traceback, and every line once. Imports alone can take a minute."""
         out, err = self.process.communicate(timeout=timeout)
         self.lines += err.splitlines()
         assert self.process.returncode == status, "\n".join(self.lines)
@@ -352,6 +352,20 @@ def test_ctrl_c_twice_leaves_at_once(launched: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_processes_that_hear_nothing_are_killed_by_a_third_ctrl_c(launched: Any, tmp_path: Path) -> None:
+    """As those are that wait inside a library for one that does not answer; here they are stopped."""
+    one = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
+    one.until('{"step": 1,')
+    for worker in (one.worker(0), one.worker(1)):
+        worker.suspend()
+    for _ in range(3):
+        one.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    said = one.finish(130, timeout=20)
+    assert said[-2:] == ["error: interrupted", f"hint: gotr1 train --resume {tmp_path / 'run'} -- --num-processes 2 goes on"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failing", "status", "error"),
     [
@@ -381,9 +395,9 @@ def test_two_machines(launched: Any, tmp_path: Path) -> None:
     machine = ["--num-machines", "2", "--main-process-ip", "127.0.0.1", "--main-process-port", port, "--machine-rank"]
     words = [*PLUGINS, *SMALL, "steps=3", f"output={tmp_path}"]
     first, second = (launched(*words, f"name=on-{rank}", *TWO, *machine, rank) for rank in ("0", "1"))
-    out, err = first.process.communicate(timeout=120)
+    out, err = first.process.communicate(timeout=180)
     assert out == f"{tmp_path / 'on-0'}\n", err
-    out, err = second.process.communicate(timeout=120)
+    out, err = second.process.communicate(timeout=180)
     assert (out, second.process.returncode) == ("", 0), err
     assert [path.name for path in tmp_path.iterdir()] == ["on-0"]
     assert sound(tmp_path / "on-0") == 3

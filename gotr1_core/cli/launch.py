@@ -168,9 +168,10 @@ def _passing_on() -> Iterator[list[int]]:
         if number == signal.SIGTERM and number not in heard:
             print("SIGTERM: the processes finish this step and save it", file=sys.stderr)
         heard.append(number)
+        stuck = heard.count(signal.SIGINT) > 2  # the second one leaves, unless Python does not get to hear it
         for process in processes:
             with suppress(psutil.Error):  # it has just ended
-                process.send_signal(number)
+                process.send_signal(signal.SIGKILL if stuck else number)
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -204,7 +205,7 @@ def _failure(failures: Mapping[int, Any], processes: int, again: str, *, stopped
         usual = "often for want of memory; " if status == -signal.SIGKILL else ""
         error = Gotr1Error(f"{who} was killed ({first.signal_name()})", hint=usual + again)
     else:
-        error = Gotr1Error(f"{who} ended with status {status}", hint="run again with --debug to see why")
+        error = Gotr1Error(f"{who} ended with status {status}", hint=None if common.debugging() else "run again with --debug to see why")
     return error
 
 
