@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gotr1_core.samples import IMAGE
+from gotr1_core.samples import IMAGE, PLAN
 from gotr1_core.testing import Case, PlannerContract, RendererContract, Subject
 from gotr1_core.testing.examine import checks_of
 from gotr1_janus.layout import Sequences, attention
@@ -81,6 +81,15 @@ def test_a_wrong_scorer_is_caught(tiny_janus: Path, monkeypatch: pytest.MonkeyPa
 # -- kernels and types ------------------------------------------------------------------------------------------------------
 
 KERNELS = [{"attention": "sdpa"}, {"cache": "static"}, {"dtype": "bfloat16", "attention": "sdpa"}]
+
+
+@pytest.mark.parametrize("check", ["sampled-is-scored", "drawn-alone-as-in-a-batch"])
+@pytest.mark.parametrize("options", KERNELS[:2], ids=str)
+def test_other_kernels_sample_what_is_scored(tiny_janus: Path, options: dict[str, Any], check: str) -> None:
+    (chosen,) = checks_of("renderer", [check])
+    for segment in (PLAN, IMAGE):
+        found = chosen.run(Subject(made(tiny_janus, **options), segment, Case(temperatures=[0.7])))
+        assert found.passed, found
 
 
 @pytest.mark.slow
