@@ -44,7 +44,6 @@ UNEVEN = {"micro_batch": 3, "rollout_groups": 3}
 
 CASES: Mapping[str, Mapping[str, Any]] = {
     "full": {},
-    "lora": {"lora": {"rank": 2}},
     "plan alone": {"segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.0}}},
     "image alone": {"train": "renderer"},
     "constant": {**FLAT, **NO_KL},
@@ -66,7 +65,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
 }
 EXACT = list(CASES)[: list(CASES).index("one update")]
 JANUS: Mapping[str, Mapping[str, Any]] = {
-    "janus": {"lora": {"rank": 2}},
+    "janus": {"lora": {"rank": 2}},  # the imports of peft and transformers cost more than all the rest
     "janus, recorded, uneven": UNEVEN,
 }
 
