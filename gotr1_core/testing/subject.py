@@ -132,9 +132,8 @@ class Subject:
     def needs_small(self) -> None:
         size = sum(p.numel() for p in self.module.parameters())
         if size > self.case.largest:
-            raise NotRun(
-                f"{size / 1e6:.0f} million parameters; hundreds of passes are made of at most {self.case.largest / 1e6:.0f} million"
-            )
+            most = self.case.largest / 1e6
+            raise NotRun(f"{size / 1e6:.0f} million parameters are too many for hundreds of passes; the limit is {most:.0f} million")
 
     @cached_property
     def rows(self) -> list[Row]:
