@@ -1,4 +1,4 @@
-"""The trainable module of the Janus policy. Its forward scores, so that the hooks of DDP and FSDP fire."""
+"""The trainable module of the Janus policy. Its forward scores, so that whatever wraps it takes part."""
 
 from __future__ import annotations
 
