@@ -18,7 +18,7 @@ from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
 
 INSTRUCTION = "x <pad> {prompt}"  # a padding token that is content: masks come from lengths
-QUICK = Case(temperatures=(0.7, 1.3), many=96)
+QUICK = Case(temperatures=(0.7, 1.3), many=96, max_chain_tokens=12)
 
 
 def made(folder: Path, **options: Any) -> JanusPolicy:
