@@ -73,7 +73,7 @@ def mask_pad_ids(patch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_scorer_is_caught(tiny_janus: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]) -> None:
     mistake(monkeypatch)
     (check,) = checks_of("renderer", ["sampled-is-scored"])
-    found = check.run(Subject(made(tiny_janus), IMAGE, Case(guidance=[5.0], temperatures=[1.0])))
+    found = check.run(Subject(made(tiny_janus), IMAGE, Case(guidance=[5.0], temperatures=[1.0], max_chain_tokens=12)))
     assert found.passed is False
     assert found.measured > 0.05  # nats; rounding is below 1e-5
 
@@ -88,7 +88,7 @@ KERNELS = [{"attention": "sdpa"}, {"cache": "static"}, {"dtype": "bfloat16", "at
 def test_other_kernels_sample_what_is_scored(tiny_janus: Path, options: dict[str, Any], check: str) -> None:
     (chosen,) = checks_of("renderer", [check])
     for segment in (PLAN, IMAGE):
-        found = chosen.run(Subject(made(tiny_janus, **options), segment, Case(temperatures=[0.7])))
+        found = chosen.run(Subject(made(tiny_janus, **options), segment, Case(temperatures=[0.7], max_chain_tokens=12)))
         assert found.passed, found
 
 
