@@ -60,6 +60,13 @@ def test_it_is_a_planner_of_the_class_that_the_checkpoint_is_of(tiny: Tiny, kind
     assert not any(p.requires_grad for p in eyes)
 
 
+def test_a_model_in_memory_is_the_same_planner(planner: QwenPlanner) -> None:
+    around = QwenPlanner.around(planner.module.model, planner.tokenizer, planner.options)
+    assert around.lora_prefix == planner.lora_prefix
+    assert not any(p.requires_grad for p in around.module.model.model.visual.parameters())
+    assert torch.equal(scores(around, examples(2)), scores(planner, examples(2)))
+
+
 def test_a_group_shares_its_prompt(planner: QwenPlanner) -> None:
     """Each different prompt is computed once, and the samples are those that would be drawn apart."""
     rows: list[int] = []

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,22 @@ class QwenPlanner:
 
         if not sys.stderr.isatty():  # a bar of a logged run is noise
             logging.disable_progress_bar()
+        tokenizer = checkpoint.load_tokenizer(source)
+        text = Conversation(tokenizer, instruction, options.tags)
+        model = checkpoint.load_model(source, kind, _dtype(options.dtype, torch.device(device)))
+        self._set_up(model, text, options, device)
+
+    @classmethod
+    def around(cls, model: Any, tokenizer: Any, options: QwenOptions, *, device: torch.device | str = "cpu") -> QwenPlanner:
+        """A planner of a model that is in memory, as it is; ``options.model`` says no more than where it came from."""
+        made = cls.__new__(cls)
+        made._set_up(model, Conversation(tokenizer, read_instruction(options.instruction), options.tags), options, device)
+        return made
+
+    def _set_up(self, model: Any, text: Conversation, options: QwenOptions, device: torch.device | str) -> None:
         self.options, self.base = options, options.model
-        self.tokenizer = checkpoint.load_tokenizer(source)
-        self.text = Conversation(self.tokenizer, instruction, options.tags)
-        model = checkpoint.load_model(source, kind, _dtype(options.dtype, torch.device(device))).to(device).eval()
-        self.module = QwenModule(model, chunk=options.chunk)
+        self.text, self.tokenizer = text, text.tokenizer
+        self.module = QwenModule(model.to(device).eval(), chunk=options.chunk)
         language = self.module.language
         language.set_attn_implementation(options.attention)
         if hasattr(model.model, "visual"):
