@@ -80,3 +80,14 @@ def test_a_phrase_of_any_length(owl: DetectorJudge, dino: DetectorJudge) -> None
     long = Region("a very large and very red circle on a mat of many colours " * 4, DOG.box)
     for judge in (owl, dino):
         assert not math.isnan(judge.score([sample(long)], ["ri"])["ri"][0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("which", ["tiny_owl", "tiny_dino"])
+def test_in_half_precision(which: str, dtype: str, request: pytest.FixtureRequest) -> None:
+    """The former is what a GPU gets if nothing else is asked for; without a threshold something is found."""
+    judge = DetectorJudge(DetectorOptions(model=str(request.getfixturevalue(which)), threshold=0.0, dtype=dtype))
+    pictures = [(Image.new("RGB", size, "red"), "red circle") for size in ((64, 32), (96, 96))]
+    for boxes in judge.locate(pictures):
+        assert boxes
+        assert all(0 <= corner <= 1 for box in boxes for corner in box)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gotr1_core.testing import JudgeContract
+from gotr1_core.cli.main import call
+from gotr1_core.testing import JUDGE, RELIABILITY, JudgeContract
 from gotr1_core.testing.judges import Court
 from gotr1_judges.detector import DetectorJudge
 from gotr1_judges.options import ClipOptions, DetectorOptions, InternJudgeOptions, QwenJudgeOptions
@@ -92,3 +94,15 @@ def test_the_packages_own_rubrics(kind: str, tiny: Callable[[str], Path]) -> Non
         court = Court(judge)
         found = court.score(court.samples[:2])
         assert any(value == value for values in found.values() for value in values)
+
+
+def test_the_command_has_a_verdict_of_each_check(tiny: Callable[[str], Path], short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a judge whose answers mean nothing, it is measured all the same; what is its code's keeps its contract."""
+    words = [f"model={tiny('internvl')}", f"rubrics={short}", "scoring=expected", "answer_tokens=4", "least_mass=0", "batch=32"]
+    status = call(["check", "judge", "internvl", *words, "--reference", "scenes", "--json"])
+    found = {row["check"]: row for row in json.loads(capsys.readouterr().out)}
+    assert found.keys() == {check.name for check in (*JUDGE, *RELIABILITY)}
+    assert {found[check.name]["verdict"] for check in JUDGE} == {"ok"}
+    assert {found[check.name]["verdict"] for check in RELIABILITY} <= {"ok", "failed"}
+    assert all(found[check.name]["measured"] is not None for check in RELIABILITY)
+    assert status == ("failed" in {row["verdict"] for row in found.values()})

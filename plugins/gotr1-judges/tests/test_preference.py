@@ -67,6 +67,13 @@ def test_without_a_picture_there_is_no_score(tiny_clip: Path) -> None:
     assert not math.isnan(found[1])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision(tiny_clip: Path, dtype: str) -> None:
+    judge = ClipJudge(ClipOptions(model=str(tiny_clip), dtype=dtype))
+    exact = ClipJudge(ClipOptions(model=str(tiny_clip))).cosines(scenes())
+    assert judge.cosines(scenes()) == pytest.approx(exact, abs=0.03)  # bfloat16 has 8 bits, and two layers add up
+
+
 # -- open_clip --------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,69 @@
+"""docs/judges.md says what is so: every judge, option, rubric and check with its limit; and its run at full size goes together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from gotr1_core.build import check
+from gotr1_core.cli.common import load_config
+from gotr1_core.config import RunConfig, validate
+from gotr1_core.plugins import Registry, load
+from gotr1_core.testing import judges, reliability
+from gotr1_judges.plugin import JUDGES
+from gotr1_judges.rubrics import FIELDS, KINDS, versions
+
+PAGE = (Path(__file__).parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in row.split(" | ")] for row in re.findall(r"^\| (.+) \|$", PAGE, re.M)]
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_every_judge_and_option(name: str) -> None:
+    [row] = [row for row in ROWS if row[0] == f"`{name}`" and len(row) == 5]
+    assert set(re.findall(r"`(\w+)`", row[1])) == set(load(f"gotr1_judges.{JUDGES[name][0]}").rewards)
+    fields = load(f"gotr1_judges.options:{JUDGES[name][1]}").model_fields
+    assert name == "hps" or row[3] == f"`{fields['model'].default}`"
+    assert [option for option in fields if f"`judge.{option}`" not in PAGE] == []
+    if "high" in fields:
+        assert [f"`{name}`", str(fields["low"].default)[0], str(fields["high"].default)] in [row[:3] for row in ROWS]
+
+
+def test_every_rubric_kind_and_field() -> None:
+    names = {file.name.removesuffix(".txt") for version in versions() for file in (files("gotr1_judges") / "rubrics" / version).iterdir()}
+    assert [name for name in names if f"`{name}`" not in PAGE] == []
+    told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2])) for row in ROWS if row[0] in ("`score`", "`boxes`", "`list`")}
+    assert told == {"score": {"sem", "spa", "pi"}, "boxes": {"ri"}, "list": {"requirements"}}
+    assert {name for name, kinds in KINDS.items() if "score" in kinds} == told["score"]
+    same = [row[0].strip("`") for row in ROWS if row[2:] == ["the same"]]
+    assert {*told, *same} == {kind for kinds in KINDS.values() for kind in kinds}
+    assert [field for field in FIELDS if f"`{{{field}}}`" not in PAGE] == []
+
+
+def test_every_check_and_its_limit() -> None:
+    limits = {
+        "repeats-itself": f"≤ {judges.SAME}",
+        "answers-are-read": f"≥ {reliability.READ}",
+        "keeps-up": f"≤ {reliability.SECONDS:g}",
+        "prefers-no-side": f"≤ {reliability.BIAS}",
+        "prefers-no-order": f"≤ {reliability.BIAS}",
+        "agrees-with-reference": f"≥ {reliability.AGREEMENT}",
+    }
+    assert limits.keys() == {one.name for one in reliability.RELIABILITY}
+    assert {row[0].strip("`"): row[2] for row in ROWS if len(row) == 3 and row[0].strip("`") in limits} == limits
+
+
+def test_the_run_at_full_size(tiny: Callable[[str], Path], tiny_clip: Path, tiny_janus: Path, tmp_path: Path) -> None:
+    """With tiny weights for what is downloaded, and a tiny policy; judges and reward are the page's."""
+    config, prompts = tmp_path / "full-size.yaml", tmp_path / "prompts.txt"
+    config.write_text(re.findall(r"^<!-- file: full-size.yaml -->\n```yaml\n(.*?)^```", PAGE, re.M | re.S)[0])
+    prompts.write_text("\n".join("abcdef"))
+    words = [f"judge.internvl.model={tiny('internvl')}", f"judge.hps.model={tiny_clip}", "prompts.held_out=2", "evaluation.prompts=2"]
+    words += [f"planner={{name: janus, model: '{tiny_janus}'}}", "renderer=janus", "sampling.max_chain_tokens=300", "train=both"]
+    given = {"prompts": {"file": str(prompts)}}
+    settings = validate(RunConfig, load_config(Registry(), config, None, given, words))
+    assert [(judge.name, judge.options["device"]) for judge in settings.judge] == [("internvl", "cuda:1"), ("hps", "cuda:1")]
+    assert check(Registry(), settings)["parameters"] > 0
