@@ -72,6 +72,8 @@ Files = Annotated[
     AfterValidator(lambda files: [file.absolute() for file in files]),
 ]
 
+Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]  # as YAML reads it
+
 
 class SamplingConfig(Strict):
     """See :class:`gotr1_core.samples.Sampling`."""
@@ -197,7 +199,7 @@ class RunConfig(Strict):
     shard: bool = Field(False, description="Spread full weights, their gradients and the optimizer over the processes (FSDP2).")
     offload: bool = Field(False, description="Of planner and renderer only the one at work is on the device, the other in main memory.")
     gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
+    mixed_precision: Precision = Field("no", description="Type that matrix products are computed in.")
     output: Path = Field(Path("runs"), description="Folder of runs.")
     name: str | None = Field(None, description="Of the run's folder; a date and time if not given.")
     save_samples: int = Field(10, ge=0, description="Steps between saved samples with pictures; 0 saves none.")
@@ -226,7 +228,7 @@ class SftConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = Field(None, description="Adapters instead of full weights.")
     gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
+    mixed_precision: Precision = Field("no", description="Type that matrix products are computed in.")
     seed: int = Field(0, ge=0, description="Of the order of the data, of what is dropped, and of LoRA's beginning.")
     save_every: int = Field(500, gt=0, description="Steps between saves, from which a stopped training goes on.")
     output: Path = Field(Path("runs/sft"), description="Where the model, its log and its saves go.")

@@ -283,6 +283,11 @@ def test_a_complaint_has_a_place_in_the_config_and_no_other(model: Any, data: di
     assert error.hint == ("see `gotr1 config schema`" if model is RunConfig else "see `gotr1 config schema --stage sft`")
 
 
+@pytest.mark.parametrize("word", ["mixed_precision=no", 'mixed_precision="no"'])
+def test_no_precision_is_not_yamls_false(word: str) -> None:
+    assert validate(RunConfig, LEAST | overrides([word])).mixed_precision == "no"
+
+
 def test_what_is_missing_is_named() -> None:
     assert refused({}).message == "planner: Field required"
     assert refused({**LEAST, "planner": {"model": "x"}}).message == "planner.name: Field required"
