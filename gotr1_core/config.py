@@ -275,19 +275,36 @@ def layered(preset: Mapping[str, Any], *over: Mapping[str, Any]) -> dict[str, An
     """A preset with what is laid over it, each over what comes before.
 
     Where the planner, renderer or algorithm asked for has a variant of the preset, that is laid over the preset first, as if it had named
-    the component itself.
+    the component itself; so has the judge, where one is asked for. A variant may name other judges beside it.
     """
     base = {key: value for key, value in preset.items() if key != VARIANTS}
-    asked = reduce(merge, over, base)
+    asked, layers = reduce(merge, over, base), list(over)
     for kind, variants in _variants(preset).items():
-        named = _named(asked.get(kind))
-        name = str(named.get("name")).rpartition(":")[2] if isinstance(named, Mapping) else ""
+        named = _only(asked.get(kind))
+        name = str(named.get("name")).rpartition(":")[2]
         if name in variants:
             base = merge(merge(base, {kind: named["name"]}), variants[name])
-    return reduce(merge, over, base)
+            if isinstance(base[kind], list):
+                layers = [_into_variant(layer, kind) for layer in layers]
+    return reduce(merge, layers, base)
 
 
-_Variants = TypeAdapter(dict[Literal["planner", "renderer", "algorithm"], dict[str, dict[str, Any]]])
+def _only(value: Any) -> Mapping[str, Any]:
+    """The component that stands there alone, if one does."""
+    named = _named(value[0] if isinstance(value, list) and len(value) == 1 else value)
+    return named if isinstance(named, Mapping) else {}
+
+
+def _into_variant(layer: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The options of a layer's only component under its name, so that what a variant lists beside it stays."""
+    only = _only(layer.get(kind))
+    if "name" not in only:
+        return dict(layer)
+    options = {key: value for key, value in only.items() if key != "name"}
+    return {key: value for key, value in layer.items() if key != kind} | ({kind: {only["name"]: options}} if options else {})
+
+
+_Variants = TypeAdapter(dict[Literal["planner", "renderer", "judge", "algorithm"], dict[str, dict[str, Any]]])
 
 
 def _variants(preset: Mapping[str, Any]) -> dict[Any, dict[str, dict[str, Any]]]:

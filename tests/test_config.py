@@ -104,8 +104,10 @@ PRESET: dict[str, Any] = {
     "variants": {
         "planner": {"two": {"planner": {"y": 2}, "renderer": {"name": "one", "x": 1}, "steps": 6}},
         "renderer": {"two": {"renderer": {"z": 3}, "sampling": {"guidance_scale": 2.0}}},
+        "judge": {"three": {"judge": [{"name": "three", "u": 5}, "one"], "reward": "three.r"}},
     },
 }
+PLAIN = {key: value for key, value in PRESET.items() if key != "variants"}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,14 @@ PRESET: dict[str, Any] = {
                 "sampling": {"guidance_scale": 2.0},
             },
         ),
+        # Of judges one alone; what its variant lists beside it stays.
+        ([{"judge": "three"}], {**PLAIN, "judge": [{"name": "three", "u": 5}, "one"], "reward": "three.r"}),
+        ([{"judge": ["three"]}], {**PLAIN, "judge": [{"name": "three", "u": 5}, "one"], "reward": "three.r"}),
+        (
+            [{"judge": [{"name": "three", "v": 6}]}, {"judge": {"three": {"u": 7}}}],
+            {**PLAIN, "judge": [{"name": "three", "u": 7, "v": 6}, {"name": "one"}], "reward": "three.r"},
+        ),
+        ([{"judge": ["three", "four"]}], {**PLAIN, "judge": ["three", "four"]}),
         # What counts is who is asked for in the end.
         ([{"planner": "two"}, {"planner": "one"}], {"planner": {"name": "one"}, "renderer": "one", "steps": 5}),
     ],
@@ -143,7 +153,7 @@ def test_variants_of_a_preset(over: list[dict[str, Any]], expected: dict[str, An
     assert yaml.safe_dump(PRESET) == before
 
 
-@pytest.mark.parametrize("variants", [[], {"judge": {"two": {}}}, {"planner": ["two"]}, {"planner": {"two": "three"}}, "two"])
+@pytest.mark.parametrize("variants", [[], {"prompts": {"two": {}}}, {"planner": ["two"]}, {"planner": {"two": "three"}}, "two"])
 def test_variants_that_are_none(variants: Any) -> None:
     with pytest.raises(UsageError, match="variants"):
         layered({"planner": "one", "variants": variants})
