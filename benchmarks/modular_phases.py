@@ -1,0 +1,237 @@
+"""Memory of a step's phases by counting, on policies that are on meta; see modular.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from counting import Allocations, as_on_a_gpu
+from modular_models import CHAIN
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from gotr1_core.build import Parts
+from gotr1_core.config import RunConfig
+from gotr1_core.decoder import states_before
+from gotr1_core.samples import Prompt
+from gotr1_core.sampling import pick, score
+from gotr1_diffusers.regions import Regions
+from gotr1_diffusers.vae import PIXELS
+
+PROMPT = Prompt("a red cube left of a sleeping cat")
+
+
+class Counter:
+    """Bytes that each phase of a step needs beside what stays on the device, of policies on meta.
+
+    They are those of :mod:`gotr1_core.rollout` and :mod:`gotr1_core.update` in short, without what looks at numbers, which there are none.
+    """
+
+    def __init__(self, parts: Parts, config: RunConfig) -> None:
+        self.config = config
+        self.planner: Any = parts.planner
+        self.renderer: Any = parts.renderer
+        self.known = [t for policy in parts.policies().values() for t in (*policy.module.parameters(), *policy.module.buffers())]
+        self.together = min(config.rollout_groups, config.groups) * config.plans
+        self.batch = config.evaluation.batch
+        self.slice = min(config.micro_batch, config.groups * config.plans)
+        self.prompt, self.chain = len(self.planner.text.encode_prompt(PROMPT.text)), config.sampling.max_chain_tokens
+        self.seen = {name: tensor.shape[1] for name, tensor in self.renderer.see([PROMPT], [CHAIN]).items() if tensor.dim() > 1}
+
+    @contextmanager
+    def counted(self) -> Iterator[Allocations]:
+        with as_on_a_gpu(mixed=self.config.mixed_precision == "bf16"), torch.device("meta"), Allocations(self.known) as allocations:
+            yield allocations
+
+    def phases(self, found: dict[Any, Any]) -> dict[str, int]:
+        """All of them. ``found`` remembers those of the same sizes."""
+        learning = self.slice, self.config.gradient_checkpointing
+        works: dict[Any, Any] = {
+            ("prompts", self.batch): self.prompts,
+            ("plans", self.together): self.plans,
+            ("pictures", self.together): self.pictures,
+        }
+        works |= {("planner", *learning): self.plan_update, ("renderer", *learning): self.image_update}
+        for key, work in works.items():
+            found[key] = found[key] if key in found else work()
+        prompts, plans, pictures, planner, renderer = (found[key] for key in works)
+        return {"prompts": prompts, "plans": plans, **pictures, "planner": planner, "renderer": renderer}
+
+    @torch.no_grad()
+    def prompts(self) -> int:
+        """Those of an evaluation, each another one; the prompt of a group is read once."""
+        with self.counted() as allocations:
+            self._read(self.batch, self.prompt, DynamicCache(config=self.planner.module.language.config))
+            return allocations.peak
+
+    @torch.no_grad()
+    def plans(self) -> int:
+        """The last token of the longest chains: the cache is full."""
+        language, head, rows = self.planner.module.language, self.planner.module.model.lm_head, self.together
+        with self.counted() as allocations:
+            cache = DynamicCache(config=language.config)
+            self._read(1, self.prompt + self.chain - 1, cache)
+            cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))  # a group's prompt is read once
+            allocations.reset()
+            pick(head(self._read(rows, 1, cache)[:, -1]), torch.empty(rows, dtype=torch.float64), self.config.sampling.temperature)
+            return allocations.peak
+
+    def plan_update(self) -> int:
+        """One slice of several: there is a gradient of others already."""
+        module, rows = self.planner.module, self.slice
+        with self.counted() as allocations, gradients(module):
+            module.language.train(module.checkpointing)
+            hidden = self._read(rows, self.prompt + self.chain - 1, None)
+            module.language.eval()
+            hidden = states_before(hidden, torch.full((rows,), self.prompt), self.chain)
+            tokens = torch.empty(rows * self.chain, dtype=torch.long)
+            scored = score(module.model.lm_head, hidden.flatten(0, 1).clone(), tokens, temperature=1.0, chunk=module.chunk)
+            torch.autograd.backward(scored[0].sum())
+            return allocations.peak
+
+    def _read(self, rows: int, length: int, cache: Any) -> Tensor:
+        """The language model's states of so many tokens, with a mask, as where prompts differ in length."""
+        language = self.planner.module.language
+        past = 0 if cache is None else cache.get_seq_length()
+        mask = torch.empty(rows, 1, length, past + length, dtype=torch.bool)
+        embeds = torch.empty(rows, length, language.config.hidden_size, dtype=language.embed_tokens.weight.dtype)
+        output = language(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": mask},
+            position_ids=torch.empty(rows, length, dtype=torch.long),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, int]:
+        """A denoising step, and the last of the pictures to be decoded, as many at a time as the VAE is given."""
+        rows, module = self.together * self.config.images, self.renderer.module
+        channels, height, width = self.renderer.latent_shape
+        with self.counted() as allocations:
+            kept = torch.empty(2, rows, self.renderer.options.trained_steps, channels, height, width)
+            told = self._told(rows, guided := self.config.sampling.guidance_scale != 1)
+            self._denoise(rows, told, guided)
+            drawing = allocations.peak
+            allocations.reset()
+            size = self.renderer.size
+            with as_on_a_gpu(mixed=False):
+                at_once = min(rows, max(1, PIXELS // (size[0] * size[1])))
+                others = torch.empty(rows - at_once, 3, *size)
+                module.vae.decode(torch.empty(at_once, channels, height, width))
+            del kept, others
+            return {"drawing": drawing, "decoding": allocations.peak}
+
+    def image_update(self) -> int:
+        """All trained steps of a slice's pictures at once."""
+        module, sampling, steps = self.renderer.module, self.config.sampling, self.renderer.options.trained_steps
+        guided = sampling.guidance_scale != 1 and sampling.log_prob == "guided"
+        rows = self.slice * self.config.images
+        with self.counted() as allocations, gradients(module):
+            with torch.no_grad():
+                told = self._told(rows, guided, each=steps)
+            torch.autograd.backward(self._denoise(rows * steps, told, guided).float().square().mean())
+            return allocations.peak
+
+    def _told(self, rows: int, guided: bool, each: int = 1) -> dict[str, Any]:
+        """What the UNet is told of so many pictures, ``each`` of them several times; the encoders are run."""
+        module, length = self.renderer.module, self.renderer.module.texts.length
+        pieces = rows * (self.seen["text"] + self.seen["phrases"])
+        found = [encoder(torch.empty(pieces, length, dtype=torch.long), output_hidden_states=True) for encoder in module.text_encoders]
+        width, dtype = sum(output.hidden_states[-2].shape[-1] for output in found), found[0].hidden_states[-2].dtype
+        states = torch.empty(pieces, length, width, dtype=dtype)
+        pooled = found[1][0][:1]
+        del found
+        drawn, regions = rows * each, self.seen["phrases"]
+        weights = {height * width: torch.empty(drawn, regions, height * width) for height, width in module.resolutions}
+        both = drawn * (2 if guided else 1)
+        return {
+            "states": states,
+            "text": torch.empty(both, self.seen["text"] * length, width, dtype=dtype),
+            "pooled": pooled.expand(both, -1).clone(),
+            "regions": Regions(torch.empty(drawn, regions, length, width, dtype=dtype), weights),
+        }
+
+    def _denoise(self, rows: int, told: Mapping[str, Any], guided: bool) -> Tensor:
+        """The UNet's output for so many latents, twice as many with guidance."""
+        module = self.renderer.module
+        both = rows * (2 if guided else 1)
+        output: Tensor = module.model(
+            torch.empty(both, *self.renderer.latent_shape, dtype=module.dtype),
+            torch.empty(both, dtype=torch.long),
+            encoder_hidden_states=told["text"].to(module.dtype),
+            added_cond_kwargs={"text_embeds": told["pooled"].to(module.dtype), "time_ids": torch.empty(both, 6, dtype=module.dtype)},
+            cross_attention_kwargs={"regions": told["regions"]},
+            return_dict=False,
+        )[0]
+        return output
+
+
+@contextmanager
+def gradients(module: nn.Module) -> Iterator[None]:
+    """Inside, what trains has gradients."""
+    for parameter in module.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    yield
+    module.zero_grad()
+
+
+# -- what stays -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that a policy has for good: weights, adapters, their moments and the copy of the reference."""
+
+    weights: int
+    adapters: int
+    moments: int
+    reference: int
+
+    @property
+    def module(self) -> int:
+        """What moves with the module."""
+        return self.weights + self.adapters
+
+
+def held(parts: Parts, config: RunConfig) -> dict[str, Held]:
+    """Of planner and renderer."""
+    found = {}
+    for role, policy in parts.policies().items():
+        every = [*policy.module.parameters(), *policy.module.buffers()]
+        trained = sum(p.nbytes for p in policy.module.parameters() if p.requires_grad)
+        compared = getattr(config.segments, "plan" if role == "planner" else "image").kl > 0
+        found[role] = Held(sum(t.nbytes for t in every) - trained, trained, 2 * trained, trained if compared else 0)
+    return found
+
+
+def stays(parts: Parts, config: RunConfig, phase: str) -> int:
+    """Bytes on the device during a phase whatever it does, from the second step on.
+
+    With `offload`, moments move when updates do, so the renderer's, which learns last, are there while the next step draws; references
+    stay where they were made: the planner was in main memory by then.
+    """
+    planner, renderer = held(parts, config).values()
+    if not config.offload:
+        return sum(one.module + one.moments + one.reference for one in (planner, renderer))
+    working = planner if phase in ("prompts", "plans", "planner") else renderer
+    moments = planner.moments if phase == "planner" else renderer.moments
+    return working.module + moments + renderer.reference
+
+
+def drawn(parts: Parts, config: RunConfig, phase: str) -> int:
+    """Bytes of the pictures' trained steps: latents before and after; in updates once more in slices, with the reference's means."""
+    renderer: Any = parts.renderer
+    count = config.groups * config.plans * config.images * renderer.options.trained_steps
+    copies = 2 if phase not in ("planner", "renderer") else 5 if config.segments.image.kl else 4
+    return count * copies * 4 * int(torch.Size(renderer.latent_shape).numel())
+
+
+def totals(parts: Parts, config: RunConfig, found: dict[Any, Any] | None = None) -> dict[str, tuple[int, int]]:
+    """By phase: bytes that it needs, and bytes on the device with what stays."""
+    phases = Counter(parts, config).phases({} if found is None else found)
+    return {phase: (mine, mine + stays(parts, config, phase) + drawn(parts, config, phase)) for phase, mine in phases.items()}
