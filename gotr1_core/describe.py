@@ -46,10 +46,12 @@ def _scores(tally: Tally, samples: Sequence[Sample]) -> None:
 def _duplicates(tally: Tally, batch: Batch) -> None:
     """The share of a prompt's plans, and of its pictures, that repeat another one of the same prompt: 0 all differ, 1 all are alike."""
     size = len(batch.samples) // max(1, len(batch.prompts))
+    sampled = bool(batch.plans.tensors["mask"].any())  # chains of a file repeat by design
     for start in range(0, len(batch.samples), max(1, size)):
         group = batch.samples[start : start + size]
         plans = {s.lineage[1]: s.chain.raw for s in group}
-        _repeated(tally, "duplicates.plan", list(plans.values()))
+        if sampled:
+            _repeated(tally, "duplicates.plan", list(plans.values()))
         _repeated(tally, "duplicates.image", [s.image.tobytes() for s in group if s.image is not None])
 
 

@@ -33,7 +33,7 @@ from gotr1_scenes.recipe.vae import SIDE, rebuild
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions
 
 OPTIONS = {"strength": 1.0, "regional_share": 1.0}
-SAMPLING = Sampling(guidance_scale=1.0, denoising_steps=8)
+SAMPLING = Sampling(guidance_scale=1.0, denoising_steps=4)
 
 
 def draw(policy: Any, examples: Sequence[Example], sampling: Sampling, batch: int = 64) -> list[Sample]:
