@@ -42,7 +42,11 @@ def command(
         ),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Compare on these samples: a folder with samples.jsonl, as generate and a run write them; several of a prompt.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Compare on these samples: a folder with samples.jsonl, as generate and a run write them; several of a prompt.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

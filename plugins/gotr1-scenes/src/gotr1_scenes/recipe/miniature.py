@@ -54,11 +54,11 @@ def world(examples: int) -> Iterator[Annotated]:
     return (annotated("train", 0, i) for i in range(examples))
 
 
-def learn_bpe(texts: Iterable[str], special: list[str]) -> Tokenizer:
-    """A byte-level BPE that has coordinates as single tokens; ``special`` tokens come first, in their order."""
+def learn_bpe(texts: Iterable[str], special: list[str], split: str = SPLIT) -> Tokenizer:
+    """A byte-level BPE that has coordinates as single tokens; ``special`` tokens come first, in their order, and none crosses a split."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
