@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START, Chain, Region, iou, parse
+from gotr1_core.errors import UsageError
 from gotr1_core.samples import PLAN, Prompt, Sample
 from gotr1_scenes.annotate import describe, paint_wish
 from gotr1_scenes.judge import REWARDS, Found, ScenesJudge, apart, followed, look_of, match, planned
@@ -182,6 +185,30 @@ def test_without_a_picture_its_scores_are_not_known() -> None:
     found = scores(RED_LEFT_OF_BLUE, RIGHT)
     assert all(math.isnan(found[name]) for name in IMAGE_NAMES)
     assert (found["sem"], found["spa"], found["plan_right"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"things": 3},
+        {"things": [3]},
+        {"things": [{"shape": "star"}]},
+        {"things": [{"color": "red"}]},
+        {"things": [{"shape": "circle", "colour": "red"}]},
+        {"things": [{"shape": "circle"}], "relations": [["left", 0, 1]]},
+        {"things": [{"shape": "circle"}, {"shape": "circle"}], "relations": [["left", 1, 1]]},
+        {"things": [{"shape": "circle"}, {"shape": "circle"}], "relations": [["near", 0, 1]]},
+        {"things": [{"shape": "circle"}], "relations": [["left"]]},
+        {"things": [{"shape": ["circle"]}]},
+        {"things": [{"shape": "circle"}, {"shape": "circle"}], "relations": [["left", [0], 1]]},
+        {"things": [{"shape": "circle"}], "relations": 3},
+    ],
+)
+def test_metadata_that_is_no_wish_is_an_error(metadata: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no wish of this world") as error:
+        Wish.from_metadata(metadata)
+    example = json.loads((error.value.hint or "").removeprefix("such as "))
+    assert Wish.from_metadata(example).relations == (("left", 0, 1),)
 
 
 def test_a_prompt_without_a_wish_cannot_be_scored() -> None:

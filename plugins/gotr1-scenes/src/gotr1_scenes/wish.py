@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
 
-from gotr1_scenes.world import Box, Look, Thing, holds
+from gotr1_core.errors import UsageError
+from gotr1_scenes.world import COLORS, RELATIONS, SHAPES, TEXTURES, Box, Look, Thing, holds
 
 Relation = tuple[str, int, int]
+EXAMPLE = {"things": [{"shape": "circle", "color": "red"}, {"shape": "square"}], "relations": [["left", 0, 1]]}
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,24 @@ class Wish:
 
     @classmethod
     def from_metadata(cls, data: Mapping[str, Any]) -> Wish:
-        """The inverse of :meth:`as_metadata`."""
-        return cls(tuple(Look(**look) for look in data["things"]), tuple((r, i, j) for r, i, j in data["relations"]))
+        """The inverse of :meth:`as_metadata`.
+
+        Raises:
+            UsageError: that is no wish: a look or a relation that does not exist, or one of things that are not named.
+        """
+        try:
+            things = tuple(Look(**look) for look in data["things"])
+            relations = tuple((name, i, j) for name, i, j in data.get("relations", ()))
+            known = all(
+                look.shape in (None, *SHAPES) and look.color in (None, *COLORS) and look.texture in (None, *TEXTURES) for look in things
+            )
+            related = all(name in RELATIONS and i != j and {i, j} <= set(range(len(things))) for name, i, j in relations)
+        except (TypeError, ValueError):
+            known = related = False
+        if not (known and related):
+            found = json.dumps({key: data[key] for key in ("things", "relations") if key in data}, default=str)
+            raise UsageError(f"a prompt's metadata is no wish of this world: {found[:200]}", hint=f"such as {json.dumps(EXAMPLE)}")
+        return cls(things, relations)
 
 
 def kept_relations(wish: Wish, given: Sequence[int | None], boxes: Sequence[Sequence[float]]) -> float:
