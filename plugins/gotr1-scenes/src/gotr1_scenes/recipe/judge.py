@@ -1,0 +1,364 @@
+"""Makes the small judge: an InternVL of three million parameters that answers the rubrics, and finds phrases in pictures of the world.
+
+    python -m gotr1_scenes.recipe.judge --out build/judge --ship plugins/gotr1-scenes/src/gotr1_scenes/weights/internvl
+
+One command: it puts an untrained model together, trains it on painted pictures, draws others by the shipped miniatures, trains on with both
+and writes it in float16. Given again it goes on where it stopped. It is asked through the judge ``internvl`` itself, so what it learns to
+read is what it will be shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+from gotr1_core.build import component
+from gotr1_core.checkpoint import load_optimizer_tensors, optimizer_tensors
+from gotr1_core.config import ComponentConfig
+from gotr1_core.padding import right_pad
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Sample
+from gotr1_scenes.recipe.miniature import learn_bpe, world
+from gotr1_scenes.recipe.questions import BOX, EMPTY, SEE, Asked, Shown, ask, draw_samples, painted
+from gotr1_scenes.world import CANVAS, GRID
+
+HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
+RUBRICS = Path(__file__).resolve().parents[1] / "rubrics"
+PAD, USER, ANSWER, END = "<pad>", "<user>", "<answer>", "<end>"
+VISION = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+MARKS = ["<ref>", "</ref>", "<box>", "</box>"]
+SPLIT = r"\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"  # a coordinate with its comma is one token
+TEMPLATE = (
+    "{% for message in messages %}<user>{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
+PROCESSOR = {
+    "image_processor_type": "GotOcr2ImageProcessor",
+    "size": {"height": SIDE, "width": SIDE},
+    "crop_to_patches": False,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+PAIRS = ("janus/janus", "qwen/sdxl")
+LIMIT = 12_000_000  # bytes of what is shipped
+SAMPLES, SKETCHED = 10, 3  # of a step, and how many of them are asked about as sketches
+PAINTED_SHARE = 0.4  # of the steps, at the beginning: all samples are painted; then half of them
+
+
+def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE learnt from prompts, plans, the rubrics, and boxes."""
+    known = list(world(examples))
+    texts = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
+    texts += [BOX.format(json.dumps([[round(1000 * v / 48) for v in thing.box] for thing in e.scene])) for e in known]
+    texts += [file.read_text(encoding="utf-8").split("\n\n", 1)[1] for file in RUBRICS.glob("*.txt")] * 100
+    bpe = learn_bpe(texts, [PAD, USER, ANSWER, END, *VISION.values(), *MARKS], SPLIT)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD, padding_side="left", extra_special_tokens=VISION
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
+    """An InternVL with random weights: 144 patches of 14 pixels, which are 36 tokens."""
+    torch.manual_seed(seed)
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": len(tokenizer),
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},  # about a hundred positions
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    vision: dict[str, Any] = {"hidden_size": 160, "intermediate_size": 480, "num_hidden_layers": 4, "num_attention_heads": 5}
+    vision |= {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], "layer_scale_init_value": 1.0}
+    image = tokenizer.convert_tokens_to_ids(VISION["context_image_token"])
+    tokens = (SIDE // PATCH) ** 2 // 4
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(text_config=text, vision_config=vision, image_token_id=image, image_seq_length=tokens, tie_word_embeddings=True)
+    )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, text[name])
+    return model
+
+
+def save_untrained(folder: Path, seed: int) -> None:
+    """The model before its first step, with all that the judge needs beside it."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR), encoding="utf-8")
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens", flush=True)
+
+
+def make_judge(model: Path) -> Any:
+    """The judge ``internvl`` with this model and the world's own rubrics."""
+    options = {"model": str(model), "rubrics": str(RUBRICS), "scoring": "expected", "answer_tokens": 64, "attention": "eager"}
+    return component(Registry(), "judge", ComponentConfig(name="internvl", **options))
+
+
+# -- training ---------------------------------------------------------------------------------------------------------------
+
+
+class Seen(torch.nn.Module):
+    """Tells of every token of a picture what it is part of, and its box. It only teaches the model to look, and is not shipped.
+
+    Without it nothing of a picture reaches the answers for thousands of steps: that is a long way to find by the answers alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [EMPTY + 1, *[CANVAS // GRID + 1] * 4]
+        self.head = torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, sum(self.parts)))
+
+    def forward(self, features: Tensor, shown: Sequence[Shown]) -> Tensor:
+        """The cross-entropy of ``features [B, T, D]``, a mean over tokens; boxes count where there is a thing."""
+        known = torch.tensor([cell is not None for one in shown for cell in one.cells])
+        wanted = torch.tensor([cell for one in shown for cell in one.cells if cell is not None])
+        told = self.head(features.flatten(0, 1)[known]).split(self.parts, -1)
+        kind, *sides = (F.cross_entropy(part, wanted[:, k], reduction="none") for k, part in enumerate(told))
+        there = wanted[:, 0] != EMPTY
+        return kind.mean() + sum(side[there].mean() for side in sides) / 4
+
+
+def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int) -> None:
+    """Trains until step ``until`` of ``steps``, saving every 250 so that a broken run goes on where it was."""
+    torch.set_num_threads(threads)
+    judge = make_judge(out / "untrained")
+    model = judge.answerer.model.float().requires_grad_(True)
+    torch.manual_seed(seed)
+    model.seen = Seen()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    first = resume(out, model, optimizer) if (out / "state.safetensors").is_file() else 0
+    begun = time.time()
+    with (out / "log.jsonl").open("a") as log:
+        for step in range(first, until):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            row = update(judge, optimizer, *ask(batch(step, drawn, seed), SKETCHED, random.Random(f"ask/{seed}/{step}")))
+            if step % 50 == 0 or step + 1 == until:
+                line = json.dumps({"step": step, **row, "seconds": round(time.time() - begun, 1)})
+                print(line, file=log, flush=True)
+                print(line, flush=True)
+            if (step + 1) % 250 == 0 or step + 1 == until:
+                save(out, model, optimizer, step + 1)
+
+
+def batch(step: int, drawn: Sequence[Sample], seed: int) -> list[Sample]:
+    """The samples of one step, a function of seed and step: sketches are of drawn and of painted plans."""
+    rng = random.Random(f"batch/{seed}/{step}")
+    theirs = rng.sample(drawn, min(SAMPLES // 2, len(drawn)))
+    ours = [painted(f"judge/{seed}/{step}/{i}") for i in range(SAMPLES - len(theirs))]
+    return [sample for pair in zip(theirs, ours, strict=False) for sample in pair] + ours[len(theirs) :]
+
+
+def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown], asked: Sequence[Asked]) -> dict[str, float]:
+    """One step on questions with their answers; returns what to log: the loss of each reward's answers, and how far scores are off."""
+    answerer = judge.answerer
+    digits = digits_of(judge)
+    rows, places, targets = encoded(judge, asked, digits)
+    pixels = answerer.eyes.inputs([one.image for one in shown])["pixel_values"]
+    features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    logits = forward(answerer.model, features, rows, [one.picture for one in asked], places)
+    cells = answerer.model.seen(features, shown)
+    owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
+    losses = -(targets * logits.log_softmax(-1)).sum(-1)
+    mean = torch.zeros(len(asked)).index_add(0, owners, losses) / torch.tensor([len(mine) for mine in places])
+    optimizer.zero_grad(set_to_none=True)
+    (mean.mean() + cells).backward()
+    torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
+    optimizer.step()
+    found = {"cells": round(float(cells.detach()), 4)}
+    said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
+    for name in ("sem", "spa", "ri", "pi", SEE):
+        mine = torch.tensor([one.reward == name for one in asked])
+        if mine.any():
+            found[name] = round(float(mean.detach()[mine].mean()), 4)
+        if mine.any() and name not in ("ri", SEE):
+            wanted = torch.tensor([float(one.answer) for one in asked if one.reward == name])
+            found[f"{name}.off"] = round(float((said[mine[owners]] - wanted).abs().mean()), 4)
+    return found
+
+
+def digits_of(judge: Any) -> list[int]:
+    """The tokens of 0 to 9, as an answer begins."""
+    return [answer for (answer,) in judge.answerer.script.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
+
+
+def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:
+    """Ids of questions with their answers, the positions from which the answers' tokens are told, and what is to be told ``[K, V]``.
+
+    A score is between two digits, which share the probability so that the expectation is the score.
+    """
+    answerer = judge.answerer
+    picture = answerer.eyes.placeholders(None)
+    end, size = answerer.stops[0], answerer.model.config.text_config.vocab_size
+    rows, places, targets = [], [], []
+    for one in asked:
+        words = ["What is there?"] if one.reward == SEE else judge.rubrics[one.reward].fill(**one.fields)
+        ids = answerer.script.ids(words, None if one.picture is None else picture)
+        if isinstance(one.answer, str):
+            answer = [*answerer.script.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
+            told = F.one_hot(torch.tensor(answer), size).float()
+        else:
+            low = min(8, int(9 * one.answer))
+            told = torch.zeros(1, size)
+            told[0, digits[low]], told[0, digits[low + 1]] = 1 - (9 * one.answer - low), 9 * one.answer - low
+            answer = [digits[low]]
+        rows.append(torch.tensor([*ids, *answer[:-1]]))
+        places.append(list(range(len(ids) - 1, len(ids) - 1 + len(answer))))
+        targets.append(told)
+    return rows, places, torch.cat(targets)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows as sequences ``[P, L]`` that share what rows of one picture begin with, so that it is computed once.
+
+    ``seen [P, 1, L, L]`` is 0 where a token sees another, of the beginning or of its own row, and very negative elsewhere; ``starts`` say
+    where a row's own tokens are: its sequence, the length of its beginning, and where they go on after that.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    seen: Tensor
+    starts: tuple[tuple[int, int, int], ...]
+
+
+def pack(rows: Sequence[Tensor], pictures: Sequence[int | None], together: int = 4) -> Packed:
+    """Rows of one picture together, and those without one in fours."""
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for number, picture in enumerate(pictures):
+        groups.setdefault((True, number // together) if picture is None else (False, picture), []).append(number)
+    starts: dict[int, tuple[int, int, int]] = {}
+    sequences, positions, owners = [], [], []
+    for p, group in enumerate(groups.values()):
+        first, shortest = rows[group[0]], min(len(rows[i]) for i in group)
+        same = torch.stack([rows[i][:shortest] == first[:shortest] for i in group]).all(0)
+        common = min(int(same.long().cumprod(0).sum()), shortest - 1)
+        ids, at, mine = [first[:common]], [torch.arange(common)], [torch.zeros(common, dtype=torch.long)]
+        for owner, i in enumerate(group, 1):
+            starts[i] = (p, common, sum(map(len, ids)))
+            ids.append(rows[i][common:])
+            at.append(torch.arange(common, len(rows[i])))
+            mine.append(torch.full((len(rows[i]) - common,), owner))
+        sequences.append(torch.cat(ids))
+        positions.append(torch.cat(at))
+        owners.append(torch.cat(mine))
+    whole, whose = right_pad(sequences, 0)[0], right_pad(owners, -1)[0]
+    sees = (whose.unsqueeze(2) == whose.unsqueeze(1)) | (whose.unsqueeze(1) == 0)
+    sees &= torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril()
+    seen = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min).unsqueeze(1)
+    return Packed(whole, right_pad(positions, 0)[0], seen, tuple(starts[i] for i in range(len(rows))))
+
+
+def forward(
+    model: Any, features: Tensor, rows: Sequence[Tensor], pictures: Sequence[int | None], places: Sequence[Sequence[int]]
+) -> Tensor:
+    """Logits ``[K, V]`` at the places of every row. A picture is seen once, however many questions it has."""
+    found = pack(rows, pictures)
+    picture_of = {start[0]: picture for start, picture in zip(found.starts, pictures, strict=True)}
+    order = torch.tensor([number for p in range(len(found.ids)) if (number := picture_of[p]) is not None])
+    embedded = model.get_input_embeddings()(found.ids)
+    embedded = embedded.masked_scatter((found.ids == model.config.image_token_id).unsqueeze(-1), features[order])
+    hidden = model.model.language_model(
+        inputs_embeds=embedded, attention_mask=found.seen, position_ids=found.positions, use_cache=False
+    ).last_hidden_state
+    at = [
+        (p, place if place < common else start + place - common)
+        for (p, common, start), mine in zip(found.starts, places, strict=True)
+        for place in mine
+    ]
+    where = torch.tensor(at)
+    return model.lm_head(hidden[where[:, 0], where[:, 1]]).float()
+
+
+# -- on disk ----------------------------------------------------------------------------------------------------------------
+
+
+def save(out: Path, model: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """All that resuming needs, which is in place only when whole."""
+    weights = {f"model.{name}": tensor.contiguous() for name, tensor in trained(model).items()}
+    save_file(optimizer_tensors(optimizer) | weights | {"at": torch.tensor(step)}, out / "state.part")
+    (out / "state.part").replace(out / "state.safetensors")
+
+
+def trained(model: Any) -> dict[str, Tensor]:
+    """The weights; the head is the embeddings, and stands there once."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+
+
+def resume(out: Path, model: Any, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Restores what :func:`save` wrote; returns the step to go on with."""
+    state = load_file(out / "state.safetensors")
+    step = int(state.pop("at"))
+    model.load_state_dict({name.removeprefix("model."): state.pop(name) for name in list(state) if name.startswith("model.")}, strict=False)
+    if optimizer is not None:
+        load_optimizer_tensors(optimizer, state)
+    return step
+
+
+def ship(out: Path, folder: Path) -> None:
+    """What is shipped: float16 weights, tokenizer, image processor, and the log."""
+    judge = make_judge(out / "untrained")
+    resume(out, judge.answerer.model)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(out / "untrained", folder)
+    model = InternVLForConditionalGeneration.from_pretrained(folder)
+    model.load_state_dict(judge.answerer.model.state_dict())
+    model.half().save_pretrained(folder)
+    shutil.copy(out / "log.jsonl", folder / "log.jsonl")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+    if size > LIMIT:
+        raise SystemExit(f"that is more than {LIMIT / 1e6:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ship", type=Path, help="where the trained model goes")
+    parser.add_argument(
+        "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
+    )
+    parser.add_argument("--drawn", type=int, default=4096, help="how many of each")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    if not (args.out / "untrained" / "preprocessor_config.json").is_file():  # the last that is written
+        save_untrained(args.out / "untrained", args.seed)
+    given = {"steps": args.steps, "rate": args.rate, "seed": args.seed, "threads": args.threads}
+    train(args.out, [], until=int(PAINTED_SHARE * args.steps), **given)
+    drawn = [s for pair in args.draw or PAIRS for s in draw_samples(args.out / "drawn", pair, args.drawn)]
+    train(args.out, drawn, until=args.steps, **given)
+    if args.ship is not None:
+        ship(args.out, args.ship)
+
+
+if __name__ == "__main__":
+    main()

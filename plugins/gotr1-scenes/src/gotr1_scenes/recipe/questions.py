@@ -1,0 +1,252 @@
+"""What the small judge learns from: plans and pictures, painted and drawn by a policy, with questions that the exact judge answers.
+
+Painted samples are often wrong, in all the ways in which a policy is: a thing too few or too many, a wrong attribute, another place. Each
+is asked about with its own prompt and with prompts of other samples of its category, which are wrong for it in part.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from gotr1_core.build import policies
+from gotr1_core.chain import SCALE, Chain, draw, parse
+from gotr1_core.cli.common import load_config
+from gotr1_core.config import RunConfig, SamplingConfig, validate
+from gotr1_core.plugins import Registry
+from gotr1_core.reward import Expression
+from gotr1_core.rollout import Judges, roll_out
+from gotr1_core.samples import Prompt, Sample, Sampling
+from gotr1_scenes.annotate import annotated, describe
+from gotr1_scenes.judge import ScenesJudge, look_of
+from gotr1_scenes.language import CATEGORIES, noun
+from gotr1_scenes.painter import paint
+from gotr1_scenes.reader import read
+from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
+from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SHAPES, TEXTURES, Look, Scene, Thing, any_look, place
+
+SIDES = (48, 64)  # in pixels, of what the miniatures draw
+CANVAS_SIDE = 448  # pixels of the canvas that a judge is shown for spa
+CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
+EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
+BOX = "<box>{}</box>"
+SEE = "see"  # no reward: what is there, all of it, which teaches to look
+
+
+Cell = tuple[int, int, int, int, int] | None
+"""What a square of eight of the world's pixels is part of: its number, and its box on the grid; None where that cannot be told."""
+
+KINDS = {look: number for number, look in enumerate((s, c, t) for s in SHAPES for c in COLORS for t in TEXTURES)}
+EMPTY = len(KINDS) + MAX_THINGS  # after the looks, and after the colours of a canvas's boxes
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture, and what is in its cells, row by row."""
+
+    image: Image.Image
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question by its rubric's fields, the number of its picture (None: it has none), and its answer: a score in [0,1], or boxes."""
+
+    reward: str
+    fields: Mapping[str, str]
+    picture: int | None
+    answer: float | str
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------------
+
+
+def painted(seed: str) -> Sample:
+    """A scene with the chain that describes it, and a prompt that it grants or not; a function of ``seed`` alone."""
+    rng = random.Random(seed)
+    made = annotated("train", 0, rng.randrange(EXAMPLES))
+    scene = made.scene if rng.random() < 0.4 else changed(made.scene, rng)
+    return Sample(as_prompt(made.phrase, ""), describe(scene, "There is "), paint(scene, rng.choice(SIDES)))
+
+
+def changed(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with one thing otherwise: a look, its place, or whether it is there."""
+    kind = rng.choice(("look", "look", "place", "drop", "add"))
+    at = rng.randrange(len(scene))
+    if kind == "drop" and len(scene) > 1:
+        return scene[:at] + scene[at + 1 :]
+    if kind == "add" and len(scene) < MAX_THINGS:
+        looks = [*(thing.look for thing in scene), rng.choice((any_look(rng), scene[at].look))]
+        return tuple(Thing(look, box) for look, box in zip(looks, place(len(looks), rng), strict=True))
+    if kind == "place":
+        return tuple(replace(thing, box=box) for thing, box in zip(scene, place(len(scene), rng), strict=True))
+    look = scene[at].look
+    attribute, values = rng.choice((("color", tuple(COLORS)), ("shape", SHAPES), ("texture", TEXTURES)))
+    other = rng.choice([value for value in values if value != getattr(look, attribute)])
+    return (*scene[:at], replace(scene[at], look=replace(look, **{attribute: other})), *scene[at + 1 :])
+
+
+def draw_samples(folder: Path, pair: str, count: int, *, split: str = "train", seed: int = 5) -> list[Sample]:
+    """Samples of a policy, ``PLANNER/RENDERER`` with what the preset has for it, drawn once and then read; goes on where it stopped.
+
+    Groups of a prompt stand together and have one lineage.
+    """
+    folder = folder / pair.replace("/", "-") / split
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:04d}.safetensors" for number in range(-(-count // (CHUNK * PLANS)))]
+    missing = [number for number, file in enumerate(files) if not file.is_file()]
+    if missing:
+        planner, renderer, sampling = _policy(pair)
+        source = ScenesSource(ScenesSourceOptions())
+        for number in missing:
+            prompts = source.prompts(split, CHUNK, seed, start=number * CHUNK)
+            with torch.no_grad():
+                drawn = roll_out(
+                    *(planner, renderer, Judges({}, Expression.parse("1"))),
+                    prompts,
+                    plans=PLANS,
+                    images=1,
+                    sampling=sampling,
+                    seed=("judge", seed),
+                    first=number * CHUNK,
+                    prune=False,
+                )
+            _write(files[number], drawn.samples)
+            print(f"drawn by {pair}: {(number + 1) * CHUNK * PLANS} of {count}", flush=True)
+    return [sample for file in files for sample in _read(file)][:count]
+
+
+def _policy(pair: str) -> tuple[Any, Any, Sampling]:
+    planner, _, renderer = pair.partition("/")
+    registry = Registry()
+    config = validate(RunConfig, load_config(registry, None, "scenes", {"planner": planner, "renderer": renderer}, []))
+    sampling: SamplingConfig = config.sampling
+    return *policies(registry, config), Sampling(**sampling.model_dump())
+
+
+def _write(file: Path, samples: Sequence[Sample]) -> None:
+    """Pictures as one tensor, the rest as JSON beside them, which is written first: the tensors' file says that both are there."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": s.prompt.text, "metadata": s.prompt.metadata, "category": s.prompt.category, "chain": s.chain.raw, "group": s.lineage[0]}
+        for s in samples
+    ]
+    file.with_suffix(".json").write_text(json.dumps(rows), encoding="utf-8")
+    pixels = [
+        torch.frombuffer(bytearray(s.image.tobytes()), dtype=torch.uint8).view(s.image.height, s.image.width, 3) for s in samples if s.image
+    ]
+    save_file({"pixels": torch.stack(pixels)}, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
+
+
+def _read(file: Path) -> Iterator[Sample]:
+    rows = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    for row, pixels in zip(rows, load_file(file)["pixels"], strict=True):
+        prompt = Prompt(row["prompt"], category=row["category"], metadata=row["metadata"])
+        yield Sample(prompt, parse(row["chain"]), Image.fromarray(pixels.numpy()), (row["group"], 0, 0))
+
+
+# -- questions --------------------------------------------------------------------------------------------------------------
+
+
+def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[list[Shown], list[Asked]]:
+    """Pictures and questions about them: ``pi``, ``ri`` and all that is there, ``spa`` of the first ``sketched`` ones' canvases, ``sem``.
+
+    Each is asked with its own prompt and with one of another sample of its category.
+    """
+    images: list[Shown] = []
+    asked: list[Asked] = []
+    prompts = {category: [s.prompt for s in samples if s.prompt.category == category] for category in CATEGORIES}
+    for number, sample in enumerate(samples):
+        if sample.image is None:
+            continue
+        images.append(Shown(sample.image, cells(sample.image)))
+        others = [sample.prompt, rng.choice(prompts[sample.prompt.category])]
+        asked += _scored("pi", sample, others, len(images) - 1)
+        asked += [Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase)) for phrase in _phrases(sample, rng)]
+        asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
+        if not sample.chain.well_formed or not sample.chain.regions:
+            continue  # which costs a judge no question
+        asked += _scored("sem", sample, others, None)
+        if number < sketched:
+            images.append(Shown(draw(sample.chain, (CANVAS_SIDE, CANVAS_SIDE)), sketched_cells(sample.chain)))
+            asked += _scored("spa", sample, others, len(images) - 1)
+    return images, asked
+
+
+def _scored(reward: str, sample: Sample, prompts: Sequence[Prompt], picture: int | None) -> list[Asked]:
+    cases = [replace(sample, prompt=prompt) for prompt in prompts]
+    scores = ScenesJudge().score(cases, [reward])[reward]
+    plan = sample.chain.without_boxes()
+    return [Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score) for c, score in zip(cases, scores, strict=True)]
+
+
+def _phrases(sample: Sample, rng: random.Random) -> list[str]:
+    """Three things to look for: of the plan, of the picture, and any."""
+    assert sample.image is not None
+    seen = [thing.look for thing in read(sample.image) if None not in (thing.look.shape, thing.look.color)]
+    looks = [rng.choice(seen) if seen else any_look(rng), any_look(rng)]
+    found = [noun(_as_said(look)) for look in looks]
+    return list(dict.fromkeys([*(rng.sample([r.phrase for r in sample.chain.regions], 1) if sample.chain.regions else []), *found]))
+
+
+def _as_said(look: Look) -> Look:
+    """As chains say it: what is not called striped is plain."""
+    return look if look.texture == "striped" else replace(look, texture=None)
+
+
+def cells(image: Image.Image) -> tuple[Cell, ...]:
+    """Of a picture, as the exact reader sees it."""
+    found = []
+    for thing in read(image):
+        look = (thing.look.shape, thing.look.color, thing.look.texture)
+        found.append((KINDS.get(look, -1), [v * CANVAS / image.width for v in thing.box]))  # type: ignore[arg-type]
+    return _cells(found)
+
+
+def sketched_cells(chain: Chain) -> tuple[Cell, ...]:
+    """Of a canvas: which box of the plan, a later one over an earlier one."""
+    return _cells([(len(KINDS) + k % MAX_THINGS, [v * CANVAS / SCALE for v in r.box]) for k, r in enumerate(chain.regions)])
+
+
+def _cells(things: Sequence[tuple[int, Sequence[float]]]) -> tuple[Cell, ...]:
+    side = CANVAS // CELL
+    grid: list[Cell] = [(EMPTY, 0, 0, 0, 0)] * side**2
+    for number, box in things:
+        x1, y1, x2, y2 = (min(CANVAS // GRID, max(0, round(v / GRID))) for v in box)
+        for at in range(side**2):
+            x, y = (2 * v for v in (at % side, at // side))  # a cell is two squares of the grid wide
+            if x1 < x + 2 and x < x2 and y1 < y + 2 and y < y2:
+                grid[at] = None if number < 0 else (number, x1, y1, x2, y2)
+    return tuple(grid)
+
+
+def boxes(image: Image.Image, phrase: str) -> str:
+    """Where a phrase is, as InternVL answers: thousandths of width and height, from the top and then from the left."""
+    look = look_of(phrase)
+    return _told([thing for thing in _in_order(image) if look.admits(thing.look)], image)
+
+
+def inventory(image: Image.Image) -> str:
+    """Every thing of a picture with its box; nothing where one of them cannot be told."""
+    things = _in_order(image)
+    if any(None in (thing.look.shape, thing.look.color) for thing in things):
+        return ""
+    return ", ".join(noun(_as_said(thing.look)) + _told([thing], image) for thing in things)
+
+
+def _in_order(image: Image.Image) -> list[Thing]:
+    return sorted(read(image), key=lambda thing: (thing.box[1], thing.box[0]))
+
+
+def _told(things: Sequence[Thing], image: Image.Image) -> str:
+    width, height = image.size
+    scaled = [[round(1000 * v / (height if k % 2 else width)) for k, v in enumerate(thing.box)] for thing in things]
+    return BOX.format(json.dumps(scaled))

@@ -1,0 +1,264 @@
+"""The recipe of the small judge, cut short: what it is asked and told, and that a step is what the model computes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from gotr1_core.chain import parse
+from gotr1_core.samples import Sample
+from gotr1_core.testing.judges import Court, in_any_batch
+from gotr1_scenes.annotate import annotated
+from gotr1_scenes.judge import ScenesJudge
+from gotr1_scenes.painter import BACKGROUND, paint
+from gotr1_scenes.reader import read
+from gotr1_scenes.recipe import check_judge, judge, questions
+from gotr1_scenes.recipe.judge import (
+    LIMIT,
+    RUBRICS,
+    batch,
+    digits_of,
+    encoded,
+    forward,
+    make_judge,
+    make_model,
+    make_tokenizer,
+    pack,
+    resume,
+    train,
+)
+from gotr1_scenes.recipe.questions import EMPTY, KINDS, Asked, ask, boxes, cells, changed, draw_samples, painted, sketched_cells
+from gotr1_scenes.world import COLORS, Look, Thing
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the recipe makes it, with a tokenizer of fewer texts."""
+    return save(tmp_path_factory.mktemp("judge") / "untrained")
+
+
+def save(folder: Path) -> Path:
+    tokenizer = make_tokenizer(300)
+    make_model(tokenizer, 0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(judge.PROCESSOR))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(untrained: Path) -> Any:
+    return make_judge(untrained)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return [painted(f"test/{i}") for i in range(6)]
+
+
+def asked_of(samples: Sequence[Sample]) -> tuple[list[Any], list[Asked]]:
+    shown, asked = ask(samples, 2, random.Random(0))
+    return [one.image for one in shown], asked
+
+
+def test_it_is_small_enough(untrained: Path) -> None:
+    size = sum(file.stat().st_size for file in untrained.iterdir())
+    assert 0 < size / 2 < 0.95 * LIMIT  # float32 here, float16 where it is shipped; the rest is its log
+
+
+def test_it_is_asked_by_the_worlds_own_rubrics(small: Any) -> None:
+    assert {path.stem for path in RUBRICS.glob("*.txt")} == {"sem", "spa", "pi", "ri"}
+    assert {name: small.rubrics[name].kind for name in ("sem", "spa", "pi", "ri")} == {
+        "sem": "digit",
+        "spa": "digit",
+        "pi": "digit",
+        "ri": "boxes",
+    }
+    assert sum(map(len, small.rubrics["pi"].words)) < 30  # and not by the package's, which are long
+    assert small.rewards.keys() == {"sem", "spa", "ri", "pi"}
+
+
+def test_a_coordinate_with_its_comma_is_one_token(small: Any) -> None:
+    ids = small.answerer.script.tokenizer("<box>[[83, 167, 333, 417]]</box>", add_special_tokens=False).input_ids
+    assert len(ids) == 8
+    assert all(token in small.answerer.script.one_token(str(digit)) for digit, token in enumerate(digits_of(small)))
+
+
+def test_painted_samples_are_right_and_wrong() -> None:
+    made = [painted(f"many/{i}") for i in range(60)]
+    scores = ScenesJudge().score(made, ["pi", "sem", "ri", "correct"])
+    assert 0.2 < sum(scores["correct"]) / len(made) < 0.6
+    assert len({round(score, 3) for score in scores["pi"]}) > 6
+    assert min(scores["ri"]) > 0.9  # the plan is of the picture
+    assert painted("many/1").chain == made[1].chain
+
+
+def test_a_change_is_one_thing() -> None:
+    rng = random.Random(0)
+    scene = next(made.scene for i in range(60) if len((made := annotated("train", 0, i)).scene) == 2)
+    after = [changed(scene, rng) for _ in range(60)]
+    assert {len(other) for other in after} == {1, 2, 3}
+    looks = [sum(a.look != b.look for a, b in zip(scene, other, strict=True)) for other in after if len(other) == 2]
+    assert set(looks) == {0, 1}
+    assert all(set(other) != set(scene) for other in after)
+
+
+def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> None:
+    images, asked = asked_of(samples)
+    assert {one.reward for one in asked} == {"sem", "spa", "pi", "ri", "see"}
+    for one in asked:
+        if one.reward == "pi":
+            assert one.picture is not None
+            prompt = next(s.prompt for s in samples if s.prompt.text == one.fields["prompt"])
+            exact = ScenesJudge().score([Sample(prompt, samples[0].chain, images[one.picture])], ["pi"])["pi"][0]
+            assert one.answer == exact
+        elif one.reward == "ri":
+            assert one.picture is not None
+            assert one.answer == boxes(images[one.picture], one.fields["phrase"])
+        elif one.reward == "see":
+            assert one.picture is not None and isinstance(one.answer, str)
+            assert one.answer.count("<box>") == len(read(images[one.picture]))
+            first = one.answer.partition("<box>")[0]
+            assert boxes(images[one.picture], first).partition("]")[0] in one.answer
+        assert (one.picture is None) == (one.reward == "sem")
+    sizes = {image.size for image in images}
+    assert sizes == {(48, 48), (64, 64), (448, 448)}
+    assert any(one.answer == "<box>[]</box>" for one in asked)
+
+
+def test_its_answers_are_what_the_judge_reads(small: Any, samples: list[Sample]) -> None:
+    """Boxes as they are taught give ``ri`` as the exact judge does, up to the rounding of thousandths."""
+    truth = {(id(s.image), phrase.lower()): boxes(s.image, phrase) for s in samples for phrase in (r.phrase for r in s.chain.regions)}  # type: ignore[arg-type]
+
+    class Taught:
+        def answer(self, questions: Sequence[Any]) -> list[str]:
+            return [truth[id(q.image), q.parts[1]] for q in questions]
+
+        def extent(self, image: Any) -> tuple[float, float]:
+            return 1000.0, 1000.0
+
+    taught = type(small).__mro__[2](Taught(), small.rubrics)
+    assert taught.score(samples, ["ri"])["ri"] == pytest.approx(ScenesJudge().score(samples, ["ri"])["ri"], abs=0.01)
+
+
+def test_packed_rows_are_what_the_model_computes(small: Any, samples: list[Sample]) -> None:
+    """Each row by itself through the model's own forward pass, against rows that share their beginning."""
+    images, asked = asked_of(samples[:2])
+    digits = digits_of(small)
+    rows, places, targets = encoded(small, asked, digits)
+    pictures = [one.picture for one in asked]
+    pixels = small.answerer.eyes.inputs(images)["pixel_values"]
+    model = small.answerer.model
+    with torch.no_grad():
+        features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        found = forward(model, features, rows, pictures, places)
+        alone = []
+        for row, picture, mine in zip(rows, pictures, places, strict=True):
+            given = {} if picture is None else {"pixel_values": pixels[picture : picture + 1]}
+            alone.append(model(input_ids=row[None], attention_mask=torch.ones(1, len(row), dtype=torch.long), **given).logits[0, mine])
+    assert found.shape == targets.shape
+    assert torch.allclose(found, torch.cat(alone), atol=1e-5)  # float32
+    assert len(pack(rows, pictures).ids) < len(rows) / 2
+
+
+def test_cells_are_of_what_covers_them() -> None:
+    """A thing of 20 world pixels from (4, 8) touches three by three cells of eight, a canvas's box of the same place the same ones."""
+    look = Look("square", "red", "striped")
+    picture = paint((Thing(look, (4, 8, 24, 28)),), 64)
+    kind = KINDS["square", "red", "striped"]
+    rows = [cells(picture)[6 * row : 6 * row + 6] for row in range(6)]
+    empty = (EMPTY, 0, 0, 0, 0)
+    thing = (kind, 1, 2, 6, 7)
+    assert rows == [(empty,) * 6, *[(thing,) * 3 + (empty,) * 3] * 3, *[(empty,) * 6] * 2]
+    plan = parse("<|obj_start|>a red square<|obj_end|><|box_start|>(83,166),(500,583)<|box_end|>")
+    assert sketched_cells(plan) == tuple((len(KINDS), *cell[1:]) if cell == thing else cell for row in rows for cell in row)
+    # A thing whose colour cannot be told teaches nothing about its cells.
+    grey = Image.new("RGB", (48, 48), BACKGROUND)
+    grey.paste(COLORS["red"], (8, 8, 16, 16))
+    grey.paste(COLORS["blue"], (16, 8, 24, 16))
+    assert [cell is None for cell in cells(grey)[6:12]] == [False, True, True, False, False, False]
+
+
+def test_tokens_of_a_picture_lie_row_by_row(small: Any) -> None:
+    """The order in which cells are told."""
+    model = small.answerer.model
+    pixels = torch.randn(1, 3, judge.SIDE, judge.SIDE, generator=torch.Generator().manual_seed(0))
+    across, cell = 6, judge.SIDE // 6
+    with torch.no_grad():
+        before = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        for row, column in ((0, 5), (3, 1), (5, 0)):
+            changed = pixels.clone()
+            changed[:, :, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] += 1
+            after = model.model.get_image_features(pixel_values=changed, return_dict=True).pooler_output
+            assert int((after - before)[0].norm(dim=-1).argmax()) == across * row + column
+
+
+def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
+    digits = digits_of(small)
+    for score in (0.0, 0.25, 8 / 9, 1.0):
+        _, places, targets = encoded(small, [Asked("pi", {"prompt": "a"}, 0, score)], digits)
+        assert len(places[0]) == 1
+        assert float((targets[0, digits] * torch.arange(10)).sum()) / 9 == pytest.approx(score)
+        assert float(targets.sum()) == pytest.approx(1)
+
+
+def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed after its first step ends with the bits of one that is not; and is shipped. With a smaller model."""
+    sizes = {"SAMPLES": 3, "SKETCHED": 1, "HIDDEN": 48, "SIDE": 48, "PATCH": 4}
+    sizes |= {"PROCESSOR": {**judge.PROCESSOR, "size": {"height": 48, "width": 48}}}  # type: ignore[dict-item]
+    for name, size in sizes.items():
+        monkeypatch.setattr(judge, name, size)
+    out, untrained = tmp_path / "out", save(tmp_path / "out" / "untrained")
+    train(out, samples, until=2, steps=2, rate=1e-3, seed=0, threads=1)
+    whole = load_file(out / "state.safetensors")
+    (out / "state.safetensors").unlink()
+    update = judge.update
+
+    def killed(*arguments: Any) -> Any:
+        update(*arguments)
+        judge.save(out, arguments[0].answerer.model, arguments[1], 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judge, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(out, samples, until=2, steps=2, rate=1e-3, seed=0, threads=1)
+    monkeypatch.setattr(judge, "update", update)
+    assert int(load_file(out / "state.safetensors")["at"]) == 1
+    train(out, samples, until=2, steps=2, rate=1e-3, seed=0, threads=1)
+    for name, tensor in load_file(out / "state.safetensors").items():
+        assert torch.equal(tensor, whole[name]), name
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 1
+    assert {"cells", "sem", "spa", "ri", "pi", "see", "pi.off"} <= lines[-1].keys()
+    model = make_judge(untrained).answerer.model
+    assert resume(out, model) == 2
+    judge.ship(out, tmp_path / "shipped")
+    shipped = make_judge(tmp_path / "shipped")
+    assert (tmp_path / "shipped" / "log.jsonl").is_file()
+    assert in_any_batch(Court(shipped)).within
+
+
+def test_batches_are_of_their_step(samples: list[Sample]) -> None:
+    assert [s.chain for s in batch(3, samples, 0)] == [s.chain for s in batch(3, samples, 0)]
+    assert [s.chain for s in batch(3, samples, 0)] != [s.chain for s in batch(4, samples, 0)]
+
+
+def test_samples_of_a_policy_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "CHUNK", 2)
+    monkeypatch.setattr(questions, "PLANS", 2)
+    drawn = draw_samples(tmp_path, "janus/janus", 4)
+    assert len(drawn) == 4
+    assert [s.lineage[0] for s in drawn] == [0, 0, 1, 1]
+    assert all("things" in s.prompt.metadata and s.image is not None for s in drawn)
+    monkeypatch.setattr(questions, "_policy", lambda pair: pytest.fail("it was drawn again"))
+    again = draw_samples(tmp_path, "janus/janus", 4)
+    assert [(s.chain, s.image.tobytes()) for s in again if s.image] == [(s.chain, s.image.tobytes()) for s in drawn if s.image]
+    lines = check_judge.agreement(ScenesJudge(), drawn)
+    assert [line.split()[0] for line in lines] == ["sem", "spa", "ri", "pi"]
