@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gotr1_core.chain import parse
-from gotr1_core.samples import Sample
+from gotr1_core.samples import Prompt, Sample
 from gotr1_core.testing.judges import Court, in_any_batch
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.judge import ScenesJudge
+from gotr1_scenes.judge import ScenesJudge, look_of
 from gotr1_scenes.painter import BACKGROUND, paint
 from gotr1_scenes.reader import read
 from gotr1_scenes.recipe import check_judge, judge, questions
@@ -112,12 +112,12 @@ def test_a_change_is_one_thing() -> None:
 
 def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> None:
     images, asked = asked_of(samples)
-    assert {one.reward for one in asked} == {"sem", "spa", "pi", "ri", "see"}
+    plans = {s.chain.without_boxes(): [look_of(r.phrase) for r in s.chain.regions] for s in samples}
+    assert {one.reward for one in asked} == {"sem", "spa", "pi", "ri", "see", "has"}
     for one in asked:
         if one.reward == "pi":
             assert one.picture is not None
-            prompt = next(s.prompt for s in samples if s.prompt.text == one.fields["prompt"])
-            exact = ScenesJudge().score([Sample(prompt, samples[0].chain, images[one.picture])], ["pi"])["pi"][0]
+            exact = ScenesJudge().score([Sample(Prompt(one.fields["prompt"]), samples[0].chain, images[one.picture])], ["pi"])["pi"][0]
             assert one.answer == exact
         elif one.reward == "ri":
             assert one.picture is not None
@@ -127,7 +127,10 @@ def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> Non
             assert one.answer.count("<box>") == len(read(images[one.picture]))
             first = one.answer.partition("<box>")[0]
             assert boxes(images[one.picture], first).partition("]")[0] in one.answer
-        assert (one.picture is None) == (one.reward == "sem")
+        elif one.reward == "has":
+            there = [thing.look for thing in read(images[one.picture])] if one.picture is not None else plans[one.fields["plan"]]
+            assert one.answer == max(look_of(one.fields["phrase"]).agreement(look) for look in there)
+        assert one.reward == "has" or (one.picture is None) == (one.reward == "sem")
     sizes = {image.size for image in images}
     assert sizes == {(48, 48), (64, 64), (448, 448)}
     assert any(one.answer == "<box>[]</box>" for one in asked)
@@ -236,7 +239,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
         assert torch.equal(tensor, whole[name]), name
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 1
-    assert {"cells", "sem", "spa", "ri", "pi", "see", "pi.off"} <= lines[-1].keys()
+    assert {"cells", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
     model = make_judge(untrained).answerer.model
     assert resume(out, model) == 2
     judge.ship(out, tmp_path / "shipped")

@@ -33,7 +33,7 @@ from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 from gotr1_scenes.recipe.miniature import learn_bpe, world
-from gotr1_scenes.recipe.questions import BOX, EMPTY, SEE, Asked, Shown, ask, draw_samples, painted
+from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, SEE, Asked, Shown, ask, draw_samples, painted
 from gotr1_scenes.world import CANVAS, GRID
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
@@ -56,7 +56,7 @@ PROCESSOR = {
 }
 PAIRS = ("janus/janus", "qwen/sdxl")
 LIMIT = 12_000_000  # bytes of what is shipped
-SAMPLES, SKETCHED = 10, 3  # of a step, and how many of them are asked about as sketches
+SAMPLES, SKETCHED = 8, 2  # of a step, and how many of them are asked about as sketches
 PAINTED_SHARE = 0.4  # of the steps, at the beginning: all samples are painted; then half of them
 
 
@@ -193,7 +193,7 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     optimizer.step()
     found = {"cells": round(float(cells.detach()), 4)}
     said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
-    for name in ("sem", "spa", "ri", "pi", SEE):
+    for name in ("sem", "spa", "ri", "pi", SEE, HAS):
         mine = torch.tensor([one.reward == name for one in asked])
         if mine.any():
             found[name] = round(float(mean.detach()[mine].mean()), 4)
@@ -208,6 +208,16 @@ def digits_of(judge: Any) -> list[int]:
     return [answer for (answer,) in judge.answerer.script.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
 
 
+def question(judge: Any, one: Asked) -> Sequence[str]:
+    """What is asked, in parts: the rubric's, or words of our own for what is no reward."""
+    if one.reward == SEE:
+        return ["What is there?"]
+    if one.reward == HAS:
+        said = ["Is there ", one.fields["phrase"], "?"]
+        return said if one.picture is not None else [*said[:2], " in ", one.fields["plan"], "?"]
+    return judge.rubrics[one.reward].fill(**one.fields)  # type: ignore[no-any-return]
+
+
 def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:
     """Ids of questions with their answers, the positions from which the answers' tokens are told, and what is to be told ``[K, V]``.
 
@@ -218,8 +228,7 @@ def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[
     end, size = answerer.stops[0], answerer.model.config.text_config.vocab_size
     rows, places, targets = [], [], []
     for one in asked:
-        words = ["What is there?"] if one.reward == SEE else judge.rubrics[one.reward].fill(**one.fields)
-        ids = answerer.script.ids(words, None if one.picture is None else picture)
+        ids = answerer.script.ids(question(judge, one), None if one.picture is None else picture)
         if isinstance(one.answer, str):
             answer = [*answerer.script.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
             told = F.one_hot(torch.tensor(answer), size).float()

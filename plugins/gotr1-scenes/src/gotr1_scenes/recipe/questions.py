@@ -1,7 +1,7 @@
 """What the small judge learns from: plans and pictures, painted and drawn by a policy, with questions that the exact judge answers.
 
 Painted samples are often wrong, in all the ways in which a policy is: a thing too few or too many, a wrong attribute, another place. Each
-is asked about with its own prompt and with prompts of other samples of its category, which are wrong for it in part.
+is asked about with its own prompt and with another one of its category, which is wrong for it in part.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gotr1_core.rollout import Judges, roll_out
 from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_scenes.annotate import annotated, describe
 from gotr1_scenes.judge import ScenesJudge, look_of
-from gotr1_scenes.language import CATEGORIES, noun
+from gotr1_scenes.language import noun
 from gotr1_scenes.painter import paint
 from gotr1_scenes.reader import read
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
@@ -39,6 +39,7 @@ CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
 EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
 BOX = "<box>{}</box>"
 SEE = "see"  # no reward: what is there, all of it, which teaches to look
+HAS = "has"  # no reward: how nearly one thing is there or named, which teaches to compare
 
 
 Cell = tuple[int, int, int, int, int] | None
@@ -88,10 +89,7 @@ def changed(scene: Scene, rng: random.Random) -> Scene:
         return tuple(Thing(look, box) for look, box in zip(looks, place(len(looks), rng), strict=True))
     if kind == "place":
         return tuple(replace(thing, box=box) for thing, box in zip(scene, place(len(scene), rng), strict=True))
-    look = scene[at].look
-    attribute, values = rng.choice((("color", tuple(COLORS)), ("shape", SHAPES), ("texture", TEXTURES)))
-    other = rng.choice([value for value in values if value != getattr(look, attribute)])
-    return (*scene[:at], replace(scene[at], look=replace(look, **{attribute: other})), *scene[at + 1 :])
+    return (*scene[:at], replace(scene[at], look=_otherwise(scene[at].look, rng)), *scene[at + 1 :])
 
 
 def draw_samples(folder: Path, pair: str, count: int, *, split: str = "train", seed: int = 5) -> list[Sample]:
@@ -159,18 +157,19 @@ def _read(file: Path) -> Iterator[Sample]:
 def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[list[Shown], list[Asked]]:
     """Pictures and questions about them: ``pi``, ``ri`` and all that is there, ``spa`` of the first ``sketched`` ones' canvases, ``sem``.
 
-    Each is asked with its own prompt and with one of another sample of its category.
+    Each is asked with its own prompt and with another one of its category.
     """
     images: list[Shown] = []
     asked: list[Asked] = []
-    prompts = {category: [s.prompt for s in samples if s.prompt.category == category] for category in CATEGORIES}
     for number, sample in enumerate(samples):
         if sample.image is None:
             continue
         images.append(Shown(sample.image, cells(sample.image)))
-        others = [sample.prompt, rng.choice(prompts[sample.prompt.category])]
+        others = [sample.prompt, _another(sample.prompt.category, rng)]
         asked += _scored("pi", sample, others, len(images) - 1)
-        asked += [Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase)) for phrase in _phrases(sample, rng)]
+        phrases = _phrases(sample, rng)
+        asked += [Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase)) for phrase in phrases[:2]]
+        asked += _compared(sample, phrases, rng, len(images) - 1)
         asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
         if not sample.chain.well_formed or not sample.chain.regions:
             continue  # which costs a judge no question
@@ -179,6 +178,13 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
             images.append(Shown(draw(sample.chain, (CANVAS_SIDE, CANVAS_SIDE)), sketched_cells(sample.chain)))
             asked += _scored("spa", sample, others, len(images) - 1)
     return images, asked
+
+
+def _another(category: str | None, rng: random.Random) -> Prompt:
+    while True:
+        prompt = as_prompt(annotated("train", 0, rng.randrange(EXAMPLES)).phrase, "")
+        if prompt.category == category:
+            return prompt
 
 
 def _scored(reward: str, sample: Sample, prompts: Sequence[Prompt], picture: int | None) -> list[Asked]:
@@ -195,6 +201,27 @@ def _phrases(sample: Sample, rng: random.Random) -> list[str]:
     looks = [rng.choice(seen) if seen else any_look(rng), any_look(rng)]
     found = [noun(_as_said(look)) for look in looks]
     return list(dict.fromkeys([*(rng.sample([r.phrase for r in sample.chain.regions], 1) if sample.chain.regions else []), *found]))
+
+
+def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, picture: int) -> list[Asked]:
+    """How nearly each phrase, and one that is nearly right, is in the picture; and how nearly two of them are in the plan."""
+    assert sample.image is not None
+    seen = [thing.look for thing in read(sample.image)]
+    named = [look_of(region.phrase) for region in sample.chain.regions]
+    near = [noun(_as_said(_otherwise(look, rng))) for look in (*seen, *named) if None not in (look.shape, look.color)]
+    asked = [(phrase, picture, seen) for phrase in (*phrases, *near[:1])]
+    asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
+    plan = sample.chain.without_boxes()
+    return [
+        Asked(HAS, {"phrase": phrase, "plan": plan}, where, max((look_of(phrase).agreement(look) for look in looks), default=0.0))
+        for phrase, where, looks in asked
+    ]
+
+
+def _otherwise(look: Look, rng: random.Random) -> Look:
+    """A look that differs in one attribute."""
+    attribute, values = rng.choice((("color", tuple(COLORS)), ("shape", SHAPES), ("texture", TEXTURES)))
+    return replace(look, **{attribute: rng.choice([value for value in values if value != getattr(look, attribute)])})
 
 
 def _as_said(look: Look) -> Look:
