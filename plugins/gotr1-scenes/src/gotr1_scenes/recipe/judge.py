@@ -215,7 +215,7 @@ def question(judge: Any, one: Asked) -> Sequence[str]:
     if one.reward == HAS:
         said = ["Is there ", one.fields["phrase"], "?"]
         return said if one.picture is not None else [*said[:2], " in ", one.fields["plan"], "?"]
-    return judge.rubrics[one.reward].fill(**one.fields)  # type: ignore[no-any-return]
+    return judge.rubrics[one.reward].fill(**one.fields)
 
 
 def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:

@@ -209,7 +209,7 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     seen = [thing.look for thing in read(sample.image)]
     named = [look_of(region.phrase) for region in sample.chain.regions]
     near = [noun(_as_said(_otherwise(look, rng))) for look in (*seen, *named) if None not in (look.shape, look.color)]
-    asked = [(phrase, picture, seen) for phrase in (*phrases, *near[:1])]
+    asked: list[tuple[str, int | None, list[Look]]] = [(phrase, picture, seen) for phrase in (*phrases, *near[:1])]
     asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
     plan = sample.chain.without_boxes()
     return [
