@@ -17,7 +17,7 @@ from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.testing.judges import Court, in_any_batch
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.judge import ScenesJudge, look_of
+from gotr1_scenes.judge import Found, ScenesJudge, look_of
 from gotr1_scenes.painter import BACKGROUND, paint
 from gotr1_scenes.reader import read
 from gotr1_scenes.recipe import check_judge, judge, questions
@@ -33,9 +33,24 @@ from gotr1_scenes.recipe.judge import (
     make_tokenizer,
     pack,
     resume,
+    subjects,
     train,
 )
-from gotr1_scenes.recipe.questions import EMPTY, KINDS, Asked, ask, boxes, cells, changed, draw_samples, painted, sketched_cells
+from gotr1_scenes.recipe.questions import (
+    EMPTY,
+    KINDS,
+    PARTS,
+    Asked,
+    ask,
+    boxes,
+    cells,
+    changed,
+    draw_samples,
+    painted,
+    parts_of,
+    sketched_cells,
+)
+from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import COLORS, Look, Thing
 
 
@@ -156,19 +171,19 @@ def test_packed_rows_are_what_the_model_computes(small: Any, samples: list[Sampl
     images, asked = asked_of(samples[:2])
     digits = digits_of(small)
     rows, places, targets = encoded(small, asked, digits)
-    pictures = [one.picture for one in asked]
+    pictures, about = [one.picture for one in asked], subjects(asked)
     pixels = small.answerer.eyes.inputs(images)["pixel_values"]
     model = small.answerer.model
     with torch.no_grad():
         features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-        found = forward(model, features, rows, pictures, places)
+        found = model.lm_head(forward(model, features, rows, about, places))
         alone = []
         for row, picture, mine in zip(rows, pictures, places, strict=True):
             given = {} if picture is None else {"pixel_values": pixels[picture : picture + 1]}
             alone.append(model(input_ids=row[None], attention_mask=torch.ones(1, len(row), dtype=torch.long), **given).logits[0, mine])
     assert found.shape == targets.shape
     assert torch.allclose(found, torch.cat(alone), atol=1e-5)  # float32
-    assert len(pack(rows, pictures).ids) < len(rows) / 2
+    assert len(pack(rows, about).ids) < len(rows) / 4
 
 
 def test_cells_are_of_what_covers_them() -> None:
@@ -201,6 +216,24 @@ def test_tokens_of_a_picture_lie_row_by_row(small: Any) -> None:
             changed[:, :, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] += 1
             after = model.model.get_image_features(pixel_values=changed, return_dict=True).pooler_output
             assert int((after - before)[0].norm(dim=-1).argmax()) == across * row + column
+
+
+def test_parts_of_a_score() -> None:
+    """A red circle that is there, a blue square that is green, one thing too many, a relation that is turned round."""
+    wish = Wish((Look("circle", "red"), Look("square", "blue")), (("left", 0, 1),))
+    circle, square, cross = Look("circle", "red", "plain"), Look("square", "green", "plain"), Look("cross", "cyan", "striped")
+    right, left, low = (0.6, 0.1, 0.8, 0.3), (0.1, 0.1, 0.3, 0.3), (0.1, 0.7, 0.3, 0.9)
+    assert parts_of(wish, Found((circle, square, cross), (left, right, low))) == (7, 4, 0, 0, 3, 2, 1)
+    assert parts_of(wish, Found((circle, square, cross), (right, left, low))) == (7, 4, 0, 0, 3, 2, 2)
+    assert parts_of(wish, Found((circle, square, cross), (right, left, low)), placed=False)[-1] == 0
+    assert parts_of(wish, Found((), ())) == (1, 1, 0, 0, 0, 2, 2)
+
+
+def test_scores_have_parts(samples: list[Sample]) -> None:
+    _, asked = asked_of(samples)
+    for one in asked:
+        assert bool(one.parts) == (one.reward not in ("ri", "see"))
+        assert all(part < most for part, most in zip(one.parts, PARTS, strict=False))
 
 
 def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
@@ -239,7 +272,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
         assert torch.equal(tensor, whole[name]), name
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 1
-    assert {"cells", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
+    assert {"cells", "parts", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
     model = make_judge(untrained).answerer.model
     assert resume(out, model) == 2
     judge.ship(out, tmp_path / "shipped")

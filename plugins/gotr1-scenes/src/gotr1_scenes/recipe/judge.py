@@ -33,7 +33,7 @@ from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 from gotr1_scenes.recipe.miniature import learn_bpe, world
-from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, SEE, Asked, Shown, ask, draw_samples, painted
+from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, PARTS, SEE, Asked, Shown, ask, draw_samples, painted
 from gotr1_scenes.world import CANVAS, GRID
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
@@ -123,25 +123,41 @@ def make_judge(model: Path) -> Any:
 # -- training ---------------------------------------------------------------------------------------------------------------
 
 
-class Seen(torch.nn.Module):
-    """Tells of every token of a picture what it is part of, and its box. It only teaches the model to look, and is not shipped.
+class Heads(torch.nn.Module):
+    """Linear classifiers that teach the model on the way, and are not shipped: what each token of a picture is part of, with its box, and
+    what each score is made of.
 
-    Without it nothing of a picture reaches the answers for thousands of steps: that is a long way to find by the answers alone.
+    Without the former nothing of a picture reaches the answers for thousands of steps, and the latter tell far more than the score alone.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = [EMPTY + 1, *[CANVAS // GRID + 1] * 4]
-        self.head = torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, sum(self.parts)))
+        self.sizes = {"cells": (EMPTY + 1, *[CANVAS // GRID + 1] * 4), "parts": PARTS}
+        self.heads = torch.nn.ModuleDict(
+            {
+                name: torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, sum(sizes)))
+                for name, sizes in self.sizes.items()
+            }
+        )
 
-    def forward(self, features: Tensor, shown: Sequence[Shown]) -> Tensor:
-        """The cross-entropy of ``features [B, T, D]``, a mean over tokens; boxes count where there is a thing."""
+    def losses(self, name: str, hidden: Tensor, wanted: Sequence[tuple[int, ...]]) -> Tensor:
+        """The cross-entropies ``[N, P]`` of N states ``[N, D]``."""
+        target = torch.tensor(wanted)
+        told = self.heads[name](hidden).split(self.sizes[name], -1)
+        return torch.stack([F.cross_entropy(part, target[:, k], reduction="none") for k, part in enumerate(told)], 1)
+
+    def cells(self, features: Tensor, shown: Sequence[Shown]) -> Tensor:
+        """A mean over tokens of ``features [B, T, D]``; boxes count where there is a thing."""
         known = torch.tensor([cell is not None for one in shown for cell in one.cells])
-        wanted = torch.tensor([cell for one in shown for cell in one.cells if cell is not None])
-        told = self.head(features.flatten(0, 1)[known]).split(self.parts, -1)
-        kind, *sides = (F.cross_entropy(part, wanted[:, k], reduction="none") for k, part in enumerate(told))
-        there = wanted[:, 0] != EMPTY
-        return kind.mean() + sum(side[there].mean() for side in sides) / 4
+        wanted = [cell for one in shown for cell in one.cells if cell is not None]
+        losses = self.losses("cells", features.flatten(0, 1)[known], wanted)
+        there = torch.tensor([cell[0] != EMPTY for cell in wanted])
+        return losses[:, 0].mean() + losses[there, 1:].mean()
+
+    def parts(self, hidden: Tensor, asked: Sequence[Asked]) -> Tensor:
+        """A mean over the questions whose answer is a score, ``hidden [A, D]`` before them."""
+        scored = [k for k, one in enumerate(asked) if one.parts]
+        return self.losses("parts", hidden[scored], [asked[k].parts for k in scored]).mean()
 
 
 def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int) -> None:
@@ -150,7 +166,7 @@ def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: f
     judge = make_judge(out / "untrained")
     model = judge.answerer.model.float().requires_grad_(True)
     torch.manual_seed(seed)
-    model.seen = Seen()
+    model.teaching = Heads()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     first = resume(out, model, optimizer) if (out / "state.safetensors").is_file() else 0
     begun = time.time()
@@ -182,16 +198,19 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     rows, places, targets = encoded(judge, asked, digits)
     pixels = answerer.eyes.inputs([one.image for one in shown])["pixel_values"]
     features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    logits = forward(answerer.model, features, rows, [one.picture for one in asked], places)
-    cells = answerer.model.seen(features, shown)
+    hidden = forward(answerer.model, features, rows, subjects(asked), places)
+    logits = answerer.model.lm_head(hidden).float()
+    firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
+    cells = answerer.model.teaching.cells(features, shown)
+    parts = answerer.model.teaching.parts(hidden[firsts], asked)
     owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
     mean = torch.zeros(len(asked)).index_add(0, owners, losses) / torch.tensor([len(mine) for mine in places])
     optimizer.zero_grad(set_to_none=True)
-    (mean.mean() + cells).backward()
+    (mean.mean() + cells + parts).backward()
     torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
     optimizer.step()
-    found = {"cells": round(float(cells.detach()), 4)}
+    found = {name: round(float(value.detach()), 4) for name, value in (("cells", cells), ("parts", parts))}
     said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
     for name in ("sem", "spa", "ri", "pi", SEE, HAS):
         mine = torch.tensor([one.reward == name for one in asked])
@@ -214,7 +233,7 @@ def question(judge: Any, one: Asked) -> Sequence[str]:
         return ["What is there?"]
     if one.reward == HAS:
         said = ["Is there ", one.fields["phrase"], "?"]
-        return said if one.picture is not None else [*said[:2], " in ", one.fields["plan"], "?"]
+        return said if one.picture is not None else ["It says: ", one.fields["plan"], " Is there ", *said[1:]]
     return judge.rubrics[one.reward].fill(**one.fields)
 
 
@@ -257,11 +276,16 @@ class Packed:
     starts: tuple[tuple[int, int, int], ...]
 
 
-def pack(rows: Sequence[Tensor], pictures: Sequence[int | None], together: int = 4) -> Packed:
-    """Rows of one picture together, and those without one in fours."""
-    groups: dict[tuple[bool, int], list[int]] = {}
-    for number, picture in enumerate(pictures):
-        groups.setdefault((True, number // together) if picture is None else (False, picture), []).append(number)
+def subjects(asked: Sequence[Asked]) -> list[int | str]:
+    """What each question is about: a picture, by its number, or a plan."""
+    return [one.fields["plan"] if one.picture is None else one.picture for one in asked]
+
+
+def pack(rows: Sequence[Tensor], about: Sequence[int | str]) -> Packed:
+    """Rows together that are about one picture, by its number, or about one plan."""
+    groups: dict[int | str, list[int]] = {}
+    for number, what in enumerate(about):
+        groups.setdefault(what, []).append(number)
     starts: dict[int, tuple[int, int, int]] = {}
     sequences, positions, owners = [], [], []
     for p, group in enumerate(groups.values()):
@@ -284,16 +308,14 @@ def pack(rows: Sequence[Tensor], pictures: Sequence[int | None], together: int =
     return Packed(whole, right_pad(positions, 0)[0], seen, tuple(starts[i] for i in range(len(rows))))
 
 
-def forward(
-    model: Any, features: Tensor, rows: Sequence[Tensor], pictures: Sequence[int | None], places: Sequence[Sequence[int]]
-) -> Tensor:
-    """Logits ``[K, V]`` at the places of every row. A picture is seen once, however many questions it has."""
-    found = pack(rows, pictures)
-    picture_of = {start[0]: picture for start, picture in zip(found.starts, pictures, strict=True)}
-    order = torch.tensor([number for p in range(len(found.ids)) if (number := picture_of[p]) is not None])
+def forward(model: Any, features: Tensor, rows: Sequence[Tensor], about: Sequence[int | str], places: Sequence[Sequence[int]]) -> Tensor:
+    """Last states ``[K, D]`` at the places of every row. A picture is seen once, however many questions it has."""
+    found = pack(rows, about)
+    about_of = {start[0]: what for start, what in zip(found.starts, about, strict=True)}
+    order = torch.tensor([what for p in range(len(found.ids)) if isinstance(what := about_of[p], int)])
     embedded = model.get_input_embeddings()(found.ids)
     embedded = embedded.masked_scatter((found.ids == model.config.image_token_id).unsqueeze(-1), features[order])
-    hidden = model.model.language_model(
+    hidden: Tensor = model.model.language_model(
         inputs_embeds=embedded, attention_mask=found.seen, position_ids=found.positions, use_cache=False
     ).last_hidden_state
     at = [
@@ -302,7 +324,7 @@ def forward(
         for place in mine
     ]
     where = torch.tensor(at)
-    return model.lm_head(hidden[where[:, 0], where[:, 1]]).float()
+    return hidden[where[:, 0], where[:, 1]]
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------------

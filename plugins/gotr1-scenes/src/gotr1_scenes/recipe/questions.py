@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.optimize import linear_sum_assignment
 
 from gotr1_core.build import policies
 from gotr1_core.chain import SCALE, Chain, draw, parse
@@ -26,16 +28,18 @@ from gotr1_core.reward import Expression
 from gotr1_core.rollout import Judges, roll_out
 from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_scenes.annotate import annotated, describe
-from gotr1_scenes.judge import ScenesJudge, look_of
+from gotr1_scenes.judge import Found, ScenesJudge, look_of, match, planned, seen, wish_in
 from gotr1_scenes.language import noun
 from gotr1_scenes.painter import paint
 from gotr1_scenes.reader import read
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
+from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SHAPES, TEXTURES, Look, Scene, Thing, any_look, place
 
 SIDES = (48, 64)  # in pixels, of what the miniatures draw
 CANVAS_SIDE = 448  # pixels of the canvas that a judge is shown for spa
 CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
+OTHERS = 3  # prompts that a sample is asked about beside its own
 EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
 BOX = "<box>{}</box>"
 SEE = "see"  # no reward: what is there, all of it, which teaches to look
@@ -65,6 +69,7 @@ class Asked:
     fields: Mapping[str, str]
     picture: int | None
     answer: float | str
+    parts: tuple[int, ...] = ()  # what a score is made of, see :func:`parts_of`
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ def _read(file: Path) -> Iterator[Sample]:
 def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[list[Shown], list[Asked]]:
     """Pictures and questions about them: ``pi``, ``ri`` and all that is there, ``spa`` of the first ``sketched`` ones' canvases, ``sem``.
 
-    Each is asked with its own prompt and with another one of its category.
+    Each is asked with its own prompt and with others of its category.
     """
     images: list[Shown] = []
     asked: list[Asked] = []
@@ -165,7 +170,7 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         if sample.image is None:
             continue
         images.append(Shown(sample.image, cells(sample.image)))
-        others = [sample.prompt, _another(sample.prompt.category, rng)]
+        others = [sample.prompt, *(_another(sample.prompt.category, rng) for _ in range(OTHERS))]
         asked += _scored("pi", sample, others, len(images) - 1)
         phrases = _phrases(sample, rng)
         asked += [Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase)) for phrase in phrases[:2]]
@@ -176,7 +181,7 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         asked += _scored("sem", sample, others, None)
         if number < sketched:
             images.append(Shown(draw(sample.chain, (CANVAS_SIDE, CANVAS_SIDE)), sketched_cells(sample.chain)))
-            asked += _scored("spa", sample, others, len(images) - 1)
+            asked += _scored("spa", sample, others[:2], len(images) - 1)
     return images, asked
 
 
@@ -190,15 +195,35 @@ def _another(category: str | None, rng: random.Random) -> Prompt:
 def _scored(reward: str, sample: Sample, prompts: Sequence[Prompt], picture: int | None) -> list[Asked]:
     cases = [replace(sample, prompt=prompt) for prompt in prompts]
     scores = ScenesJudge().score(cases, [reward])[reward]
-    plan = sample.chain.without_boxes()
-    return [Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score) for c, score in zip(cases, scores, strict=True)]
+    plan, found = sample.chain.without_boxes(), planned(sample.chain)
+    if reward == "pi" and sample.image is not None:
+        found = seen(read(sample.image), sample.image.size)
+    wishes = [wish_in(case.prompt) or Wish(()) for case in cases]
+    return [
+        Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score, parts_of(wish, found, placed=reward != "sem"))
+        for c, score, wish in zip(cases, scores, wishes, strict=True)
+    ]
+
+
+PARTS = (*[8] * MAX_THINGS, 6, 6, 3)
+"""How many values each part of a score has."""
+
+
+def parts_of(wish: Wish, found: Found, *, placed: bool = True) -> tuple[int, ...]:
+    """What a score is made of: how well each wished thing is matched, how many are there, how many are wished, whether relations hold."""
+    table = [[want.agreement(look) for look in found.looks] for want in wish.things]
+    array = np.array(table, float).reshape(len(wish.things), len(found.looks))
+    agreed = {int(i): float(array[i, k]) for i, k in zip(*linear_sum_assignment(array, maximize=True), strict=True)}
+    things = [1 + round(6 * agreed.get(i, 0.0)) if i < len(wish.things) else 0 for i in range(MAX_THINGS)]
+    related = 0 if not wish.relations or not placed else 1 if match(wish, found)[1] == 1 else 2
+    return (*things, min(5, len(found.looks)), min(5, len(wish.things)), related)
 
 
 def _phrases(sample: Sample, rng: random.Random) -> list[str]:
     """Three things to look for: of the plan, of the picture, and any."""
     assert sample.image is not None
-    seen = [thing.look for thing in read(sample.image) if None not in (thing.look.shape, thing.look.color)]
-    looks = [rng.choice(seen) if seen else any_look(rng), any_look(rng)]
+    there = [thing.look for thing in read(sample.image) if None not in (thing.look.shape, thing.look.color)]
+    looks = [rng.choice(there) if there else any_look(rng), any_look(rng)]
     found = [noun(_as_said(look)) for look in looks]
     return list(dict.fromkeys([*(rng.sample([r.phrase for r in sample.chain.regions], 1) if sample.chain.regions else []), *found]))
 
@@ -206,16 +231,17 @@ def _phrases(sample: Sample, rng: random.Random) -> list[str]:
 def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, picture: int) -> list[Asked]:
     """How nearly each phrase, and one that is nearly right, is in the picture; and how nearly two of them are in the plan."""
     assert sample.image is not None
-    seen = [thing.look for thing in read(sample.image)]
-    named = [look_of(region.phrase) for region in sample.chain.regions]
-    near = [noun(_as_said(_otherwise(look, rng))) for look in (*seen, *named) if None not in (look.shape, look.color)]
-    asked: list[tuple[str, int | None, list[Look]]] = [(phrase, picture, seen) for phrase in (*phrases, *near[:1])]
+    there, named = seen(read(sample.image), sample.image.size), planned(sample.chain)
+    near = [noun(_as_said(_otherwise(look, rng))) for look in (*there.looks, *named.looks) if None not in (look.shape, look.color)]
+    asked: list[tuple[str, int | None, Found]] = [(phrase, picture, there) for phrase in (*phrases, *near[:1])]
     asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
     plan = sample.chain.without_boxes()
-    return [
-        Asked(HAS, {"phrase": phrase, "plan": plan}, where, max((look_of(phrase).agreement(look) for look in looks), default=0.0))
-        for phrase, where, looks in asked
-    ]
+    made = []
+    for phrase, where, found in asked:
+        look = look_of(phrase)
+        answer = max((look.agreement(other) for other in found.looks), default=0.0)
+        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, where, answer, parts_of(Wish((look,)), found)))
+    return made
 
 
 def _otherwise(look: Look, rng: random.Random) -> Look:
