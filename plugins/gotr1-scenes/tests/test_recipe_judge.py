@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from gotr1_scenes.recipe.judge import (
     make_judge,
     make_model,
     make_tokenizer,
+    named,
     pack,
+    question,
     resume,
     subjects,
     train,
@@ -42,6 +45,7 @@ from gotr1_scenes.recipe.questions import (
     PARTS,
     Asked,
     ask,
+    attribute,
     boxes,
     cells,
     changed,
@@ -51,7 +55,7 @@ from gotr1_scenes.recipe.questions import (
     sketched_cells,
 )
 from gotr1_scenes.wish import Wish
-from gotr1_scenes.world import COLORS, Look, Thing
+from gotr1_scenes.world import COLORS, SHAPES, Look, Thing
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +233,24 @@ def test_parts_of_a_score() -> None:
     assert parts_of(wish, Found((), ())) == (1, 1, 0, 0, 0, 2, 2)
 
 
+def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> None:
+    """Every colour, shape and "striped" of a question whose answer is a score, in whatever form it is said."""
+    assert [attribute(word) for word in ("crosses", "cross", "circles", "striped", "plain", "reds", "a")] == [
+        *("cross", "cross", "circle", "striped", None, None, None)
+    ]
+    _, asked = asked_of(samples)
+    rows, _, _ = encoded(small, asked, digits_of(small))
+    where, there = named(small, rows, asked)
+    tokenizer = small.answerer.script.tokenizer
+    said = [(one, tokenizer.decode([int(row[at])]).strip()) for one, row, mine in zip(asked, rows, where, strict=True) for at in mine]
+    assert {one.reward for one, _ in said} == {"sem", "spa", "pi", "has"}
+    assert [((attribute(word) in one.there),) for one, word in said] == there
+    for one, mine in zip(asked, where, strict=True):
+        text = "".join(question(small, one)).lower()
+        wanted = sum(len(re.findall(rf"\b{word}(?:es|s)?\b", text)) for word in (*COLORS, *SHAPES, "striped"))
+        assert len(mine) == (wanted if one.parts else 0)
+
+
 def test_scores_have_parts(samples: list[Sample]) -> None:
     _, asked = asked_of(samples)
     for one in asked:
@@ -272,7 +294,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
         assert torch.equal(tensor, whole[name]), name
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 1
-    assert {"cells", "parts", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
+    assert {"cells", "there", "parts", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
     model = make_judge(untrained).answerer.model
     assert resume(out, model) == 2
     judge.ship(out, tmp_path / "shipped")

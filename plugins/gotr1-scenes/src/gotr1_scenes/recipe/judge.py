@@ -33,7 +33,7 @@ from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 from gotr1_scenes.recipe.miniature import learn_bpe, world
-from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, PARTS, SEE, Asked, Shown, ask, draw_samples, painted
+from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, PARTS, SEE, Asked, Shown, ask, attribute, draw_samples, painted
 from gotr1_scenes.world import CANVAS, GRID
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
@@ -124,15 +124,16 @@ def make_judge(model: Path) -> Any:
 
 
 class Heads(torch.nn.Module):
-    """Linear classifiers that teach the model on the way, and are not shipped: what each token of a picture is part of, with its box, and
-    what each score is made of.
+    """Linear classifiers that teach the model on the way, and are not shipped: what each token of a picture is part of, with its box; for
+    each colour, shape or texture that is named, whether it is there; and what each score is made of.
 
-    Without the former nothing of a picture reaches the answers for thousands of steps, and the latter tell far more than the score alone.
+    Without the first nothing of a picture reaches the answers for thousands of steps, and without the second none of what is named is
+    compared with what is there; the last tell more than the score alone.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes = {"cells": (EMPTY + 1, *[CANVAS // GRID + 1] * 4), "parts": PARTS}
+        self.sizes = {"cells": (EMPTY + 1, *[CANVAS // GRID + 1] * 4), "there": (2,), "parts": PARTS}
         self.heads = torch.nn.ModuleDict(
             {
                 name: torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, sum(sizes)))
@@ -158,6 +159,18 @@ class Heads(torch.nn.Module):
         """A mean over the questions whose answer is a score, ``hidden [A, D]`` before them."""
         scored = [k for k, one in enumerate(asked) if one.parts]
         return self.losses("parts", hidden[scored], [asked[k].parts for k in scored]).mean()
+
+
+def named(judge: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> tuple[list[list[int]], list[tuple[int]]]:
+    """Where each question names an attribute, and whether that is there."""
+    tokenizer = judge.answerer.script.tokenizer
+    said = [attribute(tokenizer.decode([token]).strip()) for token in range(len(tokenizer))]
+    known = [
+        [(at, said[token]) for at, token in enumerate(row.tolist()) if said[token] and one.parts]
+        for row, one in zip(rows, asked, strict=True)
+    ]
+    wanted = [(int(word in one.there),) for one, mine in zip(asked, known, strict=True) for _, word in mine]
+    return [[at for at, _ in mine] for mine in known], wanted
 
 
 def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int) -> None:
@@ -198,19 +211,24 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     rows, places, targets = encoded(judge, asked, digits)
     pixels = answerer.eyes.inputs([one.image for one in shown])["pixel_values"]
     features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    hidden = forward(answerer.model, features, rows, subjects(asked), places)
+    attributes, there = named(judge, rows, asked)
+    spots = [[*mine, *more] for mine, more in zip(places, attributes, strict=True)]
+    states = forward(answerer.model, features, rows, subjects(asked), spots)
+    answers = torch.tensor([k < len(mine) for mine, all_ in zip(places, spots, strict=True) for k in range(len(all_))])
+    hidden = states[answers]
     logits = answerer.model.lm_head(hidden).float()
     firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
     cells = answerer.model.teaching.cells(features, shown)
     parts = answerer.model.teaching.parts(hidden[firsts], asked)
+    compared = answerer.model.teaching.losses("there", states[~answers], there).mean()
     owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
     mean = torch.zeros(len(asked)).index_add(0, owners, losses) / torch.tensor([len(mine) for mine in places])
     optimizer.zero_grad(set_to_none=True)
-    (mean.mean() + cells + parts).backward()
+    (mean.mean() + cells + parts + compared).backward()
     torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
     optimizer.step()
-    found = {name: round(float(value.detach()), 4) for name, value in (("cells", cells), ("parts", parts))}
+    found = {name: round(float(value.detach()), 4) for name, value in (("cells", cells), ("there", compared), ("parts", parts))}
     said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
     for name in ("sem", "spa", "ri", "pi", SEE, HAS):
         mine = torch.tensor([one.reward == name for one in asked])
@@ -376,7 +394,7 @@ def main() -> None:
         "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
     )
     parser.add_argument("--drawn", type=int, default=4096, help="how many of each")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

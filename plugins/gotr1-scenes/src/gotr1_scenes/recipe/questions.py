@@ -70,6 +70,7 @@ class Asked:
     picture: int | None
     answer: float | str
     parts: tuple[int, ...] = ()  # what a score is made of, see :func:`parts_of`
+    there: frozenset[str] = frozenset()  # colours, shapes and "striped", as far as they are in what is asked about
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------
@@ -200,9 +201,21 @@ def _scored(reward: str, sample: Sample, prompts: Sequence[Prompt], picture: int
         found = seen(read(sample.image), sample.image.size)
     wishes = [wish_in(case.prompt) or Wish(()) for case in cases]
     return [
-        Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score, parts_of(wish, found, placed=reward != "sem"))
+        Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score, parts_of(wish, found, placed=reward != "sem"), words(found))
         for c, score, wish in zip(cases, scores, wishes, strict=True)
     ]
+
+
+def words(found: Found) -> frozenset[str]:
+    """The attributes that are there, by the words for them."""
+    named = (value for look in found.looks for value in (look.shape, look.color, look.texture))
+    return frozenset(value for value in named if value is not None and value != "plain")
+
+
+def attribute(word: str) -> str | None:
+    """The colour, shape or texture that a word says, such as cross for crosses; "plain" is often left unsaid, and is none."""
+    singular = word.removesuffix("es") if word == "crosses" else word.removesuffix("s") if word != "cross" else word
+    return word if word in COLORS or word == "striped" else singular if singular in SHAPES else None
 
 
 PARTS = (*[8] * MAX_THINGS, 6, 6, 3)
@@ -240,7 +253,7 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     for phrase, where, found in asked:
         look = look_of(phrase)
         answer = max((look.agreement(other) for other in found.looks), default=0.0)
-        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, where, answer, parts_of(Wish((look,)), found)))
+        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, where, answer, parts_of(Wish((look,)), found), words(found)))
     return made
 
 
