@@ -90,8 +90,11 @@ def mean_gradient(subject: Subject, drawn: Drawn, mask: Tensor) -> dict[str, Ten
     return found
 
 
-def slopes_along(subject: Subject, drawn: Drawn, mask: Tensor, direction: dict[str, Tensor], share: float = 1e-3) -> Tensor:
-    """How fast each sample's log p changes along a direction, ``[B]``; the step is a share of the parameters' own size."""
+def slopes_along(subject: Subject, drawn: Drawn, mask: Tensor, direction: dict[str, Tensor], share: float = 1e-4) -> Tensor:
+    """How fast each sample's log p changes along a direction, ``[B]``; the step is a share of the parameters' own size.
+
+    Of a trained denoiser, whose actions are sharp, a step ten times as large is no slope any more: 5.8 standard errors instead of 0.8.
+    """
     with torch.no_grad():
         trained = subject.trained
         length = torch.stack([d.double().square().sum() for d in direction.values()]).sum().sqrt()
