@@ -38,8 +38,9 @@ from transformers import (
 )
 
 from gotr1_core.build import FilePrompts, Parts, component, prepare
-from gotr1_core.config import RunConfig, merge, read_yaml, validate
+from gotr1_core.config import RunConfig, validate
 from gotr1_core.distributed import make_accelerator
+from gotr1_core.layers import merge, read_yaml
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression

@@ -30,8 +30,9 @@ from modular_phases import PROMPT, Counter, held, totals
 
 from gotr1_core import loop
 from gotr1_core.build import FilePrompts, Parts
-from gotr1_core.config import RunConfig, merge, overrides, validate
+from gotr1_core.config import RunConfig, validate
 from gotr1_core.distributed import make_accelerator
+from gotr1_core.layers import merge, overrides
 from gotr1_core.loop import Trainer
 from gotr1_core.rollout import swap
 from gotr1_core.samples import Prompt

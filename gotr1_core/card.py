@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from gotr1_core.config import ComponentConfig, RunConfig, SamplingConfig, overrides
+from gotr1_core.config import ComponentConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import REWARD, Estimate, estimate, paired
+from gotr1_core.layers import overrides
 from gotr1_core.samples import Sampling
 from gotr1_core.tracking import CONFIG, ENVIRONMENT, HELD_OUT
 

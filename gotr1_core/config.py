@@ -1,10 +1,8 @@
-"""A run in one pydantic model: YAML, presets and KEY=VALUE overrides. Unknown keys are errors."""
+"""A run in one pydantic model. Unknown keys are errors. What it is read from is in ``layers.py``."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,13 +14,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
     WithJsonSchema,
 )
 
 from gotr1_core.complaints import explain, keys
-from gotr1_core.errors import UsageError
+from gotr1_core.layers import named
 
 
 class Strict(BaseModel):
@@ -43,25 +40,21 @@ class ComponentConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 def _algorithm(value: Any) -> Any:
     """``algorithm.ratio=token`` alone sets an option of the default."""
-    named = _named(value)
-    return {"name": "grpo", **named} if isinstance(named, dict) else named
+    given = named(value)
+    return {"name": "grpo", **given} if isinstance(given, dict) else given
 
 
 def _listed(value: Any) -> Any:
-    return [_named(v) for v in (value if isinstance(value, list) else [value])]
+    return [named(v) for v in (value if isinstance(value, list) else [value])]
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 # What a config may say is more than what it becomes; the JSON Schema describes the former.
 _OPTIONS: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
 _SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {**_OPTIONS, "required": ["name"]}]}
-Named = Annotated[ComponentConfig, BeforeValidator(_named), WithJsonSchema(_SCHEMA)]
+Named = Annotated[ComponentConfig, BeforeValidator(named), WithJsonSchema(_SCHEMA)]
 Judges = Annotated[
     list[ComponentConfig], BeforeValidator(_listed), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
 ]
@@ -71,8 +64,6 @@ Files = Annotated[
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     AfterValidator(lambda files: [file.absolute() for file in files]),
 ]
-
-Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(lambda value: "no" if value is False else value)]  # as YAML reads it
 
 
 class SamplingConfig(Strict):
@@ -199,7 +190,7 @@ class RunConfig(Strict):
     shard: bool = Field(False, description="Spread full weights, their gradients and the optimizer over the processes (FSDP2).")
     offload: bool = Field(False, description="Of planner and renderer only the one at work is on the device, the other in main memory.")
     gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
-    mixed_precision: Precision = Field("no", description="Type that matrix products are computed in.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
     output: Path = Field(Path("runs"), description="Folder of runs.")
     name: str | None = Field(None, description="Of the run's folder; a date and time if not given.")
     save_samples: int = Field(10, ge=0, description="Steps between saved samples with pictures; 0 saves none.")
@@ -217,7 +208,7 @@ class SftConfig(Strict):
     kind: Literal["planner", "renderer"] = Field("planner", description="As which of the two the policy is registered.")
     data: Annotated[
         ComponentConfig | Path,
-        BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else _named(v)),
+        BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else named(v)),
         WithJsonSchema(_SCHEMA),
     ] = Field(description="A source, or a JSONL file of prompts, chains and pictures.")
     steps: int = Field(1000, gt=0, description="Optimizer updates.")
@@ -228,183 +219,10 @@ class SftConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = Field(None, description="Adapters instead of full weights.")
     gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
-    mixed_precision: Precision = Field("no", description="Type that matrix products are computed in.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
     seed: int = Field(0, ge=0, description="Of the order of the data, of what is dropped, and of LoRA's beginning.")
     save_every: int = Field(500, gt=0, description="Steps between saves, from which a stopped training goes on.")
     output: Path = Field(Path("runs/sft"), description="Where the model, its log and its saves go.")
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces.
-
-    Over a list of components options go to the only one, or to those whose names they stand under: ``judge.NAME.KEY=VALUE``.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, list) and isinstance(value, Mapping) and value and "name" not in value:
-            merged[key] = _into(key, [_named(item) for item in old], value)
-            continue
-        if isinstance(old, str) and isinstance(value, Mapping):
-            old = {"name": old}  # a component given by its name alone, and now its options
-        if isinstance(old, Mapping) and isinstance(value, str) and "name" in old:
-            value = old if old["name"] == value else {"name": value}
-        elif isinstance(old, Mapping) and isinstance(value, Mapping):
-            renamed = "name" in value and "name" in old and value["name"] != old["name"]
-            value = dict(value) if renamed else merge(old, value)
-        merged[key] = value
-    return merged
-
-
-def _into(key: str, listed: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
-    """Options laid over components of a list."""
-    names = [str(item.get("name")) if isinstance(item, Mapping) else "" for item in listed]
-    if all(name in names and isinstance(own, Mapping) for name, own in options.items()):
-        return [merge(item, options.get(name, {})) if isinstance(item, Mapping) else item for name, item in zip(names, listed, strict=True)]
-    if len(listed) == 1 and isinstance(listed[0], Mapping):
-        return [merge(listed[0], options)]
-    given = next(iter(options))
-    raise UsageError(f"{key}.{given}: there are {len(listed)} of {key}", hint=f"say which one: {key}.NAME.KEY=…, of {', '.join(names)}")
-
-
-VARIANTS = "variants"
-"""What a preset says for other components than its own: ``variants.KIND.NAME`` is a part of a config."""
-
-
-def layered(preset: Mapping[str, Any], *over: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset with what is laid over it, each over what comes before.
-
-    Where the planner, renderer or algorithm asked for has a variant of the preset, that is laid over the preset first, as if it had named
-    the component itself; so has the judge, where one is asked for. A variant may name other judges beside it.
-    """
-    base = {key: value for key, value in preset.items() if key != VARIANTS}
-    asked, layers = reduce(merge, over, base), list(over)
-    for kind, variants in _variants(preset).items():
-        named = _only(asked.get(kind))
-        name = str(named.get("name")).rpartition(":")[2]
-        if name in variants:
-            base = merge(merge(base, {kind: named["name"]}), variants[name])
-            if isinstance(base[kind], list):
-                layers = [_into_variant(layer, kind) for layer in layers]
-    return reduce(merge, layers, base)
-
-
-def _only(value: Any) -> Mapping[str, Any]:
-    """The component that stands there alone, if one does."""
-    named = _named(value[0] if isinstance(value, list) and len(value) == 1 else value)
-    return named if isinstance(named, Mapping) else {}
-
-
-def _into_variant(layer: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The options of a layer's only component under its name, so that what a variant lists beside it stays."""
-    only = _only(layer.get(kind))
-    if "name" not in only:
-        return dict(layer)
-    options = {key: value for key, value in only.items() if key != "name"}
-    return {key: value for key, value in layer.items() if key != kind} | ({kind: {only["name"]: options}} if options else {})
-
-
-_Variants = TypeAdapter(dict[Literal["planner", "renderer", "judge", "algorithm"], dict[str, dict[str, Any]]])
-
-
-def _variants(preset: Mapping[str, Any]) -> dict[Any, dict[str, dict[str, Any]]]:
-    """By kind and name."""
-    try:
-        return _Variants.validate_python(preset.get(VARIANTS, {}))
-    except ValidationError:
-        raise UsageError(f"{VARIANTS}: not what a preset may say", hint="{planner: {NAME: {KEY: VALUE}}}, or of a renderer") from None
-
-
-def overrides(words: Sequence[str]) -> dict[str, Any]:
-    """``a.b=VALUE`` words as nested mappings; split at the first ``=``, values read as YAML.
-
-    Of two words for one key the later holds. ``a=NAME`` counts before ``a.b=VALUE`` wherever it stands, so that a component does
-    not lose the options given with it.
-    """
-    pairs = []
-    for word in words:
-        key, sign, value = word.partition("=")
-        if not sign or not key:
-            raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
-        try:
-            pairs.append((key.split("."), _load(value)))
-        except _NOT_YAML as error:
-            raise UsageError(f"the value of {key} is not YAML: {_first_line(value)} ({_problem(error)})", hint="quote it") from None
-    tree: dict[str, Any] = {}
-    for path, read in sorted(pairs, key=lambda pair: len(pair[0])):
-        for part in reversed(path):
-            read = {part: read}
-        tree = merge(tree, read)
-    return tree
-
-
-# ValueError comes from scalars that only look right, such as 0x_; RecursionError from thousands of brackets.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-
-
-def _problem(error: Exception) -> str:
-    """What is wrong with a text that should be YAML, in one line."""
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem}, line {error.problem_mark.line + 1}"
-    return _first_line(str(error))
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text.strip() else text.strip()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number although it has no dot, a date stays the text it is, and a key stands there once."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
-def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _placed(value: Any, here: str) -> Any:
-    """``${HERE}`` replaced in every text; after reading, so that no folder's name can be taken for YAML."""
-    if isinstance(value, str):
-        return value.replace("${HERE}", here)
-    if isinstance(value, list):
-        return [_placed(v, here) for v in value]
-    return {k: _placed(v, here) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file; ``${HERE}`` in it is the file's own folder."""
-    try:
-        data = _placed(_load(path.read_text(encoding="utf-8-sig")), str(path.parent.resolve()))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
-    except _NOT_YAML as error:
-        raise UsageError(f"{path} is not YAML: {_problem(error)}", hint="`gotr1 config show` prints a config") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} is not a mapping of keys to values", hint="`gotr1 config show` prints a config")
-    return data
 
 
 def validate(model: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:

@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from gotr1_core.build import Parts
 from gotr1_core.card import Card, Piece
 from gotr1_core.checkpoint import read_state, replacing
-from gotr1_core.config import ComponentConfig, RunConfig, read_yaml, validate
+from gotr1_core.config import ComponentConfig, RunConfig, validate
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Kind
+from gotr1_core.layers import read_yaml
 from gotr1_core.plugins import Registry, options_of
 from gotr1_core.restore import checkpoint_of, restore
 from gotr1_core.tracking import CONFIG

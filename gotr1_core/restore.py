@@ -9,8 +9,9 @@ import torch
 
 from gotr1_core.build import Parts, build, make_sampling
 from gotr1_core.checkpoint import STATE, TRAINABLE, checkpoints, load_trainable, read_state
-from gotr1_core.config import RunConfig, SamplingConfig, Strict, merge, overrides, read_yaml, validate
+from gotr1_core.config import RunConfig, SamplingConfig, Strict, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.layers import merge, overrides, read_yaml
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sampling
 from gotr1_core.tracking import CONFIG

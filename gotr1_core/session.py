@@ -17,10 +17,11 @@ from accelerate.utils import DistributedType, set_seed
 
 from gotr1_core.build import FilePrompts, Parts, build, check, check_prompts, held_out_prompts, prepare, training_prompts
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage, read_json, read_state, write_atomically, writing
-from gotr1_core.config import RunConfig, dump, flat, merge, overrides, read_yaml, validate
+from gotr1_core.config import RunConfig, dump, flat, validate
 from gotr1_core.distributed import gathered, make_accelerator
 from gotr1_core.errors import UsageError
 from gotr1_core.geometry import check_geometry
+from gotr1_core.layers import merge, overrides, read_yaml
 from gotr1_core.loop import Trainer
 from gotr1_core.loop import train as run_loop
 from gotr1_core.memory import explained

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, read_yaml, validate
+from gotr1_core.config import RunConfig, validate
+from gotr1_core.layers import read_yaml
 from gotr1_core.plugins import Registry
 from gotr1_core.restore import restore
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gotr1_core.complaints import keys
-from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, layered, merge, overrides, read_yaml, validate
+from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.layers import layered, merge, overrides, read_yaml
 
 LEAST: dict[str, Any] = {"planner": "toy", "renderer": "toy", "judge": "toy"}
 
@@ -294,8 +295,16 @@ def test_a_complaint_has_a_place_in_the_config_and_no_other(model: Any, data: di
 
 
 @pytest.mark.parametrize("word", ["mixed_precision=no", 'mixed_precision="no"'])
-def test_no_precision_is_not_yamls_false(word: str) -> None:
+def test_no_mixed_precision_can_be_said(word: str) -> None:
     assert validate(RunConfig, LEAST | overrides([word])).mixed_precision == "no"
+
+
+@pytest.mark.parametrize("said", ["no", "off", "yes", "on", "No", "y"])
+def test_words_are_texts_and_where_a_switch_is_asked_for_they_switch(said: str) -> None:
+    assert overrides([f"name={said}"]) == {"name": said}
+    assert validate(RunConfig, LEAST | overrides([f"name={said}"])).name == said
+    assert validate(RunConfig, LEAST | overrides([f"prune={said}"])).prune == (said in ("yes", "on", "y"))
+    assert overrides(["prune=false", "shard=True"]) == {"prune": False, "shard": True}
 
 
 def test_what_is_missing_is_named() -> None:

@@ -28,7 +28,8 @@ import yaml
 from gotr1_core import hookspecs
 from gotr1_core.cli import common
 from gotr1_core.cli.main import call, commands, read_ahead
-from gotr1_core.config import RunConfig, SegmentConfig, SftConfig, keys, merge, overrides, read_yaml, validate
+from gotr1_core.config import RunConfig, SegmentConfig, SftConfig, keys, validate
+from gotr1_core.layers import merge, overrides, read_yaml
 from gotr1_core.plugins import Registry, load
 from gotr1_core.reward import FUNCTIONS
 from gotr1_core.session import FIXED

@@ -20,10 +20,11 @@ from torch import nn
 
 from gotr1_core.card import Card, Piece
 from gotr1_core.cli.main import call
-from gotr1_core.config import LoraConfig, RunConfig, read_yaml, validate
+from gotr1_core.config import LoraConfig, RunConfig, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.exporting import export
 from gotr1_core.hookspecs import Component
+from gotr1_core.layers import read_yaml
 from gotr1_core.lora import add_lora, layers
 from gotr1_core.plugins import Registry
 from gotr1_core.restore import restore

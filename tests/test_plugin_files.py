@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gotr1_core.build import component
-from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, overrides, read_yaml, validate
+from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.layers import overrides, read_yaml
 from gotr1_core.plugins import Provided, Registry
 
 JUDGE = """

@@ -18,10 +18,11 @@ import torch
 
 from gotr1_core import session
 from gotr1_core.checkpoint import CHECKPOINTS, OPTIMIZER, TRAINABLE, checkpoints
-from gotr1_core.config import RunConfig, dump, read_yaml, validate
+from gotr1_core.config import RunConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import Estimate
 from gotr1_core.hookspecs import hookimpl
+from gotr1_core.layers import read_yaml
 from gotr1_core.loop import Trainer
 from gotr1_core.restore import checkpoint_of
 from gotr1_core.stop import Interrupted

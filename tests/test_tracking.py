@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from gotr1_core.chain import parse
-from gotr1_core.config import RunConfig, read_yaml, validate
+from gotr1_core.config import RunConfig, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.layers import read_yaml
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.tracking import SHOWN, Records, as_row, check_free, environment, locked, new_folder, overlay, write_samples

@@ -56,7 +56,8 @@ def command(
     from gotr1_core.build import component, make_judge
     from gotr1_core.cli.common import device
     from gotr1_core.cli.progress import progress
-    from gotr1_core.config import ComponentConfig, merge, overrides
+    from gotr1_core.config import ComponentConfig
+    from gotr1_core.layers import merge, overrides
     from gotr1_core.samples import Prompt
     from gotr1_core.testing.examine import checks_of, examine
     from gotr1_core.testing.subject import PROMPTS, Case
@@ -89,8 +90,9 @@ def command(
 
 def _preset_options(kind: Kind, name: str, preset: str) -> dict[str, Any]:
     """The options that a preset, or a variant of it, has for a component; a renderer that is the planner as well has the planner's."""
-    from gotr1_core.config import VARIANTS, RunConfig, layered, read_yaml, validate
+    from gotr1_core.config import RunConfig, validate
     from gotr1_core.errors import UsageError
+    from gotr1_core.layers import VARIANTS, layered, read_yaml
 
     data = read_yaml(registry().preset(preset))
     asked: dict[str, Any] = {kind: name} if name in data.get(VARIANTS, {}).get(kind, {}) else {}
@@ -111,8 +113,9 @@ def _comparison(
     """The judge that a judge is compared with, and on what: samples of a folder, or examples of the preset's source."""
     from gotr1_core.build import make_judge
     from gotr1_core.cli.common import device
-    from gotr1_core.config import ComponentConfig, RunConfig, layered, read_yaml, validate
+    from gotr1_core.config import ComponentConfig, RunConfig, validate
     from gotr1_core.errors import UsageError
+    from gotr1_core.layers import layered, read_yaml
 
     if kind != "judge":
         if reference or folder:

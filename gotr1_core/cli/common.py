@@ -96,7 +96,7 @@ def load_config(
 
     Where neither a preset, a file nor a component is named, the preset ``scenes`` is taken.
     """
-    from gotr1_core.config import VARIANTS, layered, overrides, read_yaml
+    from gotr1_core.layers import VARIANTS, layered, overrides, read_yaml
 
     own = with_plugins(registry, read_yaml(config)) if config else {}
     given = {key: value for key, value in named.items() if value is not None}

@@ -85,8 +85,9 @@ def validate(
 ) -> None:
     """Checks configs: keys, names, options and the reward. Loads no weights."""
     from gotr1_core.build import check
-    from gotr1_core.config import RunConfig, SftConfig, layered, read_yaml
+    from gotr1_core.config import RunConfig, SftConfig
     from gotr1_core.config import validate as validated
+    from gotr1_core.layers import layered, read_yaml
 
     for number, path in enumerate(configs):
         if number:

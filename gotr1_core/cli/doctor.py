@@ -41,8 +41,9 @@ def _installation(*, as_json: bool) -> bool:
 def _run(folder: Path, *, as_json: bool) -> bool:
     import json
 
-    from gotr1_core.config import RunConfig, read_yaml, validate
+    from gotr1_core.config import RunConfig, validate
     from gotr1_core.doctor import examine
+    from gotr1_core.layers import read_yaml
     from gotr1_core.tracking import CONFIG
 
     if not (folder / CONFIG).is_file():

@@ -75,7 +75,8 @@ def _is_there(path: Path) -> bool:
 
 
 def _config(judge: Sequence[str] | None, reward: str | None, words: Sequence[str]) -> ScoreConfig:
-    from gotr1_core.config import merge, overrides, validate
+    from gotr1_core.config import validate
+    from gotr1_core.layers import merge, overrides
     from gotr1_core.score import ScoreConfig
 
     changed = overrides(words)

@@ -28,7 +28,8 @@ def command(
     from gotr1_core.build import component
     from gotr1_core.checkpoint import write_atomically, writing
     from gotr1_core.cli.progress import progress
-    from gotr1_core.config import SftConfig, merge, overrides, read_yaml, validate
+    from gotr1_core.config import SftConfig, validate
+    from gotr1_core.layers import merge, overrides, read_yaml
     from gotr1_core.sft import train_supervised
 
     path, words = config_or_words(config, override or [])

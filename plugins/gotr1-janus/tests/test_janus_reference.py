@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gotr1_core.chain import parse
-from gotr1_core.config import RunConfig, read_yaml, validate
+from gotr1_core.config import RunConfig, validate
+from gotr1_core.layers import read_yaml
 from gotr1_core.padding import left_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling

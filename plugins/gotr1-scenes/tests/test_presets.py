@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gotr1_core.build import check
-from gotr1_core.config import RunConfig, flat, layered, read_yaml, validate
+from gotr1_core.config import RunConfig, flat, validate
+from gotr1_core.layers import layered, read_yaml
 from gotr1_core.plugins import Registry
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gotr1_core.build import component
-from gotr1_core.config import SftConfig, read_yaml, validate
+from gotr1_core.config import SftConfig, validate
+from gotr1_core.layers import read_yaml
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import PLAN, Sampling
 from gotr1_scenes import recipe
