@@ -35,7 +35,6 @@ from gotr1_scenes.recipe.judge import (
     named,
     pack,
     question,
-    resume,
     subjects,
     train,
 )
@@ -54,6 +53,7 @@ from gotr1_scenes.recipe.questions import (
     parts_of,
     sketched_cells,
 )
+from gotr1_scenes.recipe.state import resume
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import COLORS, SHAPES, Look, Thing
 

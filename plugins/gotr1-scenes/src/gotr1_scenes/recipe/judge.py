@@ -22,18 +22,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
 from gotr1_core.build import component
-from gotr1_core.checkpoint import load_optimizer_tensors, optimizer_tensors
 from gotr1_core.config import ComponentConfig
 from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 from gotr1_scenes.recipe.miniature import learn_bpe, world
 from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, PARTS, SEE, Asked, Shown, ask, attribute, draw_samples, painted
+from gotr1_scenes.recipe.state import resume, save
 from gotr1_scenes.world import CANVAS, GRID
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
@@ -181,7 +180,7 @@ def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: f
     torch.manual_seed(seed)
     model.teaching = Heads()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    first = resume(out, model, optimizer) if (out / "state.safetensors").is_file() else 0
+    first = resume(out, model, optimizer)
     begun = time.time()
     with (out / "log.jsonl").open("a") as log:
         for step in range(first, until):
@@ -346,28 +345,6 @@ def forward(model: Any, features: Tensor, rows: Sequence[Tensor], about: Sequenc
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------------
-
-
-def save(out: Path, model: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """All that resuming needs, which is in place only when whole."""
-    weights = {f"model.{name}": tensor.contiguous() for name, tensor in trained(model).items()}
-    save_file(optimizer_tensors(optimizer) | weights | {"at": torch.tensor(step)}, out / "state.part")
-    (out / "state.part").replace(out / "state.safetensors")
-
-
-def trained(model: Any) -> dict[str, Tensor]:
-    """The weights; the head is the embeddings, and stands there once."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-
-
-def resume(out: Path, model: Any, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Restores what :func:`save` wrote; returns the step to go on with."""
-    state = load_file(out / "state.safetensors")
-    step = int(state.pop("at"))
-    model.load_state_dict({name.removeprefix("model."): state.pop(name) for name in list(state) if name.startswith("model.")}, strict=False)
-    if optimizer is not None:
-        load_optimizer_tensors(optimizer, state)
-    return step
 
 
 def ship(out: Path, folder: Path) -> None:

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gotr1_core.checkpoint import load_optimizer_tensors, optimizer_tensors
 from gotr1_scenes.painter import BACKGROUND, paint_array
 from gotr1_scenes.reader import read
 from gotr1_scenes.recipe.pictures import random_scene
+from gotr1_scenes.recipe.state import resume, save
 
 SIDE, CHANNELS = 64, 8
 LEVELS = (16, 16, 32, 96)
@@ -80,7 +79,7 @@ def train(out: Path, *, steps: int = STEPS, size: int = 16, rate: float = 2e-3, 
     torch.manual_seed(seed)
     model = make_vae().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    first = resume(out, model, optimizer) if (out / "state.safetensors").is_file() else 0
+    first = resume(out, model, optimizer)
     begun = time.time()
     with (out / "log.jsonl").open("a") as log:
         for step in range(first, steps):
@@ -127,22 +126,6 @@ def normalise(model: AutoencoderKL, count: int) -> None:
     before.bias[CHANNELS:] -= 2 * deviation.log()  # the logarithms of variances
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= deviation[None, :, None, None]
-
-
-def save(out: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """All that resuming needs, which is in place only when whole."""
-    weights = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    save_file(optimizer_tensors(optimizer) | weights | {"at": torch.tensor(step)}, out / "state.part")
-    (out / "state.part").replace(out / "state.safetensors")
-
-
-def resume(out: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer) -> int:
-    """Restores what ``save`` wrote; returns the step to go on with."""
-    state = load_file(out / "state.safetensors")
-    step = int(state.pop("at"))
-    model.load_state_dict({k.removeprefix("model."): state.pop(k) for k in list(state) if k.startswith("model.")})
-    load_optimizer_tensors(optimizer, state)
-    return step
 
 
 def main() -> None:

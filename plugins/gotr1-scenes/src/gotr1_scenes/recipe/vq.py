@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from gotr1_core.checkpoint import load_optimizer_tensors, optimizer_tensors
 from gotr1_scenes.painter import paint_array, patch_numbers, patch_table
 from gotr1_scenes.recipe.pictures import random_scene
+from gotr1_scenes.recipe.state import resume, save
 from gotr1_scenes.world import CANVAS, CELL
 
 TEMPERATURE = 0.1
@@ -81,7 +80,7 @@ def train(out: Path, *, steps: int, size: int, rate: float, seed: int, threads: 
     out.mkdir(parents=True, exist_ok=True)
     model = JanusVQVAE(CONFIG).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    first = resume(out, model, optimizer) if (out / "state.safetensors").is_file() else 0
+    first = resume(out, model, optimizer)
     begun = time.time()
     with (out / "log.jsonl").open("a") as log:
         for step in range(first, steps):
@@ -94,6 +93,7 @@ def train(out: Path, *, steps: int, size: int, rate: float, seed: int, threads: 
                 print(line, flush=True)
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 save(out, model, optimizer, step + 1)
+    model.save_pretrained(out)
 
 
 def update(model: JanusVQVAE, optimizer: torch.optim.Optimizer, pixels: Tensor, numbers: Tensor) -> dict[str, float]:
@@ -119,24 +119,6 @@ def update(model: JanusVQVAE, optimizer: torch.optim.Optimizer, pixels: Tensor, 
         name: round(float(value.detach()), 5)
         for name, value in {"rebuilt": rebuilt, "apart": apart, "l1": difference.abs().mean(), "codes_right": right}.items()
     }
-
-
-def save(out: Path, model: JanusVQVAE, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """The model as transformers saves it, and all that resuming needs, which is in place only when whole."""
-    model.save_pretrained(out)
-    state = optimizer_tensors(optimizer)
-    weights = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state | weights | {"at": torch.tensor(step)}, out / "state.part")
-    (out / "state.part").replace(out / "state.safetensors")
-
-
-def resume(out: Path, model: JanusVQVAE, optimizer: torch.optim.Optimizer) -> int:
-    """Restores what ``save`` wrote; returns the step to go on with."""
-    state = load_file(out / "state.safetensors")
-    step = int(state.pop("at"))
-    model.load_state_dict({k.removeprefix("model."): state.pop(k) for k in list(state) if k.startswith("model.")})
-    load_optimizer_tensors(optimizer, state)
-    return step
 
 
 def main() -> None:
