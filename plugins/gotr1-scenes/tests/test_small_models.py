@@ -85,9 +85,9 @@ def test_an_edit_changes_what_was_edited(tmp_path: Path) -> None:
     apart = np.abs(pictures[0] - pictures[1]).max(-1)
     assert apart.shape == (64, 64)
     inside = apart[5:21, 5:21]
-    assert inside.mean() > 40
+    assert inside.mean() > 80  # of 255; four seeds have 161 to 163
     rest = apart[28:, 28:]  # more than a latent away from the box
-    assert rest.mean() < 4  # of 255, which the eye does not see
+    assert rest.mean() < 2  # four seeds have 1.0, no more than another seed makes of the same plan
 
 
 @pytest.mark.slow
