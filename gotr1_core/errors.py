@@ -29,3 +29,8 @@ class UsageError(Gotr1Error):
     """The user asked for something that cannot be: a wrong option, a malformed expression. Exit status 2."""
 
     code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, as far as its first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 
 
 def named(value: Any) -> Any:
@@ -135,7 +135,7 @@ def _problem(error: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         return f"{error.problem}, line {error.problem_mark.line + 1}"
-    return _first_line(str(error))
+    return first_line(error)
 
 
 def _first_line(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -172,21 +172,17 @@ def _parameters(folder: Path, name: str, prefix: str) -> int:
         with safe_open(folder / name, framework="np") as file:
             return sum(math.prod(file.get_slice(tensor).get_shape()) for tensor in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise _Lacking(f"has a {prefix}{name} that is cut off or damaged ({_first_line(error)})") from None
+        raise _Lacking(f"has a {prefix}{name} that is cut off or damaged ({first_line(error)})") from None
 
 
 def _json(folder: Path, name: str) -> Mapping[str, Any]:
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _Lacking(f"has a {name} that cannot be read ({_first_line(error)})") from None
+        raise _Lacking(f"has a {name} that cannot be read ({first_line(error)})") from None
     if not isinstance(found, dict):
         raise _Lacking(f"has a {name} that is no JSON object")
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------------
@@ -271,7 +267,7 @@ def _reason(error: Exception) -> tuple[str, str]:
         return f"{constants.ENDPOINT} answers with status {error.response.status_code}", network
     if isinstance(error, TimeoutError):
         return f"the hub did not answer within {DEADLINE:g} seconds", network
-    return f"the hub cannot be reached ({_first_line(error)})", network
+    return f"the hub cannot be reached ({first_line(error)})", network
 
 
 def _to_download(model: str, files: Mapping[str, int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 from gotr1_core.lora import merged_state
 from gotr1_core.weights import Weights, find_weights
 
@@ -55,7 +55,7 @@ def load(options: Any, kind: str) -> Any:
             **(_encoders(weights, dtype, options.variant) if weights.folder else {}),
         )
     except (KeyError, RuntimeError, TypeError, ValueError) as error:  # diffusers has no exceptions of its own
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise _not_whole(options.model, first) from error
     for part in pipeline.components.values():
         missing = [name for name, tensor in part.named_parameters() if tensor.is_meta] if isinstance(part, nn.Module) else []

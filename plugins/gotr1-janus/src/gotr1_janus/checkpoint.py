@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 from gotr1_core.weights import find_weights, local_folder
 from gotr1_janus.cache import imported, place_of
 from gotr1_janus.options import JanusOptions
@@ -103,7 +103,7 @@ def load_tokenizer(source: Path | str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # what the tokenizers library raises is an Exception and no more
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
     known = tokenizer.get_vocab()
     for name in ("boi_token", "pad_token"):
@@ -124,5 +124,5 @@ def _config(folder: Path) -> Any:
     try:
         return JanusConfig.from_pretrained(folder)
     except Exception as error:  # transformers checks types with its own exceptions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} describes no Janus: {first}", hint=_CONVERTED) from error

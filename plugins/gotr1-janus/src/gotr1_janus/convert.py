@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gotr1_core.checkpoint import replacing
-from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.errors import Gotr1Error, UsageError, first_line
 from gotr1_janus import processor
 from gotr1_janus.cache import KEPT
 from gotr1_janus.released import EMBEDDINGS, HEAD, Shape, listed, only_released, origin, read_config, unused, whole_shape
@@ -60,7 +60,7 @@ def read_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
         what = f"{folder} has no {name}" if folder.is_dir() else f"there is no folder {folder}"
         raise UsageError(what, hint="give the folder of a whole download") from None
     except (OSError, ValueError, RecursionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"{folder / name} cannot be read: {first}", hint="download it again") from None
     if not isinstance(found, dict):
         raise UsageError(f"{folder / name} is no JSON object", hint="download it again")
@@ -85,9 +85,8 @@ def examine(folder: Path, shards: Shards, tokenizer: Path | None = None) -> Foun
     except UsageError:
         raise
     except Exception as error:  # transformers checks types with its own exceptions, and shapes may be anything
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"config.json and weights of {folder} describe no Janus: {first}", hint="give the checkpoint its own config.json"
+            f"config.json and weights of {folder} describe no Janus: {first_line(error)}", hint="give the checkpoint its own config.json"
         ) from error
     targets, left = _compare(folder, wanted, shapes)
     rows = config.text_config.vocab_size

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 
 GOT_TOKENS = (BOX_START, BOX_END, OBJ_START, OBJ_END)
 """What GoT adds to the tokenizer, in its order."""
@@ -106,7 +106,7 @@ def read_tokenizer(folder: Path) -> Any:
     except UsageError:
         raise
     except Exception as error:  # what the tokenizers library raises is an Exception and no more
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"{path} cannot be read: {first}", hint=_COPY) from error
     for role in ("bos_token", "eos_token"):
         if getattr(tokenizer, role) not in known:
@@ -128,7 +128,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"{path} cannot be read: {first}", hint="copy it from the original checkpoint again") from None
     if not isinstance(found, dict):
         raise UsageError(f"{path} is no JSON object", hint="copy it from the original checkpoint again")

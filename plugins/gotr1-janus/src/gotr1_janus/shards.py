@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 
 LIMIT = 1 << 30
 """Bytes of a shard that is written; a larger tensor has one of its own."""
@@ -103,7 +103,7 @@ class Shards:
                 return self._stack.enter_context(safe_open(path, framework="pt"))
             return self._pickled(path)
         except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             raise UsageError(f"{path} is cut off or damaged: {first}", hint=_AGAIN) from None
 
     def _pickled(self, path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 from gotr1_core.weights import Check, Weights, find_weights
 from gotr1_judges.families import Family, load_processor
 from gotr1_judges.rubrics import WORDS, Rubric, read_rubrics
@@ -56,7 +56,7 @@ def load_tokenizer(source: Path | str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
     except Exception as error:  # what the tokenizers library raises is an Exception and no more
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
 
 
@@ -127,7 +127,7 @@ def _check_script(folder: Path, rubrics: Mapping[str, Rubric]) -> None:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers checks types with its own exceptions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} cannot be read: {first}", hint="copy the original checkpoint's") from error
     load_processor(folder)
     script = Script(load_tokenizer(folder), config.image_token_id)

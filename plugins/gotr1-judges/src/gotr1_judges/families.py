@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,8 +140,7 @@ def load_processor(source: Path | str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil", local_files_only=isinstance(source, Path))
     except (OSError, ValueError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the image processor of {source} cannot be read: {first}",
+            f"the image processor of {source} cannot be read: {first_line(error)}",
             hint="copy the original checkpoint's preprocessor_config.json into it",
         ) from error

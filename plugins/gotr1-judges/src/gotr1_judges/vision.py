@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 from gotr1_core.padding import attention, left_pad
 from gotr1_judges.asking import Question
 from gotr1_judges.families import Eyes
@@ -86,7 +86,7 @@ class Script:
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, enable_thinking=False
             )
         except Exception as error:  # Jinja's errors, and whatever a template raises
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             raise UsageError(f"the chat template cannot be filled in: {first}", hint=_TEMPLATE) from error
         before, mark, after = said.partition(MARK)
         ids = self._encoded(before)

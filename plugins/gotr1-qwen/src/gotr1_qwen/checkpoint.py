@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 from gotr1_core.weights import find_weights
 from gotr1_qwen.instruction import read_instruction
 
@@ -79,7 +79,7 @@ def load_tokenizer(source: Path | str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # what the tokenizers library raises is an Exception and no more
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
     if not tokenizer.chat_template:
         raise UsageError(
@@ -107,5 +107,5 @@ def _text_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
     except Exception as error:  # transformers checks types with its own exceptions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} describes no Qwen: {first}", hint=_FAMILIES) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gotr1_core.chain import OBJ_END, OBJ_START
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import UsageError, first_line
 from gotr1_core.text import MARK, TAGS, Text
 from gotr1_qwen.instruction import FIELD
 
@@ -59,7 +59,7 @@ def _said(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prom
             messages, add_generation_prompt=add_generation_prompt, tokenize=False, enable_thinking=False
         )
     except Exception as error:  # Jinja's errors, and whatever a template raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UsageError(f"the chat template cannot be filled in: {first}", hint=_TEMPLATE) from error
     return said
 
