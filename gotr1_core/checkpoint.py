@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 STATE, MANIFEST = "state.json", "manifest.json"
 TRAINABLE, OPTIMIZER, CRITIC = "trainable.safetensors", "optimizer.safetensors", "critic.safetensors"
+EMA = "ema.safetensors"
 CHECKPOINTS = "checkpoints"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -122,10 +123,11 @@ def writing(folder: Path, *, again: str) -> Iterator[None]:
 
 def trainable(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     """The parameters that train, by name, on the CPU. Of a sharded module all processes have to ask; one may not ``keep`` what it hears."""
-    return _collected({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, keep=keep)
+    return collected({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, keep=keep)
 
 
-def _collected(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def collected(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """Tensors, whole and on the CPU, as :func:`trainable`."""
     found = {}
     for name, tensor in tensors.items():  # one after the other: no more than one of them is whole on the GPU
         whole = full(tensor)
@@ -170,7 +172,7 @@ def load_trainable(module: nn.Module, path: Path) -> None:
 def optimizer_tensors(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Tensor]:
     """An optimizer's state as named tensors, as :func:`trainable`."""
     state = optimizer.state_dict()["state"]
-    return _collected({f"{i}.{name}": value.detach() for i, values in state.items() for name, value in values.items()}, keep=keep)
+    return collected({f"{i}.{name}": value.detach() for i, values in state.items() for name, value in values.items()}, keep=keep)
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -89,6 +89,7 @@ class OptimizerConfig(Strict):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW.")
     betas: tuple[float, float] = Field((0.9, 0.95), description="Decays of the running means of gradient and square.")
     clip: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of a moving average of the weights, for evaluation and export; 0 has none.")
 
 
 class LoraConfig(Strict):

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ from accelerate.utils import set_seed
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gotr1_core.average import Average
 from gotr1_core.build import Parts, make_sampling
 from gotr1_core.checkpoint import (
     CHECKPOINTS,
     CRITIC,
+    EMA,
     OPTIMIZER,
     STATE,
     TRAINABLE,
+    collected,
     fingerprint,
     load_optimizer_tensors,
     load_trainable,
@@ -97,7 +100,8 @@ class Trainer:
             needed = any(s.kl for s in chosen.values()) or getattr(self.parts.algorithm, "needs_reference", False)
             reference = Reference(policy.module) if needed else None
             critic = make_critic(self.accelerator.device, self.parts.algorithm, role, policy, optimizer, settings)
-            found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic)
+            average = Average(policy.module, settings.ema) if settings.ema else None
+            found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic, average=average)
         return found
 
     def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
@@ -198,7 +202,7 @@ class Trainer:
         size = max(1, settings.batch // changed.get("best_of", 1))  # the same pieces for any number of processes
         found: dict[int, list[Sample]] = {}
         parts, others = self.parts, self.accelerator.num_processes
-        with explained("evaluation", self.config), self.drawing():
+        with explained("evaluation", self.config), self.averaged(), self.drawing():
             for start in range(size * self.accelerator.process_index, len(prompts), size * others):
                 part = prompts[start : start + size]
                 found[start] = evaluate(parts.planner, parts.renderer, parts.judges, part, first=start, **arguments)
@@ -210,6 +214,15 @@ class Trainer:
         """Without gradients, in the run's precision, with all weights here. Every process has to come this way equally often."""
         modules = [policy.module for policy in self.parts.policies().values()]
         with torch.no_grad(), whole(modules), self.accelerator.autocast():
+            yield
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the moving averages in place of the weights, where the run has them."""
+        with ExitStack() as stack:
+            for learner in self.learners.values():
+                if learner.average is not None:
+                    stack.enter_context(learner.average.active())
             yield
 
     def _seed(self, *lineage: int | str) -> None:
@@ -232,6 +245,8 @@ class Trainer:
             for learner in self.learners.values():  # in the order in which they are written
                 trainable(learner.policy.module, keep=False)
                 optimizer_tensors(learner.optimizer, keep=False)
+                if learner.average is not None:
+                    collected(learner.average.tensors, keep=False)
             return folder
         sampling = (self.config.evaluation.sampling or self.config.sampling).model_dump()
         state = {"rows": rows, "sampling": sampling, "starting": self.starting, **asdict(self.at)}
@@ -243,6 +258,8 @@ class Trainer:
                 (part / role).mkdir()
                 save_file(trainable(learner.policy.module), part / role / TRAINABLE)
                 save_file(optimizer_tensors(learner.optimizer), part / role / OPTIMIZER)
+                if learner.average is not None:
+                    save_file(collected(learner.average.tensors), part / role / EMA)
                 if learner.critic is not None:
                     save_file(critic_tensors(learner.critic), part / role / CRITIC)
             (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -264,6 +281,8 @@ class Trainer:
             if learner.critic is not None:
                 load_critic(learner.critic, checkpoint / role / CRITIC)
             load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
+            if learner.average is not None:
+                learner.average.resume(checkpoint / role / EMA)
             learner.updates = state["updates"][role]
         if self.accelerator.scaler is not None and "scaler" in state:  # else mixed_precision was another
             self.accelerator.scaler.load_state_dict(state["scaler"])

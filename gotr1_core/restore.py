@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gotr1_core.build import Parts, build, make_sampling
-from gotr1_core.checkpoint import STATE, TRAINABLE, checkpoints, load_trainable, read_state
+from gotr1_core.checkpoint import EMA, STATE, TRAINABLE, checkpoints, load_trainable, read_state
 from gotr1_core.config import RunConfig, SamplingConfig, Strict, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.layers import merge, overrides, read_yaml
@@ -59,5 +59,6 @@ def restore(
         registry.add_file(file)
     parts = build(registry, config, device=device, judged=judged)
     for role, (policy, _) in parts.trained(config.train).items():
-        load_trainable(policy.module, folder / role / TRAINABLE)
+        averaged = folder / role / EMA
+        load_trainable(policy.module, averaged if averaged.is_file() else folder / role / TRAINABLE)
     return config, parts, make_sampling(settings.sampling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from gotr1_core.average import Average
 from gotr1_core.chain import parse
 from gotr1_core.checkpoint import (
+    EMA,
     OPTIMIZER,
     STATE,
     TRAINABLE,
+    collected,
     load_optimizer_tensors,
     load_trainable,
     optimizer_tensors,
@@ -117,7 +121,8 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
     if accelerator.is_main_process:
         recover(config.output / "model")
     accelerator.wait_for_everyone()
-    first = _resume(config.output, policy, optimizer)
+    average = Average(policy.module, config.optimizer.ema) if config.optimizer.ema else None
+    first = _resume(config.output, policy, optimizer, average)
     module, optimizer = accelerator.prepare(policy.module, optimizer)
     begun = time.perf_counter()
     for step in range(first, config.steps):
@@ -135,17 +140,22 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
         row["gradient_norm"] = float(clip(module.parameters(), config.optimizer.clip))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if average is not None:
+            average.follow(step + 1)
         row |= {"rate": rate_at(config.optimizer, step, config.steps), "seconds": time.perf_counter() - begun}
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             if accelerator.is_main_process:
-                _save(config, policy, optimizer, step + 1)
+                _save(config, policy, optimizer, average, step + 1)
             accelerator.wait_for_everyone()
         yield row
 
 
-def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, average: Average | None, step: int) -> None:
     with replacing(config.output / "model") as part:
-        policy.save(part / "weights")
+        with average.active() if average is not None else nullcontext():
+            policy.save(part / "weights")
+        if average is not None:
+            save_file(collected(average.tensors), part / EMA)
         # What goes on training: the weights above have adapters merged, a library's own names and perhaps another type.
         save_file(trainable(policy.module), part / TRAINABLE)
         save_file(optimizer_tensors(optimizer), part / OPTIMIZER)
@@ -153,10 +163,12 @@ def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, s
         (part / "config.yaml").write_text(dump(config), encoding="utf-8")
 
 
-def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
+def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer, average: Average | None) -> int:
     """Goes on with what ``_save`` wrote; 0 where there is nothing."""
     if not (output / "model" / STATE).is_file():
         return 0
     load_trainable(policy.module, output / "model" / TRAINABLE)
     load_optimizer_tensors(optimizer, read_tensors(output / "model" / OPTIMIZER))
+    if average is not None:
+        average.resume(output / "model" / EMA)
     return int(read_json(output / "model" / STATE)["step"])

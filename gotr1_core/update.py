@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gotr1_core.average import Average
 from gotr1_core.config import OptimizerConfig, RunConfig, SegmentConfig
 from gotr1_core.credit import Credit
 from gotr1_core.critic import assess, values
@@ -38,6 +39,7 @@ class Learner:
     reference: Reference | None
     updates: int = 0
     critic: Critic | None = None
+    average: Average | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ def update(
         with clock.phase("update"):
             _step(accelerator, learner, tally)
         learner.updates += 1
+        if learner.average is not None:
+            learner.average.follow(learner.updates)
     if not working:
         learner.updates += config.updates  # the schedule goes by steps, also by those with nothing to learn from
     return tally.numbers(accelerator) | {"rate": rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}

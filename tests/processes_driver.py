@@ -112,7 +112,7 @@ def config(*, janus: Path | None = None, prompts: Sequence[str] = (), **changed:
         "nan_limit": 0.9,
         "sampling": {"guidance_scale": 2.0, "max_chain_tokens": 6},
         "segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.5, "kl": 0.02}},
-        "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1},
+        "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "ema": 0.9},
         "evaluation": {"every": 2, "prompts": 4, "batch": 2, "best_of": 2},
         "checkpoint": {"every": 2},
         "save_samples": 1,

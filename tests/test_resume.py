@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gotr1_core import session
-from gotr1_core.checkpoint import CHECKPOINTS, OPTIMIZER, TRAINABLE, checkpoints
+from gotr1_core.checkpoint import CHECKPOINTS, EMA, OPTIMIZER, TRAINABLE, checkpoints
 from gotr1_core.config import RunConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import Estimate
@@ -36,7 +36,7 @@ TEN: dict[str, Any] = {
     "reward": "value * bright",
     "updates": 2,
     "segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.5, "kl": 0.02}},
-    "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1},
+    "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "ema": 0.9},
     "evaluation": {"every": 3, "prompts": 3},
     "checkpoint": {"every": 2, "keep": 3},
     "save_samples": 3,
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, lora: Any,
     same(whole, run)
     assert list(checkpoints(run))[-3:] == [8, 9, 10]
     tensors = checkpoints(run)[10] / "planner"
-    assert {f.name for f in tensors.iterdir()} == {TRAINABLE, OPTIMIZER}
+    assert {f.name for f in tensors.iterdir()} == {TRAINABLE, OPTIMIZER, EMA}
     [resumed] = json.loads((run / "environment.json").read_text())["resumed"]
     assert (resumed["from"], resumed["changed"]) == (f"step-00000{last}", {})
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from gotr1_core.chain import parse
+from gotr1_core.checkpoint import EMA, TRAINABLE
 from gotr1_core.config import SftConfig, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
@@ -100,6 +102,22 @@ def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> 
         losses = [p.supervised_loss(p.module, given, seed=0).sums["image"].item() for p in (policy, loaded, run_none(settings))]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # x(W + BA) instead of xW + xBA
     assert losses[2] != pytest.approx(losses[0], rel=1e-4)
+
+
+def test_what_is_saved_for_others_is_the_average(tiny_janus: Path, tmp_path: Path) -> None:
+    """In a whole run, and in one that was begun again from what it had saved."""
+    optimizer = {"rate": 1e-2, "ema": 0.9}
+    policy, _ = run(config(tiny_janus, tmp_path / "whole", optimizer=optimizer), 6)
+    parts = config(tiny_janus, tmp_path / "parts", optimizer=optimizer)
+    run(parts, 3)
+    run(parts, 6)
+    for name in (EMA, TRAINABLE):
+        assert (tmp_path / "parts/model" / name).read_bytes() == (tmp_path / "whole/model" / name).read_bytes()
+    average = load_file(tmp_path / "whole/model" / EMA)
+    weights = str(tmp_path / "whole/model/weights")
+    shipped = parameters(run_none(parts.model_copy(update={"policy": parts.policy.model_copy(update={"model": weights})})))
+    assert all(torch.equal(shipped[name], tensor) for name, tensor in average.items())
+    assert any(not torch.equal(shipped[name], tensor) for name, tensor in parameters(policy).items())
 
 
 def test_a_finished_stage_lowers_the_loss(tiny_janus: Path, tmp_path: Path) -> None:
