@@ -3,7 +3,8 @@
     python benchmarks/learning.py --out build/learning
 
 Each seed is a process of its own, timed from outside; a seed that is done is not run again. Held-out prompts and evaluation seeds are
-the same in every run and were fixed before any result was seen. Differences are paired, prompt by prompt.
+the same in every run and were fixed before any result was seen. Differences are paired, prompt by prompt. Scores are the exact judge's,
+even where another one teaches; `reward` is what the run was taught by.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
     return result
 
 
+def column(rows: dict[str, Any], score: str) -> list[float]:
+    """A score of every prompt: the exact judge's own, where several judges offer it."""
+    return list(rows.get(f"scenes.{score}", rows[score]))
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: means over seeds of every model compared, then each seed's change in `correct` with its paired interval."""
     names = list(results[0]["rows"])
@@ -51,13 +57,13 @@ def table(results: list[dict[str, Any]]) -> str:
     for name in names:
         cells = []
         for score in SHOWN:
-            means = [estimate(r["rows"][name][score]).mean for r in results]
+            means = [estimate(column(r["rows"][name], score)).mean for r in results]
             cells.append(f"{sum(means) / len(means):.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| seed | change in correct | change in ri | seconds | peak GB |", "|---|---|---|---|---|"]
     for r in results:
         before, after = r["rows"]["before"], r["rows"]["after"]
-        changes = [paired(before[score], after[score]) for score in ("correct", "ri")]
+        changes = [paired(column(before, score), column(after, score)) for score in ("correct", "ri")]
         shown = " | ".join(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in changes)
         lines.append(f"| {r['seed']} | {shown} | {r['seconds']:.0f} | {r['memory']:.2f} |")
     gains = [paired(r["rows"]["before"]["correct"], r["rows"]["after"]["correct"]).mean for r in results]

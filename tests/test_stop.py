@@ -205,6 +205,15 @@ def test_one_process_of_several_speaks(capsys: pytest.CaptureFixture[str], monke
     assert capsys.readouterr().err == ""
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_last_words_are_not_cut_short() -> None:
     before = handlers()
     with ending():

@@ -55,7 +55,7 @@ from gotr1_scenes.recipe.questions import (
 )
 from gotr1_scenes.recipe.state import resume
 from gotr1_scenes.wish import Wish
-from gotr1_scenes.world import COLORS, SHAPES, Look, Thing
+from gotr1_scenes.world import CANVAS, COLORS, GRID, SHAPES, Look, Thing
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +258,20 @@ def test_scores_have_parts(samples: list[Sample]) -> None:
         assert all(part < most for part, most in zip(one.parts, PARTS, strict=False))
 
 
+def test_where_a_phrase_is_is_where_its_first_box_is(samples: list[Sample]) -> None:
+    """Of ``ri`` the first box of the answer, on the grid of the world's 12 squares, to which drawn ends are rounded."""
+    _, asked = asked_of(samples)
+    found = [one for one in asked if one.reward == "ri"]
+    assert {bool(one.where) for one in found} == {True, False}
+    for one in found:
+        told = json.loads(str(one.answer).removeprefix("<box>").removesuffix("</box>"))
+        assert bool(told) == bool(one.where)
+        for value, place in zip(told[0] if told else (), one.where, strict=True):
+            assert abs(value * CANVAS / GRID / 1000 - place) <= 0.5
+    assert any(one.where for one in asked if one.reward == "has")
+    assert not any(one.where for one in asked if one.reward not in ("ri", "has") or one.picture is None)
+
+
 def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
     digits = digits_of(small)
     for score in (0.0, 0.25, 8 / 9, 1.0):
@@ -294,7 +308,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
         assert torch.equal(tensor, whole[name]), name
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 1
-    assert {"cells", "there", "parts", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
+    assert {"cells", "there", "parts", "where", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
     model = make_judge(untrained).answerer.model
     assert resume(out, model) == 2
     judge.ship(out, tmp_path / "shipped")

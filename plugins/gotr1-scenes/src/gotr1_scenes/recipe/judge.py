@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ PROCESSOR = {
 }
 PAIRS = ("janus/janus", "qwen/sdxl")
 LIMIT = 12_000_000  # bytes of what is shipped
+PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
 SAMPLES, SKETCHED = 8, 2  # of a step, and how many of them are asked about as sketches
 PAINTED_SHARE = 0.4  # of the steps, at the beginning: all samples are painted; then half of them
 
@@ -124,15 +126,16 @@ def make_judge(model: Path) -> Any:
 
 class Heads(torch.nn.Module):
     """Linear classifiers that teach the model on the way, and are not shipped: what each token of a picture is part of, with its box; for
-    each colour, shape or texture that is named, whether it is there; and what each score is made of.
+    each colour, shape or texture that is named, whether it is there; where a phrase is, before a word of the answer; and what each score is
+    made of.
 
     Without the first nothing of a picture reaches the answers for thousands of steps, and without the second none of what is named is
-    compared with what is there; the last tell more than the score alone.
+    compared with what is there; without the third boxes are well formed and anywhere. The last tell more than the score alone.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.sizes = {"cells": (EMPTY + 1, *[CANVAS // GRID + 1] * 4), "there": (2,), "parts": PARTS}
+        self.sizes = {"cells": (EMPTY + 1, *PLACE), "there": (2,), "parts": PARTS, "where": PLACE}
         self.heads = torch.nn.ModuleDict(
             {
                 name: torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, sum(sizes)))
@@ -158,6 +161,11 @@ class Heads(torch.nn.Module):
         """A mean over the questions whose answer is a score, ``hidden [A, D]`` before them."""
         scored = [k for k, one in enumerate(asked) if one.parts]
         return self.losses("parts", hidden[scored], [asked[k].parts for k in scored]).mean()
+
+    def where(self, hidden: Tensor, asked: Sequence[Asked]) -> Tensor:
+        """A mean over the questions about a phrase that is in the picture, ``hidden [A, D]`` before their answers."""
+        placed = [k for k, one in enumerate(asked) if one.where]
+        return self.losses("where", hidden[placed], [asked[k].where for k in placed]).mean()
 
 
 def named(judge: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> tuple[list[list[int]], list[tuple[int]]]:
@@ -219,24 +227,33 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
     cells = answerer.model.teaching.cells(features, shown)
     parts = answerer.model.teaching.parts(hidden[firsts], asked)
+    where = answerer.model.teaching.where(hidden[firsts], asked)
     compared = answerer.model.teaching.losses("there", states[~answers], there).mean()
     owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
-    mean = torch.zeros(len(asked)).index_add(0, owners, losses) / torch.tensor([len(mine) for mine in places])
+    told = torch.tensor([values_of(one) for one in asked])
+    mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
     optimizer.zero_grad(set_to_none=True)
-    (mean.mean() + cells + parts + compared).backward()
+    taught = {"cells": cells, "there": compared, "parts": parts, "where": where}
+    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in ("sem", "spa", "ri", "pi", SEE, HAS)}
+    means = [mean[mine].mean() for mine in kinds.values() if mine.any()]  # kinds count alike, however many questions they have
+    (sum(means) + sum(taught.values())).backward()
     torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
     optimizer.step()
-    found = {name: round(float(value.detach()), 4) for name, value in (("cells", cells), ("there", compared), ("parts", parts))}
+    found = {name: round(float(value.detach()), 4) for name, value in taught.items()}
     said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
-    for name in ("sem", "spa", "ri", "pi", SEE, HAS):
-        mine = torch.tensor([one.reward == name for one in asked])
+    for name, mine in kinds.items():
         if mine.any():
             found[name] = round(float(mean.detach()[mine].mean()), 4)
         if mine.any() and name not in ("ri", SEE):
             wanted = torch.tensor([float(one.answer) for one in asked if one.reward == name])
             found[f"{name}.off"] = round(float((said[mine[owners]] - wanted).abs().mean()), 4)
     return found
+
+
+def values_of(one: Asked) -> int:
+    """How many values an answer tells: one score, or numbers and words. What stands between them is soon known, and does not count."""
+    return max(1, len(re.findall(r"\w+", one.answer.replace("box", "")))) if isinstance(one.answer, str) else 1
 
 
 def digits_of(judge: Any) -> list[int]:

@@ -71,6 +71,7 @@ class Asked:
     answer: float | str
     parts: tuple[int, ...] = ()  # what a score is made of, see :func:`parts_of`
     there: frozenset[str] = frozenset()  # colours, shapes and "striped", as far as they are in what is asked about
+    where: tuple[int, ...] = ()  # the box of the first thing in the picture that is what a phrase says, on the world's grid
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------
@@ -174,7 +175,10 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         others = [sample.prompt, *(_another(sample.prompt.category, rng) for _ in range(OTHERS))]
         asked += _scored("pi", sample, others, len(images) - 1)
         phrases = _phrases(sample, rng)
-        asked += [Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase)) for phrase in phrases[:2]]
+        asked += [
+            Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase), where=where(sample.image, phrase))
+            for phrase in phrases[:2]
+        ]
         asked += _compared(sample, phrases, rng, len(images) - 1)
         asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
         if not sample.chain.well_formed or not sample.chain.regions:
@@ -250,10 +254,11 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
     plan = sample.chain.without_boxes()
     made = []
-    for phrase, where, found in asked:
+    for phrase, at, found in asked:
         look = look_of(phrase)
         answer = max((look.agreement(other) for other in found.looks), default=0.0)
-        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, where, answer, parts_of(Wish((look,)), found), words(found)))
+        place = () if at is None else where(sample.image, phrase)
+        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, at, answer, parts_of(Wish((look,)), found), words(found), place))
     return made
 
 
@@ -286,12 +291,25 @@ def _cells(things: Sequence[tuple[int, Sequence[float]]]) -> tuple[Cell, ...]:
     side = CANVAS // CELL
     grid: list[Cell] = [(EMPTY, 0, 0, 0, 0)] * side**2
     for number, box in things:
-        x1, y1, x2, y2 = (min(CANVAS // GRID, max(0, round(v / GRID))) for v in box)
+        x1, y1, x2, y2 = on_grid(box)
         for at in range(side**2):
             x, y = (2 * v for v in (at % side, at // side))  # a cell is two squares of the grid wide
             if x1 < x + 2 and x < x2 and y1 < y + 2 and y < y2:
                 grid[at] = None if number < 0 else (number, x1, y1, x2, y2)
     return tuple(grid)
+
+
+def on_grid(box: Sequence[float]) -> tuple[int, int, int, int]:
+    """A box in the canvas's unit, in squares of the grid."""
+    x1, y1, x2, y2 = (min(CANVAS // GRID, max(0, round(v / GRID))) for v in box)
+    return x1, y1, x2, y2
+
+
+def where(image: Image.Image, phrase: str) -> tuple[int, ...]:
+    """The box on the grid of the first thing that is what a phrase says; nothing where there is none."""
+    look = look_of(phrase)
+    found = [thing.box for thing in _in_order(image) if look.admits(thing.look)]
+    return on_grid([v * CANVAS / image.width for v in found[0]]) if found else ()
 
 
 def boxes(image: Image.Image, phrase: str) -> str:
