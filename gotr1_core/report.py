@@ -10,9 +10,10 @@ from typing import Any
 
 from gotr1_core.checkpoint import write_atomically
 from gotr1_core.config import RunConfig, dump, validate
-from gotr1_core.doctor import examine, values
+from gotr1_core.doctor import examine
 from gotr1_core.evaluation import estimate, paired
 from gotr1_core.layers import read_yaml
+from gotr1_core.symptoms import values
 from gotr1_core.tracking import CONFIG, Columns, Records
 
 REPORT = "report.html"

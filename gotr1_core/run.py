@@ -14,7 +14,7 @@ import pluggy
 from gotr1_core.config import RunConfig
 from gotr1_core.describe import missing
 from gotr1_core.distributed import wait
-from gotr1_core.doctor import Finding, examine, look, look_before
+from gotr1_core.doctor import Finding, examine, look, look_held_out
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.evaluation import columns, estimate, summary
 from gotr1_core.plugins import STRICT, one_line
@@ -69,8 +69,7 @@ class Run:
         """Held-out samples were drawn and judged. What is compared at the end is kept in full."""
         means = {score: value.mean for score, value in summary(samples).items()}
         self.records.metrics({"step": step, "evaluation": name, "prompts": len(samples), **means, **missing(samples)})
-        if step == 0:
-            self._heed(look_before(self.records.rows[-1], self.config))
+        self._heed(look_held_out([row for row in self.records.rows if "evaluation" in row], self.config))
         if name != ON_THE_WAY:
             self.records.samples(f"held-out-{name.replace(' ', '-').replace(',', '')}", samples)
             self.records.evaluation(name, columns(samples))

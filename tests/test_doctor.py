@@ -20,13 +20,15 @@ from gotr1_core.chain import parse
 from gotr1_core.checkpoint import checkpoints, damage, read_state
 from gotr1_core.cli.main import call
 from gotr1_core.config import RunConfig, dump, validate
-from gotr1_core.doctor import RULES, Finding, Row, examine
+from gotr1_core.doctor import RULES, Finding, examine
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import Judges
-from gotr1_core.samples import PLAN, Rollout, Sample, Sampling, SegmentName
+from gotr1_core.run import Run
+from gotr1_core.samples import PLAN, Prompt, Rollout, Sample, Sampling, SegmentName
+from gotr1_core.symptoms import Row
 
 Make = Callable[..., RunConfig]
 Examined = Callable[..., list[Finding]]
@@ -208,6 +210,52 @@ def test_an_evaluation_before_the_first_step_may_stop_a_run_too() -> None:
     assert examine([{**first, "nan": 0.5}, *rows(5), {**first, "step": 5}], config()) == []
 
 
+def evaluations(*rows: Mapping[str, float | None]) -> list[Row]:
+    """Before training, on the way, and after it."""
+    names = ["before", *["held-out"] * (len(rows) - 2), "after"]
+    return [{"step": 20 * i, "evaluation": name, "nan": 0.0, **row} for i, (name, row) in enumerate(zip(names, rows, strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("now", "found"),
+    [
+        ({"a.pi": 0.89, "b.pi": 0.6}, []),
+        ({"a.pi": 0.91, "b.pi": 0.6}, ["pi"]),
+        ({"a.pi": 0.91, "b.pi": 0.7}, []),  # both like it better
+        ({"a.pi": 0.85, "b.pi": 0.54}, ["pi"]),
+        ({"a.pi": 0.4, "b.pi": 0.6}, ["pi"]),  # the other way round
+        ({"a.pi": None, "b.pi": 0.1}, []),
+        ({"a.pi": 0.8, "b.pi": 0.6, "c.pi": 0.6, "a.ri": 0.9}, []),  # c is no judge of this run
+        ({"a.pi": 0.8, "b.pi": 0.6, "a.spa": 0.9, "b.spa": 0.3, "spa": 0.6}, ["spa"]),
+    ],
+)
+def test_judges_that_part(now: Mapping[str, float | None], found: list[str]) -> None:
+    """Where they began apart does not count; what counts is how far one has moved past the other, 0.1 at most."""
+    before = {"a.pi": 0.8, "b.pi": 0.6, "a.ri": 0.5, "a.spa": 0.5, "b.spa": 0.5}
+    judges = config(judge=["a", "b"])
+    assert [f.metric for f in examine(evaluations(before, now), judges)] == found
+    [*told] = examine(evaluations(before, before, now, now), judges)
+    assert [(f.rule.name, f.metric, f.step) for f in told] == [("judges part", name, 40) for name in found]  # and told once
+    assert examine(evaluations(before, now), config(judge=["a"])) == []
+    assert examine(evaluations(now, now), judges) == []
+
+
+def test_judges_that_part_are_told_while_the_run_goes_on(tmp_path: Path, capsys: Captured) -> None:
+    """By a warning at the evaluation, once; and gotr1 doctor says it of the folder."""
+    settings = config(judge=["a", "b"])
+    (tmp_path / "config.yaml").write_text(dump(settings))
+    run = Run(tmp_path, settings, Registry().manager)
+    for step, name, high in ((0, "before", 0.6), (20, "held-out", 0.9), (40, "after", 0.9)):
+        run.evaluated(name, step, [Sample(Prompt("a"), parse("a"), None, scores={"a.pi": high, "b.pi": 0.5}, reward=high)])
+    run.records.close()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: step 20, judges part: on held-out prompts a.pi from 0.6 to 0.9, b.pi from 0.5 to 0.5 (limit 0.1 apart)"
+    )
+    assert call(["doctor", str(tmp_path)]) == 1
+    assert "judges part" in capsys.readouterr().out
+
+
 def test_three_rules_stop_a_run() -> None:
     assert {rule.name for rule in RULES if rule.stops} == {"deviation", "constant rewards", "missing rewards"}
     assert len({rule.name for rule in RULES}) == len(RULES)
@@ -239,7 +287,7 @@ def test_the_page_names_what_the_rules_read() -> None:
         name for told in SECTIONS.values() for line in re.findall(r"^- Reads: (.+)$", told, re.M) for name in re.findall(r"`(.+?)`", line)
     }
     known = {re.sub(r"^(plan|image)\.", "S.", re.sub(r"^nan\..+", "nan.NAME", name)) for name in HEALTHY}
-    assert read == known - {"seconds", "S.ratio"}
+    assert read == known - {"seconds", "S.ratio"} | {"JUDGE.NAME"}
 
 
 # -- saboteurs --------------------------------------------------------------------------------------------------------------
