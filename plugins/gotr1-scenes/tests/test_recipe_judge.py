@@ -18,7 +18,8 @@ from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.testing.judges import Court, in_any_batch
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.judge import Found, ScenesJudge, look_of
+from gotr1_scenes.judge import Found, ScenesJudge, look_of, wish_in
+from gotr1_scenes.language import for_validation, names_held_out
 from gotr1_scenes.painter import BACKGROUND, paint
 from gotr1_scenes.reader import read
 from gotr1_scenes.recipe import check_judge, judge, questions
@@ -49,11 +50,13 @@ from gotr1_scenes.recipe.questions import (
     cells,
     changed,
     draw_samples,
+    nearly,
     painted,
     parts_of,
     sketched_cells,
 )
 from gotr1_scenes.recipe.state import resume
+from gotr1_scenes.understand import wish_of
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import CANVAS, COLORS, GRID, SHAPES, Look, Thing
 
@@ -256,6 +259,26 @@ def test_scores_have_parts(samples: list[Sample]) -> None:
     for one in asked:
         assert bool(one.parts) == (one.reward not in ("ri", "see"))
         assert all(part < most for part, most in zip(one.parts, PARTS, strict=False))
+
+
+def test_nearly_the_same_prompt_says_one_thing_otherwise() -> None:
+    """One word for another, or two exchanged; the wish is the new text's; nothing of validation or held out is made."""
+    rng = random.Random(0)
+    prompts = [painted(f"near/{i}").prompt for i in range(60)]
+    exchanged = turned = 0
+    for prompt in prompts * 3:
+        other = nearly(prompt, rng)
+        assert other.text != prompt.text
+        assert wish_in(other) == wish_of(other.text)
+        assert not for_validation(other.text) and not names_held_out(wish_of(other.text) or Wish(()))
+        before, after = wish_in(prompt) or Wish(()), wish_in(other) or Wish(())
+        turned += before.things == after.things and before.relations != after.relations
+        words = [text.split() for text in (prompt.text, other.text)]
+        if len(words[0]) == len(words[1]):
+            apart = [pair for pair in zip(*words, strict=True) if pair[0] != pair[1]]
+            exchanged += len(apart) == 2 and {one for one, _ in apart} == {word for _, word in apart}
+    assert exchanged > 10
+    assert turned > 10
 
 
 def test_where_a_phrase_is_is_where_its_first_box_is(samples: list[Sample]) -> None:

@@ -172,10 +172,18 @@ def phrase(split: str, seed: int, index: int, hard_share: float = HARD_SHARE) ->
     category = CATEGORIES[index % len(CATEGORIES)]
     while True:
         made = _MAKERS[category](rng, rng.random() < hard_share)
-        named = {(look.color, look.shape) for look in made.wish.things}
-        made = replace(made, held_out=made.held_out or bool(named & HELD_OUT_PAIRS))
-        for_validation = zlib.crc32(made.text.encode()) % VALIDATION_SHARE == 0
-        if split == "train" and not (for_validation or made.held_out):
+        made = replace(made, held_out=made.held_out or names_held_out(made.wish))
+        if split == "train" and not (for_validation(made.text) or made.held_out):
             return made
-        if split != "train" and for_validation:
+        if split != "train" and for_validation(made.text):
             return made
+
+
+def for_validation(text: str) -> bool:
+    """Whether a text belongs to validation and not to training: its checksum decides."""
+    return zlib.crc32(text.encode()) % VALIDATION_SHARE == 0
+
+
+def names_held_out(wish: Wish) -> bool:
+    """Whether it wishes a colour-shape pair that prompts of training do not."""
+    return bool({(look.color, look.shape) for look in wish.things} & HELD_OUT_PAIRS)

@@ -57,7 +57,7 @@ PROCESSOR = {
 PAIRS = ("janus/janus", "qwen/sdxl")
 LIMIT = 12_000_000  # bytes of what is shipped
 PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
-SAMPLES, SKETCHED = 8, 2  # of a step, and how many of them are asked about as sketches
+SAMPLES, SKETCHED = 8, 4  # of a step, and how many of them are asked about as sketches
 PAINTED_SHARE = 0.4  # of the steps, at the beginning: all samples are painted; then half of them
 
 

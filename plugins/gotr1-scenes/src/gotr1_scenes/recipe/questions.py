@@ -1,13 +1,14 @@
 """What the small judge learns from: plans and pictures, painted and drawn by a policy, with questions that the exact judge answers.
 
 Painted samples are often wrong, in all the ways in which a policy is: a thing too few or too many, a wrong attribute, another place. Each
-is asked about with its own prompt and with another one of its category, which is wrong for it in part.
+is asked about with its own prompt, with two that say one thing otherwise, and with any other one of its category.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,22 +30,27 @@ from gotr1_core.rollout import Judges, roll_out
 from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_scenes.annotate import annotated, describe
 from gotr1_scenes.judge import Found, ScenesJudge, look_of, match, planned, seen, wish_in
-from gotr1_scenes.language import noun
+from gotr1_scenes.language import COUNTS, GROUPS, STRIPES, for_validation, names_held_out, noun
 from gotr1_scenes.painter import paint
 from gotr1_scenes.reader import read
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
+from gotr1_scenes.understand import wish_of
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SHAPES, TEXTURES, Look, Scene, Thing, any_look, place
 
 SIDES = (48, 64)  # in pixels, of what the miniatures draw
 CANVAS_SIDE = 448  # pixels of the canvas that a judge is shown for spa
 CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
-OTHERS = 3  # prompts that a sample is asked about beside its own
+NEAR = 2  # prompts that a sample is asked about beside its own and any other
 EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
 BOX = "<box>{}</box>"
 SEE = "see"  # no reward: what is there, all of it, which teaches to look
 HAS = "has"  # no reward: how nearly one thing is there or named, which teaches to compare
 
+
+SIDES_SAID = (("left", "right"), ("above", "below"))
+SAID = tuple(tuple(table.values()) for table in (STRIPES, COUNTS, GROUPS))
+EXCHANGED: tuple[tuple[str, ...], ...] = (tuple(COLORS), SHAPES, TEXTURES, *SAID, *SIDES_SAID)
 
 Cell = tuple[int, int, int, int, int] | None
 """What a square of eight of the world's pixels is part of: its number, and its box on the grid; None where that cannot be told."""
@@ -164,7 +170,7 @@ def _read(file: Path) -> Iterator[Sample]:
 def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[list[Shown], list[Asked]]:
     """Pictures and questions about them: ``pi``, ``ri`` and all that is there, ``spa`` of the first ``sketched`` ones' canvases, ``sem``.
 
-    Each is asked with its own prompt and with others of its category.
+    Each is asked with its own prompt and with others.
     """
     images: list[Shown] = []
     asked: list[Asked] = []
@@ -172,7 +178,7 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         if sample.image is None:
             continue
         images.append(Shown(sample.image, cells(sample.image)))
-        others = [sample.prompt, *(_another(sample.prompt.category, rng) for _ in range(OTHERS))]
+        others = [sample.prompt, *(nearly(sample.prompt, rng) for _ in range(NEAR)), _another(sample.prompt.category, rng)]
         asked += _scored("pi", sample, others, len(images) - 1)
         phrases = _phrases(sample, rng)
         asked += [
@@ -186,8 +192,33 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         asked += _scored("sem", sample, others, None)
         if number < sketched:
             images.append(Shown(draw(sample.chain, (CANVAS_SIDE, CANVAS_SIDE)), sketched_cells(sample.chain)))
-            asked += _scored("spa", sample, others[:2], len(images) - 1)
+            asked += _scored("spa", sample, others[: 1 + NEAR], len(images) - 1)
     return images, asked
+
+
+def nearly(prompt: Prompt, rng: random.Random) -> Prompt:
+    """The prompt with one word for another of its kind, which takes its place where it is said too; any other prompt if that says nothing.
+
+    It is what tells a judge that binds and relates from one that counts words. No text of the validation split is made.
+    """
+    for _ in range(8):
+        kinds = [kind for kind in EXCHANGED if re.search(_any_of(kind), prompt.text)]
+        sides = [kind for kind in kinds if kind in SIDES_SAID]
+        kind = rng.choice(sides if sides and rng.random() < 0.5 else kinds)
+        said = sorted({found[0] for found in re.finditer(_any_of(kind), prompt.text)})
+        one = rng.choice(said)
+        other = rng.choice([word for word in (said if len(said) > 1 and rng.random() < 0.5 else kind) if word != one])
+        turned = {one: other, other: one}
+        text = re.sub(_any_of(kind), lambda found, turned=turned: turned.get(found[0], found[0]), prompt.text)  # type: ignore[misc]
+        wish = wish_of(text)
+        if wish is not None and not (for_validation(text) or names_held_out(wish)):
+            return replace(prompt, text=text, metadata=wish.as_metadata())
+    return _another(prompt.category, rng)
+
+
+def _any_of(words: Sequence[str]) -> str:
+    """A pattern for each of some words, also where it is the beginning of its plural."""
+    return rf"\b(?:{'|'.join(words)})(?=(?:e?s)?\b)"
 
 
 def _another(category: str | None, rng: random.Random) -> Prompt:
