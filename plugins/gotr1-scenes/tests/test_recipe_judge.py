@@ -33,7 +33,6 @@ from gotr1_scenes.recipe.judge import (
     make_judge,
     make_model,
     make_tokenizer,
-    named,
     pack,
     question,
     subjects,
@@ -45,7 +44,6 @@ from gotr1_scenes.recipe.questions import (
     PARTS,
     Asked,
     ask,
-    attribute,
     boxes,
     cells,
     changed,
@@ -56,6 +54,7 @@ from gotr1_scenes.recipe.questions import (
     sketched_cells,
 )
 from gotr1_scenes.recipe.state import resume
+from gotr1_scenes.recipe.teaching import attribute, marks_of
 from gotr1_scenes.understand import wish_of
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import CANVAS, COLORS, GRID, SHAPES, Look, Thing
@@ -243,15 +242,31 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
     ]
     _, asked = asked_of(samples)
     rows, _, _ = encoded(small, asked, digits_of(small))
-    where, there = named(small, rows, asked)
     tokenizer = small.answerer.script.tokenizer
-    said = [(one, tokenizer.decode([int(row[at])]).strip()) for one, row, mine in zip(asked, rows, where, strict=True) for at in mine]
-    assert {one.reward for one, _ in said} == {"sem", "spa", "pi", "has"}
-    assert [((attribute(word) in one.there),) for one, word in said] == there
-    for one, mine in zip(asked, where, strict=True):
+    marks = marks_of(tokenizer, rows, asked)
+    assert {one.reward for one, mine in zip(asked, marks, strict=True) if mine} == {"sem", "spa", "pi", "has"}
+    for one, row, mine in zip(asked, rows, marks, strict=True):
+        told = [(attribute(tokenizer.decode([int(row[at])]).strip()), answer) for at, head, answer in mine if head == "there"]
+        there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
+        assert all(answer == (value in there) for value, answer in told)
         text = "".join(question(small, one)).lower()
         wanted = sum(len(re.findall(rf"\b{word}(?:es|s)?\b", text)) for word in (*COLORS, *SHAPES, "striped"))
-        assert len(mine) == (wanted if one.parts else 0)
+        assert len(told) == (wanted if one.parts else 0)
+
+
+def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
+    """In sixths: of what stands before a shape and not of what was said of the last one. A relation's word tells whether it holds."""
+    there = (Look("circle", "red", "striped"), Look("square", "blue", "plain"))
+    text = "a striped red circle to the left of a green square in blue and three crosses"
+    wish = Wish(there, (("left", 0, 1),))
+    boxes = ((0.5, 0.5, 0.6, 0.6), (0.1, 0.5, 0.2, 0.6))  # the other way round
+    one = Asked("pi", {"prompt": text, "plan": ""}, 0, 0.5, parts_of(wish, Found(there, boxes)), there)
+    rows, _, _ = encoded(small, [one], digits_of(small))
+    tokenizer = small.answerer.script.tokenizer
+    [mine] = marks_of(tokenizer, rows, [one])
+    told = [(tokenizer.decode([int(rows[0][at])]).strip(), head, answer) for at, head, answer in mine if head != "there"]
+    # a green square is a square or green, half of it; crosses are nothing that is there
+    assert told == [("circle", "bound", 6), ("left", "related", 2), ("square", "bound", 3), ("crosses", "bound", 0)]
 
 
 def test_scores_have_parts(samples: list[Sample]) -> None:
@@ -331,7 +346,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
         assert torch.equal(tensor, whole[name]), name
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 1
-    assert {"cells", "there", "parts", "where", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
+    assert {"cells", "there", "parts", "where", "bound", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
     model = make_judge(untrained).answerer.model
     assert resume(out, model) == 2
     judge.ship(out, tmp_path / "shipped")

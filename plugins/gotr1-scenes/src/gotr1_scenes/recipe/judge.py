@@ -32,9 +32,9 @@ from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 from gotr1_scenes.recipe.miniature import learn_bpe, world
-from gotr1_scenes.recipe.questions import BOX, EMPTY, HAS, PARTS, SEE, Asked, Shown, ask, attribute, draw_samples, painted
+from gotr1_scenes.recipe.questions import BOX, HAS, SEE, Asked, Shown, ask, draw_samples, painted
 from gotr1_scenes.recipe.state import resume, save
-from gotr1_scenes.world import CANVAS, GRID
+from gotr1_scenes.recipe.teaching import Heads, marks_of
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
 RUBRICS = Path(__file__).resolve().parents[1] / "rubrics"
@@ -56,9 +56,8 @@ PROCESSOR = {
 }
 PAIRS = ("janus/janus", "qwen/sdxl")
 LIMIT = 12_000_000  # bytes of what is shipped
-PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
 SAMPLES, SKETCHED = 8, 4  # of a step, and how many of them are asked about as sketches
-PAINTED_SHARE = 0.4  # of the steps, at the beginning: all samples are painted; then half of them
+PAINTED_SHARE = 0.3  # of the steps, at the beginning: all samples are painted; then half of them
 
 
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
@@ -124,69 +123,13 @@ def make_judge(model: Path) -> Any:
 # -- training ---------------------------------------------------------------------------------------------------------------
 
 
-class Heads(torch.nn.Module):
-    """Linear classifiers that teach the model on the way, and are not shipped: what each token of a picture is part of, with its box; for
-    each colour, shape or texture that is named, whether it is there; where a phrase is, before a word of the answer; and what each score is
-    made of.
-
-    Without the first nothing of a picture reaches the answers for thousands of steps, and without the second none of what is named is
-    compared with what is there; without the third boxes are well formed and anywhere. The last tell more than the score alone.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes = {"cells": (EMPTY + 1, *PLACE), "there": (2,), "parts": PARTS, "where": PLACE}
-        self.heads = torch.nn.ModuleDict(
-            {
-                name: torch.nn.Sequential(torch.nn.LayerNorm(HIDDEN), torch.nn.Linear(HIDDEN, sum(sizes)))
-                for name, sizes in self.sizes.items()
-            }
-        )
-
-    def losses(self, name: str, hidden: Tensor, wanted: Sequence[tuple[int, ...]]) -> Tensor:
-        """The cross-entropies ``[N, P]`` of N states ``[N, D]``."""
-        target = torch.tensor(wanted)
-        told = self.heads[name](hidden).split(self.sizes[name], -1)
-        return torch.stack([F.cross_entropy(part, target[:, k], reduction="none") for k, part in enumerate(told)], 1)
-
-    def cells(self, features: Tensor, shown: Sequence[Shown]) -> Tensor:
-        """A mean over tokens of ``features [B, T, D]``; boxes count where there is a thing."""
-        known = torch.tensor([cell is not None for one in shown for cell in one.cells])
-        wanted = [cell for one in shown for cell in one.cells if cell is not None]
-        losses = self.losses("cells", features.flatten(0, 1)[known], wanted)
-        there = torch.tensor([cell[0] != EMPTY for cell in wanted])
-        return losses[:, 0].mean() + losses[there, 1:].mean()
-
-    def parts(self, hidden: Tensor, asked: Sequence[Asked]) -> Tensor:
-        """A mean over the questions whose answer is a score, ``hidden [A, D]`` before them."""
-        scored = [k for k, one in enumerate(asked) if one.parts]
-        return self.losses("parts", hidden[scored], [asked[k].parts for k in scored]).mean()
-
-    def where(self, hidden: Tensor, asked: Sequence[Asked]) -> Tensor:
-        """A mean over the questions about a phrase that is in the picture, ``hidden [A, D]`` before their answers."""
-        placed = [k for k, one in enumerate(asked) if one.where]
-        return self.losses("where", hidden[placed], [asked[k].where for k in placed]).mean()
-
-
-def named(judge: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> tuple[list[list[int]], list[tuple[int]]]:
-    """Where each question names an attribute, and whether that is there."""
-    tokenizer = judge.answerer.script.tokenizer
-    said = [attribute(tokenizer.decode([token]).strip()) for token in range(len(tokenizer))]
-    known = [
-        [(at, said[token]) for at, token in enumerate(row.tolist()) if said[token] and one.parts]
-        for row, one in zip(rows, asked, strict=True)
-    ]
-    wanted = [(int(word in one.there),) for one, mine in zip(asked, known, strict=True) for _, word in mine]
-    return [[at for at, _ in mine] for mine in known], wanted
-
-
 def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int) -> None:
     """Trains until step ``until`` of ``steps``, saving every 250 so that a broken run goes on where it was."""
     torch.set_num_threads(threads)
     judge = make_judge(out / "untrained")
     model = judge.answerer.model.float().requires_grad_(True)
     torch.manual_seed(seed)
-    model.teaching = Heads()
+    model.teaching = Heads(HIDDEN)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     first = resume(out, model, optimizer)
     begun = time.time()
@@ -218,23 +161,21 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     rows, places, targets = encoded(judge, asked, digits)
     pixels = answerer.eyes.inputs([one.image for one in shown])["pixel_values"]
     features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    attributes, there = named(judge, rows, asked)
-    spots = [[*mine, *more] for mine, more in zip(places, attributes, strict=True)]
+    marks = marks_of(answerer.script.tokenizer, rows, asked)
+    spots = [[*mine, *(at for at, _, _ in more)] for mine, more in zip(places, marks, strict=True)]
     states = forward(answerer.model, features, rows, subjects(asked), spots)
     answers = torch.tensor([k < len(mine) for mine, all_ in zip(places, spots, strict=True) for k in range(len(all_))])
     hidden = states[answers]
     logits = answerer.model.lm_head(hidden).float()
     firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
-    cells = answerer.model.teaching.cells(features, shown)
-    parts = answerer.model.teaching.parts(hidden[firsts], asked)
-    where = answerer.model.teaching.where(hidden[firsts], asked)
-    compared = answerer.model.teaching.losses("there", states[~answers], there).mean()
+    heads = answerer.model.teaching
+    taught = heads.of_pictures(features, shown) | heads.of_answers(hidden[firsts], asked)
+    taught |= heads.of_words(states[~answers], [mark for mine in marks for mark in mine])
     owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
     told = torch.tensor([values_of(one) for one in asked])
     mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
     optimizer.zero_grad(set_to_none=True)
-    taught = {"cells": cells, "there": compared, "parts": parts, "where": where}
     kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in ("sem", "spa", "ri", "pi", SEE, HAS)}
     means = [mean[mine].mean() for mine in kinds.values() if mine.any()]  # kinds count alike, however many questions they have
     (sum(means) + sum(taught.values())).backward()
@@ -388,7 +329,7 @@ def main() -> None:
         "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
     )
     parser.add_argument("--drawn", type=int, default=4096, help="how many of each")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

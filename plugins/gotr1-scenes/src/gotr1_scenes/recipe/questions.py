@@ -76,7 +76,7 @@ class Asked:
     picture: int | None
     answer: float | str
     parts: tuple[int, ...] = ()  # what a score is made of, see :func:`parts_of`
-    there: frozenset[str] = frozenset()  # colours, shapes and "striped", as far as they are in what is asked about
+    there: tuple[Look, ...] = ()  # what is in the picture or the plan that is asked about
     where: tuple[int, ...] = ()  # the box of the first thing in the picture that is what a phrase says, on the world's grid
 
 
@@ -186,7 +186,8 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
             for phrase in phrases[:2]
         ]
         asked += _compared(sample, phrases, rng, len(images) - 1)
-        asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
+        if number % 4 == 0:  # its answers are long
+            asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
         if not sample.chain.well_formed or not sample.chain.regions:
             continue  # which costs a judge no question
         asked += _scored("sem", sample, others, None)
@@ -236,21 +237,9 @@ def _scored(reward: str, sample: Sample, prompts: Sequence[Prompt], picture: int
         found = seen(read(sample.image), sample.image.size)
     wishes = [wish_in(case.prompt) or Wish(()) for case in cases]
     return [
-        Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score, parts_of(wish, found, placed=reward != "sem"), words(found))
+        Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score, parts_of(wish, found, placed=reward != "sem"), found.looks)
         for c, score, wish in zip(cases, scores, wishes, strict=True)
     ]
-
-
-def words(found: Found) -> frozenset[str]:
-    """The attributes that are there, by the words for them."""
-    named = (value for look in found.looks for value in (look.shape, look.color, look.texture))
-    return frozenset(value for value in named if value is not None and value != "plain")
-
-
-def attribute(word: str) -> str | None:
-    """The colour, shape or texture that a word says, such as cross for crosses; "plain" is often left unsaid, and is none."""
-    singular = word.removesuffix("es") if word == "crosses" else word.removesuffix("s") if word != "cross" else word
-    return word if word in COLORS or word == "striped" else singular if singular in SHAPES else None
 
 
 PARTS = (*[8] * MAX_THINGS, 6, 6, 3)
@@ -281,7 +270,7 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     assert sample.image is not None
     there, named = seen(read(sample.image), sample.image.size), planned(sample.chain)
     near = [noun(_as_said(_otherwise(look, rng))) for look in (*there.looks, *named.looks) if None not in (look.shape, look.color)]
-    asked: list[tuple[str, int | None, Found]] = [(phrase, picture, there) for phrase in (*phrases, *near[:1])]
+    asked: list[tuple[str, int | None, Found]] = [(phrase, picture, there) for phrase in (*phrases[:2], *near[:1])]
     asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
     plan = sample.chain.without_boxes()
     made = []
@@ -289,7 +278,7 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
         look = look_of(phrase)
         answer = max((look.agreement(other) for other in found.looks), default=0.0)
         place = () if at is None else where(sample.image, phrase)
-        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, at, answer, parts_of(Wish((look,)), found), words(found), place))
+        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, at, answer, parts_of(Wish((look,)), found), found.looks, place))
     return made
 
 

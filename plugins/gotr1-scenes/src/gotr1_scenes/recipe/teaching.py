@@ -1,0 +1,96 @@
+"""What teaches the small judge on the way and is not shipped: small classifiers of its states, each with what they are to tell.
+
+The answers alone teach it nothing for thousands of steps. Between a picture and a score lie steps that have answers of their own: what is
+in each part of the picture, which of a prompt's words are true of it, and which of its things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gotr1_scenes.recipe.questions import EMPTY, PARTS, Asked, Shown
+from gotr1_scenes.world import CANVAS, COLORS, GRID, RELATIONS, SHAPES, TEXTURES, Look
+
+PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
+MATCHES = 7  # of a look: shares of one, two and three attributes are sixths
+HEADS = {"cells": (EMPTY + 1, *PLACE), "there": (2,), "parts": PARTS, "where": PLACE, "bound": (MATCHES,), "related": (PARTS[-1],)}
+Mark = tuple[int, str, int]
+"""A token's place in a question, the head that is asked there, and what it is to tell."""
+
+
+class Heads(torch.nn.Module):
+    """Linear classifiers.
+
+    ``cells``, of each token of a picture: what it is part of, and that thing's box. Of words of a question: ``there``, whether a colour, a
+    shape or stripes are there at all; ``bound``, how nearly a thing is there with all that was said of it; ``related``, whether it stands
+    so. Before the answer: ``where`` a phrase is, and the ``parts`` of a score.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        norm, linear = torch.nn.LayerNorm, torch.nn.Linear
+        self.heads = torch.nn.ModuleDict(
+            {name: torch.nn.Sequential(norm(hidden), linear(hidden, sum(sizes))) for name, sizes in HEADS.items()}
+        )
+
+    def losses(self, name: str, hidden: Tensor, wanted: Sequence[tuple[int, ...]]) -> Tensor:
+        """The cross-entropies ``[N, P]`` of N states ``[N, D]``."""
+        target = torch.tensor(wanted).view(len(wanted), len(HEADS[name]))
+        told = self.heads[name](hidden).split(HEADS[name], -1)
+        return torch.stack([F.cross_entropy(part, target[:, k], reduction="none") for k, part in enumerate(told)], 1)
+
+    def of_pictures(self, features: Tensor, shown: Sequence[Shown]) -> dict[str, Tensor]:
+        """A mean over tokens of ``features [B, T, D]``; boxes count where there is a thing."""
+        known = torch.tensor([cell is not None for one in shown for cell in one.cells])
+        wanted = [cell for one in shown for cell in one.cells if cell is not None]
+        losses = self.losses("cells", features.flatten(0, 1)[known], wanted)
+        there = torch.tensor([cell[0] != EMPTY for cell in wanted])
+        return {"cells": losses[:, 0].mean() + losses[there, 1:].mean()}
+
+    def of_answers(self, hidden: Tensor, asked: Sequence[Asked]) -> dict[str, Tensor]:
+        """Means over the questions that have such parts, ``hidden [A, D]`` before their answers."""
+        wanted = {"parts": [one.parts for one in asked], "where": [one.where for one in asked]}
+        rows = {name: [k for k, told in enumerate(every) if told] for name, every in wanted.items()}
+        return {name: self.losses(name, hidden[some], [wanted[name][k] for k in some]).mean() for name, some in rows.items() if some}
+
+    def of_words(self, hidden: Tensor, marks: Sequence[Mark]) -> dict[str, Tensor]:
+        """Means over words, ``hidden [M, D]`` of the marks."""
+        rows = {name: [k for k, (_, head, _) in enumerate(marks) if head == name] for name in ("there", "bound", "related")}
+        return {name: self.losses(name, hidden[some], [(marks[k][2],) for k in some]).mean() for name, some in rows.items() if some}
+
+
+def marks_of(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> list[list[Mark]]:
+    """The marks of each question whose answer is a score."""
+    words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
+    return [list(_marks([words[token] for token in row.tolist()], one)) if one.parts else [] for row, one in zip(rows, asked, strict=True)]
+
+
+def _marks(words: Sequence[str], one: Asked) -> Iterator[Mark]:
+    there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
+    color = texture = None
+    for at, word in enumerate(words):
+        value = attribute(word)
+        if value is not None:
+            yield at, "there", int(value in there)
+        if value in SHAPES:
+            yield at, "bound", closest(Look(value, color, texture), one.there)
+        if word in RELATIONS and one.parts[-1]:
+            yield at, "related", one.parts[-1]
+        # What is said before a shape belongs to it; a colour or a texture that follows one does not wait for the next.
+        color, texture = (word, texture) if word in COLORS else (color, word) if word in TEXTURES else (None, None)
+
+
+def closest(look: Look, there: Sequence[Look]) -> int:
+    """How nearly a look is among others, in sixths; 0 where there is none."""
+    return max((round((MATCHES - 1) * look.agreement(other)) for other in there), default=0)
+
+
+def attribute(word: str) -> str | None:
+    """The colour, shape or texture that a word says, such as cross for crosses; "plain" is often left unsaid, and is none."""
+    singular = word.removesuffix("es") if word == "crosses" else word.removesuffix("s") if word != "cross" else word
+    return word if word in COLORS or word == "striped" else singular if singular in SHAPES else None
