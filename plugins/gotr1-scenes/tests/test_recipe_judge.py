@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +266,13 @@ def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
     tokenizer = small.answerer.script.tokenizer
     [mine] = marks_of(tokenizer, rows, [one])
     told = [(tokenizer.decode([int(rows[0][at])]).strip(), head, answer) for at, head, answer in mine if head != "there"]
-    # a green square is a square or green, half of it; crosses are nothing that is there
-    assert told == [("circle", "bound", 6), ("left", "related", 2), ("square", "bound", 3), ("crosses", "bound", 0)]
+    # a green square is a square or green, half of it; crosses are nothing that is there; the relation is said with its second thing
+    assert told == [("circle", "bound", 6), ("square", "bound", 3), ("square", "related", 2), ("crosses", "bound", 0)]
+    two = replace(one, reward="spa", fields={"prompt": "a square with a circle on its left", "plan": "There is a circle and a square."})
+    rows, _, _ = encoded(small, [two], digits_of(small))
+    [mine] = marks_of(tokenizer, rows, [two])
+    [at] = [at for at, head, _ in mine if head == "related"]
+    assert tokenizer.decode([int(rows[0][at])]).strip() == "left"
 
 
 def test_scores_have_parts(samples: list[Sample]) -> None:

@@ -73,14 +73,19 @@ def marks_of(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> 
 def _marks(words: Sequence[str], one: Asked) -> Iterator[Mark]:
     there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
     color = texture = None
+    things, side = 0, False
     for at, word in enumerate(words):
         value = attribute(word)
         if value is not None:
             yield at, "there", int(value in there)
         if value in SHAPES:
             yield at, "bound", closest(Look(value, color, texture), one.there)
-        if word in RELATIONS and one.parts[-1]:
+        if word == ".":  # ends a plan; what comes then is the prompt
+            things = 0
+        things, side = things + (value in SHAPES), side or word in RELATIONS
+        if side and things == 2 and one.parts[-1] and (word in RELATIONS or value in SHAPES):  # said in full
             yield at, "related", one.parts[-1]
+            side = False
         # What is said before a shape belongs to it; a colour or a texture that follows one does not wait for the next.
         color, texture = (word, texture) if word in COLORS else (color, word) if word in TEXTURES else (None, None)
 
