@@ -6,7 +6,6 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +248,7 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
     for one, row, mine in zip(asked, rows, marks, strict=True):
         told = [(attribute(tokenizer.decode([int(row[at])]).strip()), answer) for at, head, answer in mine if head == "there"]
         there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
-        assert all(answer == (value in there) for value, answer in told)
+        assert all(answer == (int(value in there),) for value, answer in told)
         text = "".join(question(small, one)).lower()
         wanted = sum(len(re.findall(rf"\b{word}(?:es|s)?\b", text)) for word in (*COLORS, *SHAPES, "striped"))
         assert len(told) == (wanted if one.parts else 0)
@@ -257,22 +256,32 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
 
 def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
     """In sixths: of what stands before a shape and not of what was said of the last one. A relation's word tells whether it holds."""
-    there = (Look("circle", "red", "striped"), Look("square", "blue", "plain"))
-    text = "a striped red circle to the left of a green square in blue and three crosses"
-    wish = Wish(there, (("left", 0, 1),))
-    boxes = ((0.5, 0.5, 0.6, 0.6), (0.1, 0.5, 0.2, 0.6))  # the other way round
-    one = Asked("pi", {"prompt": text, "plan": ""}, 0, 0.5, parts_of(wish, Found(there, boxes)), there)
-    rows, _, _ = encoded(small, [one], digits_of(small))
+    there, places = (Look("circle", "red", "striped"), Look("square", "blue", "plain")), ((6, 6, 7, 7), (1, 6, 2, 7))
     tokenizer = small.answerer.script.tokenizer
-    [mine] = marks_of(tokenizer, rows, [one])
-    told = [(tokenizer.decode([int(rows[0][at])]).strip(), head, answer) for at, head, answer in mine if head != "there"]
-    # a green square is a square or green, half of it; crosses are nothing that is there; the relation is said with its second thing
-    assert told == [("circle", "bound", 6), ("square", "bound", 3), ("square", "related", 2), ("crosses", "bound", 0)]
-    two = replace(one, reward="spa", fields={"prompt": "a square with a circle on its left", "plan": "There is a circle and a square."})
-    rows, _, _ = encoded(small, [two], digits_of(small))
-    [mine] = marks_of(tokenizer, rows, [two])
-    [at] = [at for at, head, _ in mine if head == "related"]
-    assert tokenizer.decode([int(rows[0][at])]).strip() == "left"
+
+    def told(reward: str, prompt: str, plan: str = "") -> list[tuple[str, str, int | tuple[int, ...]]]:
+        wish = wish_of(prompt) or Wish(there, (("left", 0, 1),))
+        found = Found(there, ((0.5, 0.5, 0.6, 0.6), (0.1, 0.5, 0.2, 0.6)))  # the circle is on the right
+        one = Asked(reward, {"prompt": prompt, "plan": plan}, 0, 0.5, parts_of(wish, found), there, places)
+        rows, _, _ = encoded(small, [one], digits_of(small))
+        [mine] = marks_of(tokenizer, rows, [one])
+        named = [(tokenizer.decode([int(rows[0][at])]).strip(), head, answer) for at, head, answer in mine if head != "there"]
+        return [(word, head, answer[0] if len(answer) == 1 else answer) for word, head, answer in named]
+
+    assert told("pi", "a striped red circle to the left of a green square and three crosses") == [
+        *(("circle", "bound", 6), ("circle", "placed", (6, 6, 7, 7))),
+        *(("square", "bound", 3), ("square", "related", 2)),  # half of it is there; the relation is said with its second thing
+        ("crosses", "bound", 0),
+    ]
+    assert told("pi", "a square in blue and a circle without stripes") == [
+        *(("square", "bound", 6), ("square", "placed", (1, 6, 2, 7)), ("blue", "bound", 6), ("blue", "placed", (1, 6, 2, 7))),
+        *(("circle", "bound", 6), ("circle", "placed", (6, 6, 7, 7)), ("stripes", "bound", 3)),
+    ]
+    late = told("pi", "a circle and a square, the first blue and the second striped")
+    assert late[4:] == [("blue", "bound", 3), ("striped", "bound", 3)]
+    sketched = told("spa", "a square with a circle on its left", "There is a circle and a circle.")
+    assert [place for _, head, place in sketched if head == "placed"] == [(6, 6, 7, 7), (1, 6, 2, 7), (1, 6, 2, 7), (6, 6, 7, 7)]
+    assert sketched[-1][:2] == ("left", "related")
 
 
 def test_scores_have_parts(samples: list[Sample]) -> None:

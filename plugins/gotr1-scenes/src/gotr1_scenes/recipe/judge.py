@@ -57,7 +57,7 @@ PROCESSOR = {
 PAIRS = ("janus/janus", "qwen/sdxl")
 LIMIT = 12_000_000  # bytes of what is shipped
 SAMPLES, SKETCHED = 8, 4  # of a step, and how many of them are asked about as sketches
-PAINTED_SHARE = 0.3  # of the steps, at the beginning: all samples are painted; then half of them
+PAINTED_SHARE = 0.23  # of the steps, at the beginning: all samples are painted; then half of them
 
 
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
@@ -329,7 +329,7 @@ def main() -> None:
         "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
     )
     parser.add_argument("--drawn", type=int, default=4096, help="how many of each")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

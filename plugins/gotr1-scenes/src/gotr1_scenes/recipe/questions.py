@@ -77,6 +77,7 @@ class Asked:
     answer: float | str
     parts: tuple[int, ...] = ()  # what a score is made of, see :func:`parts_of`
     there: tuple[Look, ...] = ()  # what is in the picture or the plan that is asked about
+    places: tuple[tuple[int, ...], ...] = ()  # the boxes of these things on the world's grid, where there is a picture
     where: tuple[int, ...] = ()  # the box of the first thing in the picture that is what a phrase says, on the world's grid
 
 
@@ -237,9 +238,22 @@ def _scored(reward: str, sample: Sample, prompts: Sequence[Prompt], picture: int
         found = seen(read(sample.image), sample.image.size)
     wishes = [wish_in(case.prompt) or Wish(()) for case in cases]
     return [
-        Asked(reward, {"prompt": c.prompt.text, "plan": plan}, picture, score, parts_of(wish, found, placed=reward != "sem"), found.looks)
+        Asked(
+            reward,
+            {"prompt": c.prompt.text, "plan": plan},
+            picture,
+            score,
+            parts_of(wish, found, placed=reward != "sem"),
+            found.looks,
+            () if picture is None else places_of(found),
+        )
         for c, score, wish in zip(cases, scores, wishes, strict=True)
     ]
+
+
+def places_of(found: Found) -> tuple[tuple[int, ...], ...]:
+    """Boxes, which are fractions, on the world's grid."""
+    return tuple(on_grid([CANVAS * v for v in box]) for box in found.boxes)
 
 
 PARTS = (*[8] * MAX_THINGS, 6, 6, 3)
@@ -277,8 +291,9 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     for phrase, at, found in asked:
         look = look_of(phrase)
         answer = max((look.agreement(other) for other in found.looks), default=0.0)
-        place = () if at is None else where(sample.image, phrase)
-        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, at, answer, parts_of(Wish((look,)), found), found.looks, place))
+        place, places = ((), ()) if at is None else (where(sample.image, phrase), places_of(found))
+        parts = parts_of(Wish((look,)), found)
+        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, at, answer, parts, found.looks, places, place))
     return made
 
 

@@ -7,6 +7,7 @@ in each part of the picture, which of a prompt's words are true of it, and which
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ from gotr1_scenes.world import CANVAS, COLORS, GRID, RELATIONS, SHAPES, TEXTURES
 PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
 MATCHES = 7  # of a look: shares of one, two and three attributes are sixths
 HEADS = {"cells": (EMPTY + 1, *PLACE), "there": (2,), "parts": PARTS, "where": PLACE, "bound": (MATCHES,), "related": (PARTS[-1],)}
-Mark = tuple[int, str, int]
+ORDINALS = {"first": 0, "second": 1}
+LATE = ("in", "with", "without", *ORDINALS)
+"""Words after which an attribute belongs to a thing that was named before: to the last one, or to that of this number."""
+Mark = tuple[int, str, tuple[int, ...]]
 """A token's place in a question, the head that is asked there, and what it is to tell."""
 
 
@@ -28,7 +32,7 @@ class Heads(torch.nn.Module):
 
     ``cells``, of each token of a picture: what it is part of, and that thing's box. Of words of a question: ``there``, whether a colour, a
     shape or stripes are there at all; ``bound``, how nearly a thing is there with all that was said of it; ``related``, whether it stands
-    so. Before the answer: ``where`` a phrase is, and the ``parts`` of a score.
+    so, and ``placed``, where it is. Before the answer: ``where`` a phrase is, and the ``parts`` of a score.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -60,8 +64,9 @@ class Heads(torch.nn.Module):
 
     def of_words(self, hidden: Tensor, marks: Sequence[Mark]) -> dict[str, Tensor]:
         """Means over words, ``hidden [M, D]`` of the marks."""
-        rows = {name: [k for k, (_, head, _) in enumerate(marks) if head == name] for name in ("there", "bound", "related")}
-        return {name: self.losses(name, hidden[some], [(marks[k][2],) for k in some]).mean() for name, some in rows.items() if some}
+        rows = {name: [k for k, (_, head, _) in enumerate(marks) if head == name] for name in ("there", "bound", "related", "placed")}
+        heads = {"placed": "where"}  # the same question, asked of a thing that a prompt names
+        return {n: self.losses(heads.get(n, n), hidden[some], [marks[k][2] for k in some]).mean() for n, some in rows.items() if some}
 
 
 def marks_of(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> list[list[Mark]]:
@@ -72,22 +77,45 @@ def marks_of(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> 
 
 def _marks(words: Sequence[str], one: Asked) -> Iterator[Mark]:
     there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
-    color = texture = None
-    things, side = 0, False
+    planning = one.reward == "spa"  # of a canvas the plan's things are shown in its order
+    said: list[Look] = []  # the things named, as far as they have been told
+    waiting, about, side = Look(None), 0, False
     for at, word in enumerate(words):
         value = attribute(word)
         if value is not None:
-            yield at, "there", int(value in there)
+            yield at, "there", (int(value in there),)
+        told = _told(words[at - 1], word)
         if value in SHAPES:
-            yield at, "bound", closest(Look(value, color, texture), one.there)
-        if word == ".":  # ends a plan; what comes then is the prompt
-            things = 0
-        things, side = things + (value in SHAPES), side or word in RELATIONS
-        if side and things == 2 and one.parts[-1] and (word in RELATIONS or value in SHAPES):  # said in full
-            yield at, "related", one.parts[-1]
+            said.append(replace(waiting, shape=value))
+            about, waiting = len(said) - 1, Look(None)
+            yield from _thing(at, said[about], one, about if planning else None)
+        elif told and words[at - 1] in LATE and about < len(said):
+            said[about] = replace(said[about], **told)
+            yield from _thing(at, said[about], one)
+        else:
+            waiting = replace(waiting, **told)
+        about, side = ORDINALS.get(word, about), side or word in RELATIONS
+        if side and len(said) == 2 and one.parts[-1] and (word in RELATIONS or value in SHAPES):  # the relation is said in full
+            yield at, "related", (one.parts[-1],)
             side = False
-        # What is said before a shape belongs to it; a colour or a texture that follows one does not wait for the next.
-        color, texture = (word, texture) if word in COLORS else (color, word) if word in TEXTURES else (None, None)
+        if word == ".":  # ends a plan; what comes then is the prompt
+            said, waiting, planning = [], Look(None), False
+
+
+def _told(before: str, word: str) -> dict[str, str]:
+    """What a word says of a thing but for its shape."""
+    texture = {"with stripes": "striped", "without stripes": "plain"}.get(f"{before} {word}", word)
+    return {"color": word} if word in COLORS else {"texture": texture} if texture in TEXTURES else {}
+
+
+def _thing(at: int, look: Look, one: Asked, number: int | None = None) -> Iterator[Mark]:
+    """How nearly it is there, and where, if it is: the thing of this number, or the first."""
+    yield at, "bound", (closest(look, one.there),)
+    places = [place for other, place in zip(one.there, one.places, strict=False) if look.admits(other)]  # a plan has none
+    if number is not None and number < len(one.places):
+        yield at, "placed", one.places[number]
+    elif places:
+        yield at, "placed", places[0]
 
 
 def closest(look: Look, there: Sequence[Look]) -> int:
