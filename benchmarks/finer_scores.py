@@ -26,7 +26,7 @@ from gotr1_core.testing.reliability import pair_accuracy
 from gotr1_judges.rubric import RubricJudge
 from gotr1_scenes.judge import ScenesJudge
 from gotr1_scenes.recipe.judge import make_judge
-from gotr1_scenes.recipe.questions import draw_samples
+from gotr1_scenes.recipe.samples import draw_samples
 
 DEVIATION, COPIES = 4.0, 4
 

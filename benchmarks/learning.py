@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.evaluation import estimate, paired
+from gotr1_core.tracking import nan_for_null
 
 SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
 
@@ -46,8 +47,8 @@ def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
 
 
 def column(rows: dict[str, Any], score: str) -> list[float]:
-    """A score of every prompt: the exact judge's own, where several judges offer it."""
-    return list(rows.get(f"scenes.{score}", rows[score]))
+    """A score of every prompt, NaN where it could not be had: the exact judge's own, where several judges offer it."""
+    return [nan_for_null(value) for value in rows.get(f"scenes.{score}", rows[score])]
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -18,11 +18,11 @@ from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.testing.judges import Court, in_any_batch
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.judge import Found, ScenesJudge, look_of, wish_in
+from gotr1_scenes.judge import Found, ScenesJudge, look_of, match, planned, seen, wish_in
 from gotr1_scenes.language import for_validation, names_held_out
 from gotr1_scenes.painter import BACKGROUND, paint
 from gotr1_scenes.reader import read
-from gotr1_scenes.recipe import check_judge, judge, questions
+from gotr1_scenes.recipe import check_judge, judge
 from gotr1_scenes.recipe.judge import (
     LIMIT,
     RUBRICS,
@@ -46,13 +46,11 @@ from gotr1_scenes.recipe.questions import (
     ask,
     boxes,
     cells,
-    changed,
-    draw_samples,
     nearly,
-    painted,
     parts_of,
     sketched_cells,
 )
+from gotr1_scenes.recipe.samples import changed, draw_samples, painted
 from gotr1_scenes.recipe.state import resume
 from gotr1_scenes.recipe.teaching import attribute, marks_of
 from gotr1_scenes.understand import wish_of
@@ -134,7 +132,7 @@ def test_a_change_is_one_thing() -> None:
 def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> None:
     images, asked = asked_of(samples)
     plans = {s.chain.without_boxes(): [look_of(r.phrase) for r in s.chain.regions] for s in samples}
-    assert {one.reward for one in asked} == {"sem", "spa", "pi", "ri", "see", "has"}
+    assert {one.reward for one in asked} == {"sem", "spa", "pi", "ri", "see", "has", "stands"}
     for one in asked:
         if one.reward == "pi":
             assert one.picture is not None
@@ -151,6 +149,13 @@ def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> Non
         elif one.reward == "has":
             there = [thing.look for thing in read(images[one.picture])] if one.picture is not None else plans[one.fields["plan"]]
             assert one.answer == max(look_of(one.fields["phrase"]).agreement(look) for look in there)
+        elif one.reward == "stands":
+            assert one.picture is not None
+            wish, image = wish_of(one.fields["phrase"]), images[one.picture]
+            assert wish is not None
+            sketched = [planned(s.chain) for s in samples if s.chain.without_boxes() == one.fields["plan"]]
+            [found] = sketched or [seen(read(image), image.size)]
+            assert one.answer == match(wish, found)[1]
         assert one.reward == "has" or (one.picture is None) == (one.reward == "sem")
     sizes = {image.size for image in images}
     assert sizes == {(48, 48), (64, 64), (448, 448)}
@@ -244,7 +249,7 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
     rows, _, _ = encoded(small, asked, digits_of(small))
     tokenizer = small.answerer.script.tokenizer
     marks = marks_of(tokenizer, rows, asked)
-    assert {one.reward for one, mine in zip(asked, marks, strict=True) if mine} == {"sem", "spa", "pi", "has"}
+    assert {one.reward for one, mine in zip(asked, marks, strict=True) if mine} == {"sem", "spa", "pi", "has", "stands"}
     for one, row, mine in zip(asked, rows, marks, strict=True):
         told = [(attribute(tokenizer.decode([int(row[at])]).strip()), answer) for at, head, answer in mine if head == "there"]
         there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
@@ -361,7 +366,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
         assert torch.equal(tensor, whole[name]), name
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 1
-    assert {"cells", "there", "parts", "where", "bound", "sem", "spa", "ri", "pi", "see", "has", "pi.off"} <= lines[-1].keys()
+    assert {"cells", "there", "parts", "where", "bound", "sem", "spa", "ri", "pi", "see", "has", "stands", "pi.off"} <= lines[-1].keys()
     model = make_judge(untrained).answerer.model
     assert resume(out, model) == 2
     judge.ship(out, tmp_path / "shipped")
@@ -376,13 +381,13 @@ def test_batches_are_of_their_step(samples: list[Sample]) -> None:
 
 
 def test_samples_of_a_policy_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions, "CHUNK", 2)
-    monkeypatch.setattr(questions, "PLANS", 2)
+    monkeypatch.setattr("gotr1_scenes.recipe.samples.CHUNK", 2)
+    monkeypatch.setattr("gotr1_scenes.recipe.samples.PLANS", 2)
     drawn = draw_samples(tmp_path, "janus/janus", 4)
     assert len(drawn) == 4
     assert [s.lineage[0] for s in drawn] == [0, 0, 1, 1]
     assert all("things" in s.prompt.metadata and s.image is not None for s in drawn)
-    monkeypatch.setattr(questions, "_policy", lambda pair: pytest.fail("it was drawn again"))
+    monkeypatch.setattr("gotr1_scenes.recipe.samples._policy", lambda pair: pytest.fail("it was drawn again"))
     again = draw_samples(tmp_path, "janus/janus", 4)
     assert [(s.chain, s.image.tobytes()) for s in again if s.image] == [(s.chain, s.image.tobytes()) for s in drawn if s.image]
     lines = check_judge.agreement(ScenesJudge(), drawn)

@@ -21,7 +21,7 @@ from gotr1_core.testing.reliability import pair_accuracy
 from gotr1_scenes.judge import ScenesJudge, look_of
 from gotr1_scenes.reader import read
 from gotr1_scenes.recipe.judge import make_judge
-from gotr1_scenes.recipe.questions import draw_samples
+from gotr1_scenes.recipe.samples import draw_samples
 
 
 def main() -> None:

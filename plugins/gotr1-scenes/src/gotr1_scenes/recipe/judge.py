@@ -32,7 +32,8 @@ from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 from gotr1_scenes.recipe.miniature import learn_bpe, world
-from gotr1_scenes.recipe.questions import BOX, HAS, SEE, Asked, Shown, ask, draw_samples, painted
+from gotr1_scenes.recipe.questions import BOX, HAS, SEE, STANDS, Asked, Shown, ask
+from gotr1_scenes.recipe.samples import draw_samples, painted
 from gotr1_scenes.recipe.state import resume, save
 from gotr1_scenes.recipe.teaching import Heads, marks_of
 
@@ -176,7 +177,7 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     told = torch.tensor([values_of(one) for one in asked])
     mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
     optimizer.zero_grad(set_to_none=True)
-    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in ("sem", "spa", "ri", "pi", SEE, HAS)}
+    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in ("sem", "spa", "ri", "pi", SEE, HAS, STANDS)}
     means = [mean[mine].mean() for mine in kinds.values() if mine.any()]  # kinds count alike, however many questions they have
     (sum(means) + sum(taught.values())).backward()
     torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
@@ -206,9 +207,10 @@ def question(judge: Any, one: Asked) -> Sequence[str]:
     """What is asked, in parts: the rubric's, or words of our own for what is no reward."""
     if one.reward == SEE:
         return ["What is there?"]
-    if one.reward == HAS:
-        said = ["Is there ", one.fields["phrase"], "?"]
-        return said if one.picture is not None else ["It says: ", one.fields["plan"], " Is there ", *said[1:]]
+    if one.reward in (HAS, STANDS):
+        asked = ["Is there ", one.fields["phrase"], "?"]
+        shown = "It says: " if one.picture is None else "In red, blue, green, orange: "
+        return [shown, one.fields["plan"], f" {asked[0]}", *asked[1:]] if one.fields["plan"] else asked
     return judge.rubrics[one.reward].fill(**one.fields)
 
 

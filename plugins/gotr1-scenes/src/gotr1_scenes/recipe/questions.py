@@ -1,7 +1,6 @@
-"""What the small judge learns from: plans and pictures, painted and drawn by a policy, with questions that the exact judge answers.
+"""What the small judge is asked about a sample, with the exact judge's answers.
 
-Painted samples are often wrong, in all the ways in which a policy is: a thing too few or too many, a wrong attribute, another place. Each
-is asked about with its own prompt, with two that say one thing otherwise, and with any other one of its category.
+Each sample is asked about with its own prompt, with two that say one thing otherwise, and with any other one of its category.
 """
 
 from __future__ import annotations
@@ -9,43 +8,57 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
-from gotr1_core.build import policies
-from gotr1_core.chain import SCALE, Chain, draw, parse
-from gotr1_core.cli.common import load_config
-from gotr1_core.config import RunConfig, SamplingConfig, validate
-from gotr1_core.plugins import Registry
-from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges, roll_out
-from gotr1_core.samples import Prompt, Sample, Sampling
-from gotr1_scenes.annotate import annotated, describe
+from gotr1_core.chain import SCALE, Chain, draw
+from gotr1_core.samples import Prompt, Sample
+from gotr1_scenes.annotate import annotated
 from gotr1_scenes.judge import Found, ScenesJudge, look_of, match, planned, seen, wish_in
-from gotr1_scenes.language import COUNTS, GROUPS, STRIPES, for_validation, names_held_out, noun
-from gotr1_scenes.painter import paint
+from gotr1_scenes.language import (
+    COUNTS,
+    GROUPS,
+    INVERTED_RELATIONS,
+    PLAIN_RELATIONS,
+    SIDES,
+    STRIPES,
+    WORDS,
+    for_validation,
+    names_held_out,
+    noun,
+)
 from gotr1_scenes.reader import read
-from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
+from gotr1_scenes.recipe.samples import EXAMPLES, otherwise
+from gotr1_scenes.source import as_prompt
 from gotr1_scenes.understand import wish_of
 from gotr1_scenes.wish import Wish
-from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SHAPES, TEXTURES, Look, Scene, Thing, any_look, place
+from gotr1_scenes.world import (
+    CANVAS,
+    CELL,
+    COLORS,
+    GRID,
+    MAX_THINGS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    TEXTURES,
+    Look,
+    Thing,
+    any_look,
+    holds,
+)
 
-SIDES = (48, 64)  # in pixels, of what the miniatures draw
 CANVAS_SIDE = 448  # pixels of the canvas that a judge is shown for spa
-CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
+STANDING = 3  # questions about how things stand
 NEAR = 2  # prompts that a sample is asked about beside its own and any other
-EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
 BOX = "<box>{}</box>"
 SEE = "see"  # no reward: what is there, all of it, which teaches to look
 HAS = "has"  # no reward: how nearly one thing is there or named, which teaches to compare
+STANDS = "stands"  # no reward: whether two things that are there stand as is said, which teaches to relate
 
 
 SIDES_SAID = (("left", "right"), ("above", "below"))
@@ -81,90 +94,6 @@ class Asked:
     where: tuple[int, ...] = ()  # the box of the first thing in the picture that is what a phrase says, on the world's grid
 
 
-# -- samples ----------------------------------------------------------------------------------------------------------------
-
-
-def painted(seed: str) -> Sample:
-    """A scene with the chain that describes it, and a prompt that it grants or not; a function of ``seed`` alone."""
-    rng = random.Random(seed)
-    made = annotated("train", 0, rng.randrange(EXAMPLES))
-    scene = made.scene if rng.random() < 0.4 else changed(made.scene, rng)
-    return Sample(as_prompt(made.phrase, ""), describe(scene, "There is "), paint(scene, rng.choice(SIDES)))
-
-
-def changed(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with one thing otherwise: a look, its place, or whether it is there."""
-    kind = rng.choice(("look", "look", "place", "drop", "add"))
-    at = rng.randrange(len(scene))
-    if kind == "drop" and len(scene) > 1:
-        return scene[:at] + scene[at + 1 :]
-    if kind == "add" and len(scene) < MAX_THINGS:
-        looks = [*(thing.look for thing in scene), rng.choice((any_look(rng), scene[at].look))]
-        return tuple(Thing(look, box) for look, box in zip(looks, place(len(looks), rng), strict=True))
-    if kind == "place":
-        return tuple(replace(thing, box=box) for thing, box in zip(scene, place(len(scene), rng), strict=True))
-    return (*scene[:at], replace(scene[at], look=_otherwise(scene[at].look, rng)), *scene[at + 1 :])
-
-
-def draw_samples(folder: Path, pair: str, count: int, *, split: str = "train", seed: int = 5) -> list[Sample]:
-    """Samples of a policy, ``PLANNER/RENDERER`` with what the preset has for it, drawn once and then read; goes on where it stopped.
-
-    Groups of a prompt stand together and have one lineage.
-    """
-    folder = folder / pair.replace("/", "-") / split
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number:04d}.safetensors" for number in range(-(-count // (CHUNK * PLANS)))]
-    missing = [number for number, file in enumerate(files) if not file.is_file()]
-    if missing:
-        planner, renderer, sampling = _policy(pair)
-        source = ScenesSource(ScenesSourceOptions())
-        for number in missing:
-            prompts = source.prompts(split, CHUNK, seed, start=number * CHUNK)
-            with torch.no_grad():
-                drawn = roll_out(
-                    *(planner, renderer, Judges({}, Expression.parse("1"))),
-                    prompts,
-                    plans=PLANS,
-                    images=1,
-                    sampling=sampling,
-                    seed=("judge", seed),
-                    first=number * CHUNK,
-                    prune=False,
-                )
-            _write(files[number], drawn.samples)
-            print(f"drawn by {pair}: {(number + 1) * CHUNK * PLANS} of {count}", flush=True)
-    return [sample for file in files for sample in _read(file)][:count]
-
-
-def _policy(pair: str) -> tuple[Any, Any, Sampling]:
-    planner, _, renderer = pair.partition("/")
-    registry = Registry()
-    config = validate(RunConfig, load_config(registry, None, "scenes", {"planner": planner, "renderer": renderer}, []))
-    sampling: SamplingConfig = config.sampling
-    return *policies(registry, config), Sampling(**sampling.model_dump())
-
-
-def _write(file: Path, samples: Sequence[Sample]) -> None:
-    """Pictures as one tensor, the rest as JSON beside them, which is written first: the tensors' file says that both are there."""
-    rows: list[dict[str, Any]] = [
-        {"prompt": s.prompt.text, "metadata": s.prompt.metadata, "category": s.prompt.category, "chain": s.chain.raw, "group": s.lineage[0]}
-        for s in samples
-    ]
-    file.with_suffix(".json").write_text(json.dumps(rows), encoding="utf-8")
-    pixels = [
-        torch.frombuffer(bytearray(s.image.tobytes()), dtype=torch.uint8).view(s.image.height, s.image.width, 3) for s in samples if s.image
-    ]
-    save_file({"pixels": torch.stack(pixels)}, file.with_suffix(".part"))
-    file.with_suffix(".part").replace(file)
-
-
-def _read(file: Path) -> Iterator[Sample]:
-    rows = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    for row, pixels in zip(rows, load_file(file)["pixels"], strict=True):
-        prompt = Prompt(row["prompt"], category=row["category"], metadata=row["metadata"])
-        yield Sample(prompt, parse(row["chain"]), Image.fromarray(pixels.numpy()), (row["group"], 0, 0))
-
-
 # -- questions --------------------------------------------------------------------------------------------------------------
 
 
@@ -187,6 +116,7 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
             for phrase in phrases[:2]
         ]
         asked += _compared(sample, phrases, rng, len(images) - 1)
+        asked += _standing(seen(read(sample.image), sample.image.size), "", len(images) - 1, rng)
         if number % 4 == 0:  # its answers are long
             asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
         if not sample.chain.well_formed or not sample.chain.regions:
@@ -195,6 +125,7 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         if number < sketched:
             images.append(Shown(draw(sample.chain, (CANVAS_SIDE, CANVAS_SIDE)), sketched_cells(sample.chain)))
             asked += _scored("spa", sample, others[: 1 + NEAR], len(images) - 1)
+            asked += _standing(planned(sample.chain), sample.chain.without_boxes(), len(images) - 1, rng)
     return images, asked
 
 
@@ -283,7 +214,7 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     """How nearly each phrase, and one that is nearly right, is in the picture; and how nearly two of them are in the plan."""
     assert sample.image is not None
     there, named = seen(read(sample.image), sample.image.size), planned(sample.chain)
-    near = [noun(_as_said(_otherwise(look, rng))) for look in (*there.looks, *named.looks) if None not in (look.shape, look.color)]
+    near = [noun(_as_said(otherwise(look, rng))) for look in (*there.looks, *named.looks) if None not in (look.shape, look.color)]
     asked: list[tuple[str, int | None, Found]] = [(phrase, picture, there) for phrase in (*phrases[:2], *near[:1])]
     asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
     plan = sample.chain.without_boxes()
@@ -293,14 +224,27 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
         answer = max((look.agreement(other) for other in found.looks), default=0.0)
         place, places = ((), ()) if at is None else (where(sample.image, phrase), places_of(found))
         parts = parts_of(Wish((look,)), found)
-        made.append(Asked(HAS, {"phrase": phrase, "plan": plan}, at, answer, parts, found.looks, places, place))
+        made.append(Asked(HAS, {"phrase": phrase, "plan": plan if at is None else ""}, at, answer, parts, found.looks, places, place))
     return made
 
 
-def _otherwise(look: Look, rng: random.Random) -> Look:
-    """A look that differs in one attribute."""
-    attribute, values = rng.choice((("color", tuple(COLORS)), ("shape", SHAPES), ("texture", TEXTURES)))
-    return replace(look, **{attribute: rng.choice([value for value in values if value != getattr(look, attribute)])})
+def _standing(found: Found, plan: str, picture: int, rng: random.Random) -> list[Asked]:
+    """How things stand to each other that one noun phrase tells from all others, said rightly and wrongly alike."""
+    nouns = [noun(_as_said(look)) for look in found.looks]
+    known = [k for k, look in enumerate(found.looks) if None not in (look.shape, look.color) and nouns.count(nouns[k]) == 1]
+    made = []
+    for _ in range(STANDING if len(known) > 1 else 0):
+        i, j = rng.sample(known, 2)
+        truth = {relation: holds(relation, found.boxes[i], found.boxes[j]) for relation in RELATIONS}
+        said = rng.choice([relation for relation, true in truth.items() if true] or RELATIONS)
+        relation = said if rng.random() < 0.5 else OPPOSITE[said]
+        phrasing = rng.choice(PLAIN_RELATIONS + INVERTED_RELATIONS)
+        phrase = phrasing.format(a=nouns[i], b=nouns[j], of=WORDS[relation], its=SIDES[relation])
+        looks = (_as_said(found.looks[i]), _as_said(found.looks[j]))
+        wish = Wish(looks[::-1], ((relation, 1, 0),)) if phrasing in INVERTED_RELATIONS else Wish(looks, ((relation, 0, 1),))
+        fields = {"phrase": phrase, "plan": plan}
+        made.append(Asked(STANDS, fields, picture, float(truth[relation]), parts_of(wish, found), found.looks, places_of(found)))
+    return made
 
 
 def _as_said(look: Look) -> Look:
