@@ -17,7 +17,8 @@ class Average:
     """Averages of a module's trainable parameters over its updates, in float32 where the parameters are less: steps are small.
 
     It begins as what the parameters are. Of update n it keeps ``min(decay, (1 + n) / (10 + n))``, as diffusers' EMAModel and Flow-GRPO do
-    (arXiv 2505.05470): a share of the start that does not fade in a short run would hold the average back.
+    (arXiv 2505.05470): a share of the start that does not fade in a short run would hold the average back. torch's own AveragedModel
+    copies frozen weights too, and the core has no diffusers.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -105,7 +105,7 @@ def test_the_judge_orders_what_a_policy_draws_and_finds_its_things(tmp_path: Pat
     said, exact = small.score(drawn, ["pi"])["pi"], ScenesJudge().score(drawn, ["pi"])["pi"]
     accuracy, pairs = pair_accuracy(said, exact, [sample.lineage[0] for sample in drawn])
     assert pairs > 50
-    assert accuracy >= 0.7
+    assert accuracy >= 0.73
     found = check_judge.overlaps(small, drawn[:96])
     assert sum(found) / len(found) >= 0.6
 
