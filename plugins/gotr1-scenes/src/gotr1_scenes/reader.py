@@ -5,7 +5,7 @@ Thresholds are fractions of the canvas or of the component, so pictures of any s
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,14 @@ def _shape(inside: NDArray[np.bool_]) -> str | None:
 
 def read(image: Image.Image) -> list[Thing]:
     """The things in a picture, from left to right; an attribute that cannot be told is ``None``. Boxes are in pixels."""
-    kinds = classify(np.asarray(image.convert("RGB")))
+    image = image.convert("RGB")
+    return list(_read(image.tobytes(), image.size))
+
+
+@lru_cache(maxsize=256)
+def _read(pixels: bytes, size: tuple[int, int]) -> tuple[Thing, ...]:
+    """A picture is asked about several times."""
+    kinds = classify(np.frombuffer(pixels, np.uint8).reshape(*size[::-1], 3))
     labels, _ = ndimage.label(kinds != _NAMES.index("background"))
     things = []
     for number, spot in enumerate(ndimage.find_objects(labels), start=1):
@@ -76,4 +83,4 @@ def read(image: Image.Image) -> list[Thing]:
         look = Look(_shape(inside), color, "striped" if stripes >= STRIPED else "plain")
         rows, columns = spot
         things.append(Thing(look, (columns.start, rows.start, columns.stop, rows.stop)))
-    return sorted(things, key=lambda thing: thing.box)
+    return tuple(sorted(things, key=lambda thing: thing.box))
