@@ -1,4 +1,4 @@
-"""What the expectation over an answer's digits is worth, beside the digit that the same model would write.
+"""What the expectation over an answer's digits is worth, beside the digit that the same model would write, and a verdict with reasons.
 
     python benchmarks/finer_scores.py --out build/judge
 
@@ -81,12 +81,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=384)
     args = parser.parse_args()
     samples = draw_samples(args.out / "check", args.draw, args.count, split="validation", seed=7)
-    judge = make_judge(args.model)
+    verdicts, judge = make_judge(args.model, "text"), make_judge(args.model)
     written = RubricJudge(Written(judge.answerer), judge.rubrics, canvas=judge.canvas, least_mass=judge.least_mass)
     print(f"{len(samples)} samples of {args.draw}\n")
     print("| reward | score | tied | right | off | noise |\n|---|---|---|---|---|---|")
-    for name in ("pi", "sem", "spa"):
-        for way, one in (("the digit written", written), ("expectation", judge)):
+    for name in ("pi", "spa", "sem"):
+        for way, one in (("the digit written", written), ("expectation", judge), ("description, reasons, score", verdicts)):
+            if one is verdicts and verdicts.rubrics[name].kind != "score":
+                continue  # it has no such rubric
             print(row(name, way, one, samples), flush=True)
 
 

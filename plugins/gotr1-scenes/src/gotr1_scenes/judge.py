@@ -89,16 +89,33 @@ def match(wish: Wish, found: Found) -> tuple[float, float]:
     if not found.looks:
         return 0.0, 0.0
     count = max(len(wish.things), len(found.looks))
-    table = [[want.agreement(look) for look in found.looks] for want in wish.things]
     if not wish.relations:
-        return largest_sum(np.array(table, float).reshape(len(wish.things), len(found.looks))) / count, 1.0
-    best = (0.0, 0.0)
+        return largest_sum(np.array(agreements(wish, found), float).reshape(len(wish.things), len(found.looks))) / count, 1.0
+    agreed, kept, _ = assigned(wish, found)
+    return agreed / count, kept
+
+
+def agreements(wish: Wish, found: Found) -> list[list[float]]:
+    """How far each found thing is what each wished one says, in [0,1]: a row for each wished one."""
+    return [[want.agreement(look) for look in found.looks] for want in wish.things]
+
+
+def assigned(wish: Wish, found: Found) -> tuple[float, float, tuple[int | None, ...]]:
+    """The sum of agreements, the share of relations, and which found thing is whose, under the assignment of :func:`match`.
+
+    Of assignments that are equally good it is the one that takes what is found first.
+    """
+    table = agreements(wish, found)
+    best: tuple[float, float, tuple[int | None, ...]] | None = None
     for given in product(*_candidates(wish, table)):
         taken = [k for k in given if k is not None]
         if len(set(taken)) < len(taken):
             continue
         agreed = sum(row[k] for row, k in zip(table, given, strict=True) if k is not None)
-        best = max(best, (agreed / count, kept_relations(wish, given, found.boxes)), key=lambda score: (round(score[0], 9), score[1]))
+        kept = kept_relations(wish, given, found.boxes)
+        if best is None or (round(agreed, 9), kept) > (round(best[0], 9), best[1]):
+            best = (agreed, kept, given)
+    assert best is not None  # there are as many candidates as things wished for, none among them where too few are found
     return best
 
 

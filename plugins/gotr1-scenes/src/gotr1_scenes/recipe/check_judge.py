@@ -30,8 +30,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draw", default="janus/janus", metavar="PLANNER/RENDERER", help="whose samples")
     parser.add_argument("--count", type=int, default=768)
+    parser.add_argument("--scoring", choices=("expected", "text"), default="expected", help="digits, or written verdicts")
     args = parser.parse_args()
-    judge = make_judge(args.model)
+    judge = make_judge(args.model, args.scoring)
     for split in ("validation", "train"):
         samples = draw_samples(args.out / "check", args.draw, args.count, split=split, seed=7)  # training draws those of seed 5
         print(f"{len(samples)} samples of {args.draw}, prompts of {split}")

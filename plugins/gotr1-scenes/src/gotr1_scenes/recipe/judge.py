@@ -3,7 +3,8 @@
     python -m gotr1_scenes.recipe.judge --out build/judge --ship plugins/gotr1-scenes/src/gotr1_scenes/weights/internvl
 
 One command: it puts an untrained model together, trains it on painted pictures, draws others by the shipped miniatures, trains on with both
-and writes it in float16. Given again it goes on where it stopped. It is asked through the judge ``internvl`` itself, so what it learns to
+and writes it in float16. Given again it goes on where it stopped. ``--start`` begins with the weights of one made before, and then
+nothing is taught on the way any more. It is asked through the judge ``internvl`` itself, so what it learns to
 read is what it will be shown.
 """
 
@@ -17,7 +18,6 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,27 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTr
 
 from gotr1_core.build import component
 from gotr1_core.config import ComponentConfig
-from gotr1_core.padding import right_pad
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
+from gotr1_scenes.judge import planned
 from gotr1_scenes.recipe.miniature import learn_bpe, world
-from gotr1_scenes.recipe.questions import BOX, HAS, SEE, STANDS, Asked, Shown, ask
+from gotr1_scenes.recipe.packing import forward
+from gotr1_scenes.recipe.questions import ASKS, BOX, HAS, NAMES, STANDS, WRITTEN, Asked, Shown, ask
 from gotr1_scenes.recipe.samples import draw_samples, painted
 from gotr1_scenes.recipe.state import resume, save
 from gotr1_scenes.recipe.teaching import Heads, marks_of
+from gotr1_scenes.recipe.verdicts import verdict
+from gotr1_scenes.world import CANVAS, GRID
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
 RUBRICS = Path(__file__).resolve().parents[1] / "rubrics"
 PAD, USER, ANSWER, END = "<pad>", "<user>", "<answer>", "<end>"
 VISION = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 MARKS = ["<ref>", "</ref>", "<box>", "</box>"]
-SPLIT = r"\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"  # a coordinate with its comma is one token
+FRAME = r"\{\"\p{L}+\": \"?|\"?, \"\p{L}+\": \"?"
+SPLIT = (
+    FRAME + r"|\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"
+)  # a coordinate with its comma is one token, as is a key of JSON with its quotes
 TEMPLATE = (
     "{% for message in messages %}<user>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -57,7 +63,12 @@ PROCESSOR = {
 }
 PAIRS = ("janus/janus", "qwen/sdxl")
 LIMIT = 12_000_000  # bytes of what is shipped
-SAMPLES, SKETCHED = 8, 4  # of a step, and how many of them are asked about as sketches
+ANSWER_TOKENS = 192  # the longest verdict has about 150
+SAMPLES, SKETCHED = 6, 3  # of a step, and how many of them are asked about as sketches
+DRILLS = {NAMES: "What is named? ", ASKS: "What is asked? ", STANDS: "Do they stand so?"}
+KINDS_ASKED = ("sem", "spa", "ri", "pi", HAS, *DRILLS, *WRITTEN.values())
+# Of their losses: verdicts have most to learn, and what a digit cannot tell without one is noise.
+WEIGHTS = {"pi": 0.25, "spa": 0.25} | dict.fromkeys((*DRILLS, *WRITTEN.values()), 3.0)
 PAINTED_SHARE = 0.23  # of the steps, at the beginning: all samples are painted; then half of them
 
 
@@ -66,6 +77,7 @@ def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
     known = list(world(examples))
     texts = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
     texts += [BOX.format(json.dumps([[round(1000 * v / 48) for v in thing.box] for thing in e.scene])) for e in known]
+    texts += [verdict(e.phrase.wish, planned(e.chain), sketch=sketch) for e in known for sketch in (False, True)]
     texts += [file.read_text(encoding="utf-8").split("\n\n", 1)[1] for file in RUBRICS.glob("*.txt")] * 100
     bpe = learn_bpe(texts, [PAD, USER, ANSWER, END, *VISION.values(), *MARKS], SPLIT)
     tokenizer = PreTrainedTokenizerFast(
@@ -105,32 +117,66 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCond
     return model
 
 
-def save_untrained(folder: Path, seed: int) -> None:
-    """The model before its first step, with all that the judge needs beside it."""
+def save_untrained(folder: Path, seed: int, start: Path | None = None) -> None:
+    """The model before its first step, with all that the judge needs beside it; with the weights of ``start``, if that is given."""
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
+    if start is not None:
+        start_from(model, tokenizer, start)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if start is not None:
+        shutil.copy(start / "log.jsonl", folder / "log-start.jsonl")
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR), encoding="utf-8")
     print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens", flush=True)
 
 
-def make_judge(model: Path) -> Any:
+def start_from(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights of a judge made before. A token that it did not have begins as the mean of those that said the same there.
+
+    A verdict's places on the grid are what thousandths are in a box, if it wrote no verdicts.
+    """
+    other = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    known, old = theirs.get_vocab(), other.get_input_embeddings().weight
+    wrote = any("reason" in token for token in known)
+    thousandths = {} if wrote else {f" {k}": round(1000 * k * GRID / CANVAS) for k in range(CANVAS // GRID + 1)}
+    rows = []
+    for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        text = tokenizer.convert_tokens_to_string([token])
+        if text in thousandths:
+            spelled = theirs([f" {thousandths[text]}", f" {thousandths[text]},"], add_special_tokens=False).input_ids
+            rows.append(old[[one for ids in spelled for one in ids]].mean(0))
+        else:
+            rows.append(old[[known[token]] if token in known else theirs(text, add_special_tokens=False).input_ids].mean(0))
+    other.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.load_state_dict(other.state_dict())
+    model.get_input_embeddings().weight.data.copy_(torch.stack(rows))
+
+
+def make_judge(model: Path, scoring: str = "expected") -> Any:
     """The judge ``internvl`` with this model and the world's own rubrics."""
-    options = {"model": str(model), "rubrics": str(RUBRICS), "scoring": "expected", "answer_tokens": 64, "attention": "eager"}
-    return component(Registry(), "judge", ComponentConfig(name="internvl", **options))
+    options = {"model": str(model), "rubrics": str(RUBRICS), "scoring": scoring, "answer_tokens": ANSWER_TOKENS, "attention": "sdpa"}
+    return component(Registry(), "judge", ComponentConfig(name="internvl", batch=64, **options))
+
+
+def make_pupil(model: Path) -> Any:
+    """One with the rubrics of both ways of scoring, written verdicts under names of their own."""
+    judge, other = make_judge(model, "text"), make_judge(model)
+    judge.rubrics = {**other.rubrics, **{name: judge.rubrics[reward] for reward, name in WRITTEN.items()}}
+    return judge
 
 
 # -- training ---------------------------------------------------------------------------------------------------------------
 
 
-def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int) -> None:
-    """Trains until step ``until`` of ``steps``, saving every 250 so that a broken run goes on where it was."""
+def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int, taught: bool = True) -> None:
+    """Trains until step ``until`` of ``steps``, saving every 250 so that it goes on where it broke; ``taught`` on the way, or not."""
     torch.set_num_threads(threads)
-    judge = make_judge(out / "untrained")
+    judge = make_pupil(out / "untrained")
     model = judge.answerer.model.float().requires_grad_(True)
     torch.manual_seed(seed)
-    model.teaching = Heads(HIDDEN)
+    model.teaching = Heads(HIDDEN) if taught else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     first = resume(out, model, optimizer)
     begun = time.time()
@@ -170,16 +216,18 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     logits = answerer.model.lm_head(hidden).float()
     firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
     heads = answerer.model.teaching
-    taught = heads.of_pictures(features, shown) | heads.of_answers(hidden[firsts], asked)
-    taught |= heads.of_words(states[~answers], [mark for mine in marks for mark in mine])
+    taught: dict[str, Tensor] = {}
+    if heads is not None:
+        taught = heads.of_pictures(features, shown) | heads.of_answers(hidden[firsts], asked)
+        taught |= heads.of_words(states[~answers], [mark for mine in marks for mark in mine])
     owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
     told = torch.tensor([values_of(one) for one in asked])
     mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
     optimizer.zero_grad(set_to_none=True)
-    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in ("sem", "spa", "ri", "pi", SEE, HAS, STANDS)}
-    means = [mean[mine].mean() for mine in kinds.values() if mine.any()]  # kinds count alike, however many questions they have
-    (sum(means) + sum(taught.values())).backward()
+    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in KINDS_ASKED}
+    means = [WEIGHTS.get(name, 1.0) * mean[mine].mean() for name, mine in kinds.items() if mine.any()]  # however many questions it has
+    torch.stack([*means, *taught.values()]).sum().backward()
     torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
     optimizer.step()
     found = {name: round(float(value.detach()), 4) for name, value in taught.items()}
@@ -187,7 +235,7 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     for name, mine in kinds.items():
         if mine.any():
             found[name] = round(float(mean.detach()[mine].mean()), 4)
-        if mine.any() and name not in ("ri", SEE):
+        if mine.any() and name not in ("ri", *DRILLS, *WRITTEN.values()):
             wanted = torch.tensor([float(one.answer) for one in asked if one.reward == name])
             found[f"{name}.off"] = round(float((said[mine[owners]] - wanted).abs().mean()), 4)
     return found
@@ -205,12 +253,11 @@ def digits_of(judge: Any) -> list[int]:
 
 def question(judge: Any, one: Asked) -> Sequence[str]:
     """What is asked, in parts: the rubric's, or words of our own for what is no reward."""
-    if one.reward == SEE:
-        return ["What is there?"]
-    if one.reward in (HAS, STANDS):
+    if one.reward in DRILLS:
+        return [DRILLS[one.reward], "" if one.reward == STANDS else one.fields["plan"]]
+    if one.reward == HAS:
         asked = ["Is there ", one.fields["phrase"], "?"]
-        shown = "It says: " if one.picture is None else "In red, blue, green, orange: "
-        return [shown, one.fields["plan"], f" {asked[0]}", *asked[1:]] if one.fields["plan"] else asked
+        return ["It says: ", one.fields["plan"], f" {asked[0]}", *asked[1:]] if one.fields["plan"] else asked
     return judge.rubrics[one.reward].fill(**one.fields)
 
 
@@ -225,6 +272,8 @@ def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[
     rows, places, targets = [], [], []
     for one in asked:
         ids = answerer.script.ids(question(judge, one), None if one.picture is None else picture)
+        if one.reward == STANDS:  # what the answer begins with is given
+            ids += answerer.script.tokenizer(one.fields["plan"], add_special_tokens=False).input_ids
         if isinstance(one.answer, str):
             answer = [*answerer.script.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
             told = F.one_hot(torch.tensor(answer), size).float()
@@ -239,69 +288,9 @@ def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[
     return rows, places, torch.cat(targets)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Rows as sequences ``[P, L]`` that share what rows of one picture begin with, so that it is computed once.
-
-    ``seen [P, 1, L, L]`` is 0 where a token sees another, of the beginning or of its own row, and very negative elsewhere; ``starts`` say
-    where a row's own tokens are: its sequence, the length of its beginning, and where they go on after that.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    seen: Tensor
-    starts: tuple[tuple[int, int, int], ...]
-
-
 def subjects(asked: Sequence[Asked]) -> list[int | str]:
     """What each question is about: a picture, by its number, or a plan."""
     return [one.fields["plan"] if one.picture is None else one.picture for one in asked]
-
-
-def pack(rows: Sequence[Tensor], about: Sequence[int | str]) -> Packed:
-    """Rows together that are about one picture, by its number, or about one plan."""
-    groups: dict[int | str, list[int]] = {}
-    for number, what in enumerate(about):
-        groups.setdefault(what, []).append(number)
-    starts: dict[int, tuple[int, int, int]] = {}
-    sequences, positions, owners = [], [], []
-    for p, group in enumerate(groups.values()):
-        first, shortest = rows[group[0]], min(len(rows[i]) for i in group)
-        same = torch.stack([rows[i][:shortest] == first[:shortest] for i in group]).all(0)
-        common = min(int(same.long().cumprod(0).sum()), shortest - 1)
-        ids, at, mine = [first[:common]], [torch.arange(common)], [torch.zeros(common, dtype=torch.long)]
-        for owner, i in enumerate(group, 1):
-            starts[i] = (p, common, sum(map(len, ids)))
-            ids.append(rows[i][common:])
-            at.append(torch.arange(common, len(rows[i])))
-            mine.append(torch.full((len(rows[i]) - common,), owner))
-        sequences.append(torch.cat(ids))
-        positions.append(torch.cat(at))
-        owners.append(torch.cat(mine))
-    whole, whose = right_pad(sequences, 0)[0], right_pad(owners, -1)[0]
-    sees = (whose.unsqueeze(2) == whose.unsqueeze(1)) | (whose.unsqueeze(1) == 0)
-    sees &= torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril()
-    seen = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min).unsqueeze(1)
-    return Packed(whole, right_pad(positions, 0)[0], seen, tuple(starts[i] for i in range(len(rows))))
-
-
-def forward(model: Any, features: Tensor, rows: Sequence[Tensor], about: Sequence[int | str], places: Sequence[Sequence[int]]) -> Tensor:
-    """Last states ``[K, D]`` at the places of every row. A picture is seen once, however many questions it has."""
-    found = pack(rows, about)
-    about_of = {start[0]: what for start, what in zip(found.starts, about, strict=True)}
-    order = torch.tensor([what for p in range(len(found.ids)) if isinstance(what := about_of[p], int)])
-    embedded = model.get_input_embeddings()(found.ids)
-    embedded = embedded.masked_scatter((found.ids == model.config.image_token_id).unsqueeze(-1), features[order])
-    hidden: Tensor = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=found.seen, position_ids=found.positions, use_cache=False
-    ).last_hidden_state
-    at = [
-        (p, place if place < common else start + place - common)
-        for (p, common, start), mine in zip(found.starts, places, strict=True)
-        for place in mine
-    ]
-    where = torch.tensor(at)
-    return hidden[where[:, 0], where[:, 1]]
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------------
@@ -326,6 +315,7 @@ def ship(out: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="begin with the weights of one made before, which was taught on the way")
     parser.add_argument("--ship", type=Path, help="where the trained model goes")
     parser.add_argument(
         "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
@@ -337,9 +327,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     if not (args.out / "untrained" / "preprocessor_config.json").is_file():  # the last that is written
-        save_untrained(args.out / "untrained", args.seed)
-    given = {"steps": args.steps, "rate": args.rate, "seed": args.seed, "threads": args.threads}
-    train(args.out, [], until=int(PAINTED_SHARE * args.steps), **given)
+        save_untrained(args.out / "untrained", args.seed, args.start)
+    given = {"steps": args.steps, "rate": args.rate, "seed": args.seed, "threads": args.threads, "taught": args.start is None}
+    if args.start is None:
+        train(args.out, [], until=int(PAINTED_SHARE * args.steps), **given)
     drawn = [s for pair in args.draw or PAIRS for s in draw_samples(args.out / "drawn", pair, args.drawn)]
     train(args.out, drawn, until=args.steps, **given)
     if args.ship is not None:

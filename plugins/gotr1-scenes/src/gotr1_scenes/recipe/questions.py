@@ -1,6 +1,6 @@
 """What the small judge is asked about a sample, with the exact judge's answers.
 
-Each sample is asked about with its own prompt, with two that say one thing otherwise, and with any other one of its category.
+Each sample is asked about with its own prompt, with one that says one thing otherwise, and with some about how its things stand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from gotr1_core.chain import SCALE, Chain, draw
 from gotr1_core.samples import Prompt, Sample
-from gotr1_scenes.annotate import annotated
+from gotr1_scenes.annotate import annotated, describe
 from gotr1_scenes.judge import Found, ScenesJudge, look_of, match, planned, seen, wish_in
 from gotr1_scenes.language import (
     COUNTS,
@@ -32,7 +32,8 @@ from gotr1_scenes.language import (
     noun,
 )
 from gotr1_scenes.reader import read
-from gotr1_scenes.recipe.samples import EXAMPLES, otherwise
+from gotr1_scenes.recipe.samples import EXAMPLES, changed, otherwise
+from gotr1_scenes.recipe.verdicts import MOST_THINGS, as_said, on_grid, request, standing, verdict
 from gotr1_scenes.source import as_prompt
 from gotr1_scenes.understand import wish_of
 from gotr1_scenes.wish import Wish
@@ -40,7 +41,6 @@ from gotr1_scenes.world import (
     CANVAS,
     CELL,
     COLORS,
-    GRID,
     MAX_THINGS,
     OPPOSITE,
     RELATIONS,
@@ -50,16 +50,17 @@ from gotr1_scenes.world import (
     Thing,
     any_look,
     holds,
+    place,
 )
 
 CANVAS_SIDE = 448  # pixels of the canvas that a judge is shown for spa
-STANDING = 3  # questions about how things stand
-NEAR = 2  # prompts that a sample is asked about beside its own and any other
 BOX = "<box>{}</box>"
-SEE = "see"  # no reward: what is there, all of it, which teaches to look
 HAS = "has"  # no reward: how nearly one thing is there or named, which teaches to compare
-STANDS = "stands"  # no reward: whether two things that are there stand as is said, which teaches to relate
-
+NAMES = "names"  # no reward: which things a plan names, which teaches to copy
+ASKS = "asks"  # no reward: what a prompt asks for, as a verdict begins
+STANDS = "stands"  # no reward: whether two things of given places stand so, as a verdict says it
+DRILLS = ((NAMES, 1), (ASKS, 2), (STANDS, 6))  # short questions for each sample: parts of a verdict, many times for the price of one
+WRITTEN = {"pi": "pi-written", "spa": "spa-written"}  # the same rewards, with a description and reasons before the score
 
 SIDES_SAID = (("left", "right"), ("above", "below"))
 SAID = tuple(tuple(table.values()) for table in (STRIPES, COUNTS, GROUPS))
@@ -82,7 +83,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question by its rubric's fields, the number of its picture (None: it has none), and its answer: a score in [0,1], or boxes."""
+    """A question by its rubric's fields, the number of its picture (None: it has none), and its answer: a score in [0,1], or text."""
 
     reward: str
     fields: Mapping[str, str]
@@ -98,9 +99,9 @@ class Asked:
 
 
 def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[list[Shown], list[Asked]]:
-    """Pictures and questions about them: ``pi``, ``ri`` and all that is there, ``spa`` of the first ``sketched`` ones' canvases, ``sem``.
+    """Pictures and questions about them: ``pi``, ``ri``, ``spa`` of the first ``sketched`` ones' canvases, ``sem``.
 
-    Each is asked with its own prompt and with others.
+    Each is asked with its own prompt and with one that is nearly the same; verdicts also with prompts about how its things stand.
     """
     images: list[Shown] = []
     asked: list[Asked] = []
@@ -108,25 +109,68 @@ def ask(samples: Sequence[Sample], sketched: int, rng: random.Random) -> tuple[l
         if sample.image is None:
             continue
         images.append(Shown(sample.image, cells(sample.image)))
-        others = [sample.prompt, *(nearly(sample.prompt, rng) for _ in range(NEAR)), _another(sample.prompt.category, rng)]
-        asked += _scored("pi", sample, others, len(images) - 1)
+        prompts = [sample.prompt, nearly(sample.prompt, rng)]
+        there = seen(read(sample.image), sample.image.size)
+        asked += _scored("pi", sample, prompts, len(images) - 1)
+        asked += _told("pi", sample, there, [*prompts, *_standing(there, rng)], len(images) - 1)
         phrases = _phrases(sample, rng)
         asked += [
             Asked("ri", {"phrase": phrase}, len(images) - 1, boxes(sample.image, phrase), where=where(sample.image, phrase))
             for phrase in phrases[:2]
         ]
         asked += _compared(sample, phrases, rng, len(images) - 1)
-        asked += _standing(seen(read(sample.image), sample.image.size), "", len(images) - 1, rng)
-        if number % 4 == 0:  # its answers are long
-            asked += [Asked(SEE, {}, len(images) - 1, told) for told in (inventory(sample.image),) if told]
         if not sample.chain.well_formed or not sample.chain.regions:
             continue  # which costs a judge no question
-        asked += _scored("sem", sample, others, None)
+        asked += _scored("sem", sample, prompts, None)
         if number < sketched:
+            named = planned(sample.chain)
             images.append(Shown(draw(sample.chain, (CANVAS_SIDE, CANVAS_SIDE)), sketched_cells(sample.chain)))
-            asked += _scored("spa", sample, others[: 1 + NEAR], len(images) - 1)
-            asked += _standing(planned(sample.chain), sample.chain.without_boxes(), len(images) - 1, rng)
+            asked += _scored("spa", sample, prompts, len(images) - 1)
+            about = [*prompts[: 1 + _relates(sample.prompt)], *_standing(named, rng), *_standing(named, rng)]
+            asked += _told("spa", sample, named, about, len(images) - 1)
+    asked += [_drill(kind, rng) for kind, count in DRILLS for _ in range(count * len(samples))]
     return images, asked
+
+
+def _drill(kind: str, rng: random.Random) -> Asked:
+    """A short question about a text of training."""
+    made = annotated("train", 0, rng.randrange(EXAMPLES))
+    if kind == ASKS:
+        return Asked(ASKS, {"plan": made.phrase.text}, None, f" {request(made.phrase.wish)}")
+    if kind == NAMES:
+        scene = changed(made.scene, rng)
+        names = [noun(as_said(thing.look), article=False) for thing in scene]
+        return Asked(NAMES, {"plan": describe(scene, "There is ").without_boxes()}, None, f" {'; '.join(names)}")
+    a, b = place(2, rng)
+    relation = _said_of(a, b, rng)
+    order = rng.choice((("first", "second"), ("second", "first")))
+    things = [
+        (number, replace(any_look(rng), texture=None), " ".join(map(str, on_grid(box)))) for number, box in zip(order, (a, b), strict=True)
+    ]
+    return Asked(STANDS, {"plan": f" {standing(relation, *things)}"}, None, " yes" if holds(relation, a, b) else " no")
+
+
+def _said_of(a: Sequence[float], b: Sequence[float], rng: random.Random) -> str:
+    """A relation of two boxes, which holds or not as often, as far as one does."""
+    said = rng.choice([relation for relation in RELATIONS if holds(relation, a, b)] or RELATIONS)
+    return said if rng.random() < 0.5 else OPPOSITE[said]
+
+
+def _relates(prompt: Prompt) -> bool:
+    wish = wish_in(prompt)
+    return wish is not None and bool(wish.relations)
+
+
+def _told(reward: str, sample: Sample, found: Found, prompts: Sequence[Prompt], picture: int) -> list[Asked]:
+    """Written verdicts about what is ``found`` in a picture or a plan."""
+    if len(found.looks) > MOST_THINGS:
+        return []
+    plan = sample.chain.without_boxes()
+    wishes = [wish_in(prompt) or Wish(()) for prompt in prompts]
+    return [
+        Asked(WRITTEN[reward], {"prompt": prompt.text, "plan": plan}, picture, verdict(wish, found, sketch=reward == "spa"))
+        for prompt, wish in zip(prompts, wishes, strict=True)
+    ]
 
 
 def nearly(prompt: Prompt, rng: random.Random) -> Prompt:
@@ -206,7 +250,7 @@ def _phrases(sample: Sample, rng: random.Random) -> list[str]:
     assert sample.image is not None
     there = [thing.look for thing in read(sample.image) if None not in (thing.look.shape, thing.look.color)]
     looks = [rng.choice(there) if there else any_look(rng), any_look(rng)]
-    found = [noun(_as_said(look)) for look in looks]
+    found = [noun(as_said(look)) for look in looks]
     return list(dict.fromkeys([*(rng.sample([r.phrase for r in sample.chain.regions], 1) if sample.chain.regions else []), *found]))
 
 
@@ -214,9 +258,9 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     """How nearly each phrase, and one that is nearly right, is in the picture; and how nearly two of them are in the plan."""
     assert sample.image is not None
     there, named = seen(read(sample.image), sample.image.size), planned(sample.chain)
-    near = [noun(_as_said(otherwise(look, rng))) for look in (*there.looks, *named.looks) if None not in (look.shape, look.color)]
-    asked: list[tuple[str, int | None, Found]] = [(phrase, picture, there) for phrase in (*phrases[:2], *near[:1])]
-    asked += [(phrase, None, named) for phrase in (phrases[0], *near[-1:])]
+    near = [noun(as_said(otherwise(look, rng))) for look in (*there.looks, *named.looks) if None not in (look.shape, look.color)]
+    asked: list[tuple[str, int | None, Found]] = [(phrase, picture, there) for phrase in (*phrases[:1], *near[:1])]
+    asked += [(phrase, None, named) for phrase in near[-1:]]
     plan = sample.chain.without_boxes()
     made = []
     for phrase, at, found in asked:
@@ -228,28 +272,19 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
     return made
 
 
-def _standing(found: Found, plan: str, picture: int, rng: random.Random) -> list[Asked]:
-    """How things stand to each other that one noun phrase tells from all others, said rightly and wrongly alike."""
-    nouns = [noun(_as_said(look)) for look in found.looks]
+def _standing(found: Found, rng: random.Random) -> list[Prompt]:
+    """A prompt of how two things stand that one noun phrase tells from all others, right and wrong as often; none of validation is made."""
+    nouns = [noun(as_said(look)) for look in found.looks]
     known = [k for k, look in enumerate(found.looks) if None not in (look.shape, look.color) and nouns.count(nouns[k]) == 1]
-    made = []
-    for _ in range(STANDING if len(known) > 1 else 0):
-        i, j = rng.sample(known, 2)
-        truth = {relation: holds(relation, found.boxes[i], found.boxes[j]) for relation in RELATIONS}
-        said = rng.choice([relation for relation, true in truth.items() if true] or RELATIONS)
-        relation = said if rng.random() < 0.5 else OPPOSITE[said]
-        phrasing = rng.choice(PLAIN_RELATIONS + INVERTED_RELATIONS)
-        phrase = phrasing.format(a=nouns[i], b=nouns[j], of=WORDS[relation], its=SIDES[relation])
-        looks = (_as_said(found.looks[i]), _as_said(found.looks[j]))
-        wish = Wish(looks[::-1], ((relation, 1, 0),)) if phrasing in INVERTED_RELATIONS else Wish(looks, ((relation, 0, 1),))
-        fields = {"phrase": phrase, "plan": plan}
-        made.append(Asked(STANDS, fields, picture, float(truth[relation]), parts_of(wish, found), found.looks, places_of(found)))
-    return made
-
-
-def _as_said(look: Look) -> Look:
-    """As chains say it: what is not called striped is plain."""
-    return look if look.texture == "striped" else replace(look, texture=None)
+    if len(known) < 2:
+        return []
+    i, j = rng.sample(known, 2)
+    relation = _said_of(found.boxes[i], found.boxes[j], rng)
+    phrasing = rng.choice(PLAIN_RELATIONS + INVERTED_RELATIONS)
+    text = phrasing.format(a=nouns[i], b=nouns[j], of=WORDS[relation], its=SIDES[relation])
+    looks = (as_said(found.looks[i]), as_said(found.looks[j]))
+    wish = Wish(looks[::-1], ((relation, 1, 0),)) if phrasing in INVERTED_RELATIONS else Wish(looks, ((relation, 0, 1),))
+    return [] if for_validation(text) or names_held_out(wish) else [Prompt(text, metadata=wish.as_metadata())]
 
 
 def cells(image: Image.Image) -> tuple[Cell, ...]:
@@ -278,12 +313,6 @@ def _cells(things: Sequence[tuple[int, Sequence[float]]]) -> tuple[Cell, ...]:
     return tuple(grid)
 
 
-def on_grid(box: Sequence[float]) -> tuple[int, int, int, int]:
-    """A box in the canvas's unit, in squares of the grid."""
-    x1, y1, x2, y2 = (min(CANVAS // GRID, max(0, round(v / GRID))) for v in box)
-    return x1, y1, x2, y2
-
-
 def where(image: Image.Image, phrase: str) -> tuple[int, ...]:
     """The box on the grid of the first thing that is what a phrase says; nothing where there is none."""
     look = look_of(phrase)
@@ -294,22 +323,14 @@ def where(image: Image.Image, phrase: str) -> tuple[int, ...]:
 def boxes(image: Image.Image, phrase: str) -> str:
     """Where a phrase is, as InternVL answers: thousandths of width and height, from the top and then from the left."""
     look = look_of(phrase)
-    return _told([thing for thing in _in_order(image) if look.admits(thing.look)], image)
-
-
-def inventory(image: Image.Image) -> str:
-    """Every thing of a picture with its box; nothing where one of them cannot be told."""
-    things = _in_order(image)
-    if any(None in (thing.look.shape, thing.look.color) for thing in things):
-        return ""
-    return ", ".join(noun(_as_said(thing.look)) + _told([thing], image) for thing in things)
+    return _boxed([thing for thing in _in_order(image) if look.admits(thing.look)], image)
 
 
 def _in_order(image: Image.Image) -> list[Thing]:
     return sorted(read(image), key=lambda thing: (thing.box[1], thing.box[0]))
 
 
-def _told(things: Sequence[Thing], image: Image.Image) -> str:
+def _boxed(things: Sequence[Thing], image: Image.Image) -> str:
     width, height = image.size
     scaled = [[round(1000 * v / (height if k % 2 else width)) for k, v in enumerate(thing.box)] for thing in things]
     return BOX.format(json.dumps(scaled))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gotr1_scenes.recipe.questions import EMPTY, PARTS, STANDS, Asked, Shown
+from gotr1_scenes.recipe.questions import EMPTY, PARTS, Asked, Shown
 from gotr1_scenes.world import CANVAS, COLORS, GRID, RELATIONS, SHAPES, TEXTURES, Look
 
 PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
@@ -77,7 +77,7 @@ def marks_of(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> 
 
 def _marks(words: Sequence[str], one: Asked) -> Iterator[Mark]:
     there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
-    planning = one.reward == "spa" or (one.reward == STANDS and one.fields["plan"] != "")  # a canvas shows a plan's things in its order
+    planning = one.reward == "spa"  # a canvas shows a plan's things in its order
     said: list[Look] = []  # the things named, as far as they have been told
     waiting, about, side = Look(None), 0, False
     for at, word in enumerate(words):
