@@ -46,9 +46,8 @@ PAD, USER, ANSWER, END = "<pad>", "<user>", "<answer>", "<end>"
 VISION = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 MARKS = ["<ref>", "</ref>", "<box>", "</box>"]
 FRAME = r"\{\"\p{L}+\": \"?|\"?, \"\p{L}+\": \"?"
-SPLIT = (
-    FRAME + r"|\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"
-)  # a coordinate with its comma is one token, as is a key of JSON with its quotes
+SPLIT = FRAME + r"|\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"
+"""A coordinate with its comma is one token, as is a key of JSON with its quotes."""
 TEMPLATE = (
     "{% for message in messages %}<user>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
