@@ -16,7 +16,7 @@ from gotr1_judges.asking import Question
 from gotr1_judges.checkpoint import load
 from gotr1_judges.families import INTERN, QWEN, Family
 from gotr1_judges.options import InternJudgeOptions, QwenJudgeOptions
-from gotr1_judges.vision import VisionModel
+from gotr1_judges.vision import SEEN, VisionModel
 
 KINDS: dict[str, tuple[Family, Any]] = {
     "internvl": (INTERN, InternJudgeOptions),
@@ -181,6 +181,28 @@ def test_internvl_does_not_crop(made: Make, tiny: Callable[[str], Path]) -> None
     """Although its image processor is set to: a picture is one tile, whatever its shape, and as large as the vision tower's."""
     assert '"crop_to_patches": true' in (tiny("internvl") / "preprocessor_config.json").read_text()
     assert made("internvl").eyes.inputs([picture("red", (300, 100))])["pixel_values"].shape == (1, 3, 28, 28)
+
+
+def test_internvl_looks_at_a_picture_once(made: Make) -> None:
+    """However many questions it has, in one batch or in several, answered or weighed, until too many others came between."""
+    model, looked = made("internvl"), []
+    pictures = [picture("gold", (60, 50 + i)) for i in range(SEEN + 1)]
+    asked = [Question((f"Is it {word}?",), image) for word in ("a", "bb", "c") for image in pictures[:2]]
+    tower = model.model.model.vision_tower
+    with tower.register_forward_pre_hook(lambda _, __, inputs: looked.append(len(inputs["pixel_values"])), with_kwargs=True):
+        model.weigh(asked, DIGITS)
+        answers = model.answer(asked)
+        assert sum(looked) == 2
+        model.weigh([Question(("?",), image) for image in pictures[1:]], DIGITS)
+        assert sum(looked) == SEEN + 1
+        model.weigh(asked[:1], DIGITS)
+        assert sum(looked) == SEEN + 2
+    for question, answer in zip(asked, answers, strict=True):
+        assert question.image is not None
+        ids = torch.tensor([model.script.ids(question.parts, model.eyes.placeholders(question.image))])
+        with torch.no_grad():
+            written = model.model.generate(ids, **model.eyes.inputs([question.image]), attention_mask=torch.ones_like(ids))
+        assert answer == model.script.decoded(written[0, ids.shape[1] :].tolist(), model.stops)
 
 
 @each_kind
