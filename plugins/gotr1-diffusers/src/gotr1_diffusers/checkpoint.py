@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -39,11 +40,13 @@ def load(options: Any, kind: str) -> Any:
         UsageError: it cannot be had, is of another class, or has not all that is needed.
     """
     weights = find_weights(options.model, key="model", check=lambda config: only(kind, config, options.model))
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
     import diffusers  # takes seconds, which a refusal need not wait for
-    from diffusers.utils import logging
+    import transformers
 
     if not sys.stderr.isatty():  # a bar of a logged run is noise
-        logging.disable_progress_bar()
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, options.dtype)
     try:
         pipeline = getattr(diffusers, kind).from_pretrained(
@@ -64,6 +67,11 @@ def load(options: Any, kind: str) -> Any:
     if not getattr(pipeline.vae.config, "force_upcast", False):
         nn.Module.to(pipeline.vae, dtype)  # diffusers' own warns of layers to be kept, of which there are none
     return pipeline
+
+
+def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
+    """Pipelines import image processors, which warn that they go without it; nothing here shows a picture to a pipeline."""
+    return "requires torchvision" not in record.getMessage()
 
 
 def _encoders(weights: Weights, dtype: torch.dtype, variant: str | None) -> dict[str, Any]:
