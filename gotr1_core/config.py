@@ -172,7 +172,7 @@ class RunConfig(Strict):
     )
     constant_tolerance: float = Field(1e-9, ge=0, description="Totals of a group that differ by no more than this are no difference.")
     refill_limit: int = Field(3, gt=0, description="Rounds of new prompts a step may draw for refill.")
-    prune: bool = Field(True, description="Do not draw images whose total is 0 whatever they are.")
+    prune: bool = Field(True, description="Do not draw images that cannot change their total.")
     mask_truncated: bool = Field(False, description="Chains that were cut carry no gradient.")
     nan_limit: float = Field(0.5, gt=0, le=1, description="A larger share of samples without a reward stops the run.")
     deviation_limit: float | None = Field(

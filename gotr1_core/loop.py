@@ -130,6 +130,7 @@ class Trainer:
                     first=first,
                     chunk=config.rollout_groups,
                     prune=config.prune,
+                    renderer_learns=config.train != "planner",
                     offload=self.offload,
                 )
             kept.append(batch)

@@ -101,6 +101,12 @@ class Judges:
             columns |= {apart(j, name): values for j, values in mine.items() if len(mine) > 1 or apart(j, name) in wanted}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{} for _ in samples]
 
+    @property
+    def blind(self) -> bool:
+        """No score that is wanted needs the picture."""
+        offered = self.offered()
+        return all(offered[name] == PLAN for name in self.expression.names | self.also)
+
     def totals(self, scores: Sequence[Mapping[str, float]]) -> Tensor:
         """Total rewards ``[B]``, float64, NaN where there is none."""
         return self.expression.evaluate(self._columns(scores)).expand(len(scores))  # a reward without names is one number
@@ -193,19 +199,31 @@ def roll_out(
     first: int = 0,
     chunk: int = 8,
     prune: bool = True,
+    renderer_learns: bool = True,
     offload: torch.device | None = None,
 ) -> Batch:
     """Draws, prunes and scores the tree, ``chunk`` whole groups at a time.
+
+    With ``prune`` a picture whose total is 0 whatever it is is not drawn; nor is any, if no score needs one and no renderer learns.
 
     ``first`` is the number of the first prompt in the step, over all processes: with ``seed`` it fixes every sample's own seed, so
     neither chunks nor processes change what is drawn. With ``offload``, a device, the one of planner and renderer that is not at work
     waits in main memory.
     """
     parts = []
+    settled = _none_settled if not prune else _all_settled if judges.blind and not renderer_learns else judges.settled
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        parts.append(_one_chunk(planner, renderer, judges, part, plans, images, sampling, tuple(seed), first + start, prune, offload))
+        parts.append(_one_chunk(planner, renderer, judges, part, plans, images, sampling, tuple(seed), first + start, settled, offload))
     return join_batches(parts)
+
+
+def _none_settled(known: Sequence[Mapping[str, float]]) -> Tensor:
+    return torch.zeros(len(known), dtype=torch.bool)
+
+
+def _all_settled(known: Sequence[Mapping[str, float]]) -> Tensor:
+    return torch.ones(len(known), dtype=torch.bool)
 
 
 def _one_chunk(
@@ -218,7 +236,7 @@ def _one_chunk(
     sampling: Sampling,
     seed: tuple[int | str, ...],
     first: int,
-    prune: bool,
+    settled_of: Callable[[Sequence[Mapping[str, float]]], Tensor],
     offload: torch.device | None,
 ) -> Batch:
     if offload is not None:
@@ -229,7 +247,7 @@ def _one_chunk(
     )
     drafts = [Sample(prompts[i], planned.chains[r], None, (first + i, j, 0)) for r, (i, j) in enumerate(lineage)]
     known = judges.score(drafts, PLAN)
-    settled = judges.settled(known) if prune else torch.zeros(len(known), dtype=torch.bool)
+    settled = settled_of(known)
     rows = [r for r in range(len(lineage)) if not settled[r] for _ in range(images)]
     place = [r * images + k for r in range(len(lineage)) if not settled[r] for k in range(images)]
     drawn = None
@@ -254,7 +272,7 @@ def _one_chunk(
 def _scored(
     judges: Judges, drafts: Sequence[Sample], known: Sequence[Mapping[str, float]], drawn: Rollout | None, place: Sequence[int], images: int
 ) -> list[Sample]:
-    """Every sample of the tree with its scores and reward; a pruned one has no image, and the reward 0 it would have had."""
+    """Every sample of the tree with its scores and reward; a pruned one has no image, and the reward it would have had."""
     samples = [replace(d, lineage=(*d.lineage[:2], k), scores=dict(s)) for d, s in zip(drafts, known, strict=True) for k in range(images)]
     if drawn is not None:
         for row, at in enumerate(place):

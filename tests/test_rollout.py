@@ -122,6 +122,20 @@ def test_nothing_left_to_draw(policy: Any, letters_judge: Any) -> None:
     assert both.place.max() < N * M
 
 
+def test_pictures_that_no_score_needs_are_drawn_for_a_renderer_that_learns(policy: Any, letters_judge: Any) -> None:
+    learning, idle, unpruned = (
+        tree(policy, letters_judge, reward="letters", **how)
+        for how in ({}, {"renderer_learns": False}, {"renderer_learns": False, "prune": False})
+    )
+    assert idle.images is None
+    assert learning.images is not None
+    assert unpruned.images is not None
+    assert torch.equal(idle.totals, learning.totals)
+    assert idle.totals.unique().numel() > 1
+    seen = tree(policy, letters_judge, renderer_learns=False)  # here a score does
+    assert seen.images is not None
+
+
 def test_missing_scores_make_missing_totals(policy: Any, letters_judge: Any) -> None:
     batch = tree(policy, letters_judge, reward="letters * broken * bright")
     kinds = set()
