@@ -23,13 +23,9 @@ from gotr1_core.doctor import examine
 from gotr1_core.evaluation import paired
 from gotr1_core.layers import read_yaml
 
-COMMON = ["--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl", "steps=200", "evaluation.every=20"]
-ALONE = "reward=internvl.sem * internvl.spa"
-RUNS = {
-    "bought": [*COMMON, ALONE, "segments.plan.kl=0"],
-    "with KL": [*COMMON, ALONE, "segments.plan.kl=0.1"],
-    "all four questions": [*COMMON, "segments.plan.kl=0"],
-}
+WHOLE = ["--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl"]
+COMMON = [*WHOLE, "reward=internvl.spa", "constant_tolerance=0.05", "steps=150"]
+RUNS = {"bought": [*COMMON, "segments.plan.kl=0"], "held by KL": [*COMMON, "segments.plan.kl=0.1"]}
 SHOWN = ("internvl.spa", "scenes.spa", "scenes.sem", "plan_right", "correct")
 
 
@@ -65,7 +61,7 @@ def table(results: dict[str, tuple[dict[str, Any], Path]]) -> str:
 
 def plot(results: dict[str, tuple[dict[str, Any], Path]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for (name, (result, folder)), colour in zip(results.items(), ("#d1495b", "#00798c", "#edae49"), strict=False):
+    for (name, (result, folder)), colour in zip(results.items(), ("#d1495b", "#00798c"), strict=False):
         axes.plot(*curve(result, folder, "internvl.spa"), color=colour, linestyle="--", label=f"{name}: the judge that pays")
         axes.plot(*curve(result, folder, "scenes.spa"), color=colour, label=f"{name}: the exact judge")
     axes.set(xlabel="step", ylabel="held-out spa")
