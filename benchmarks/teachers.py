@@ -3,7 +3,7 @@
     python benchmarks/teachers.py --out build/judge
 
 Per reward, on samples of a policy, four of a prompt: the correlation within prompts between the reward and the exact judge's `correct`,
-over all prompts and over those of a category. Advantages are rewards within a prompt: this is the cosine of what is taught and what is true.
+over all prompts and over those of a category. Advantages are rewards within a prompt: this is the cosine of what is taught and the truth.
 """
 
 from __future__ import annotations
