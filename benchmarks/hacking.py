@@ -24,7 +24,7 @@ from gotr1_core.evaluation import paired
 from gotr1_core.layers import read_yaml
 
 WHOLE = ["--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl"]
-COMMON = [*WHOLE, "reward=internvl.spa", "constant_tolerance=0.05", "steps=150"]
+COMMON = [*WHOLE, "reward=internvl.spa", "constant_tolerance=0.05", "steps=120"]
 RUNS = {"bought": [*COMMON, "segments.plan.kl=0"], "held by KL": [*COMMON, "segments.plan.kl=0.1"]}
 SHOWN = ("internvl.spa", "scenes.spa", "scenes.sem", "plan_right", "correct")
 

@@ -115,6 +115,8 @@ def test_the_command_takes_the_preset_s_judge_and_lets_the_exact_one_look_on(rol
     settings = validate(RunConfig, yaml.safe_load(capsys.readouterr().out))
     assert [one.name for one in settings.judge] == ["internvl", "scenes"]
     assert Path(settings.judge[0].options["model"]).resolve() == (WEIGHTS / "internvl").resolve()
+    page = (Path(__file__).parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
+    assert f"The reward is `{settings.reward}`" in page
     assert "scenes" not in settings.reward
     assert settings.evaluation.metric == "correct"
 
