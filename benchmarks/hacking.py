@@ -1,4 +1,4 @@
-"""A learned judge is bought: the planner is paid for the judge's weakest score alone, for long. Beside it, what holds it back.
+"""A learned judge is bought: the planner is paid for the judge's weakest score alone, for long. Beside it, the same with a KL term.
 
     python benchmarks/hacking.py --out build/hacking
     python benchmarks/hacking.py --out build/hacking --only bought   # one of the runs; again without it, and the table is written
@@ -23,9 +23,11 @@ from gotr1_core.doctor import examine
 from gotr1_core.evaluation import paired
 from gotr1_core.layers import read_yaml
 
-WHOLE = ["--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl"]
-COMMON = [*WHOLE, "reward=internvl.spa", "constant_tolerance=0.05", "steps=120"]
-RUNS = {"bought": [*COMMON, "segments.plan.kl=0"], "held by KL": [*COMMON, "segments.plan.kl=0.1"]}
+COMMON = [
+    *("--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl"),
+    *("reward=internvl.spa", "constant_tolerance=0.05", "steps=120"),
+]
+RUNS = {"bought": [*COMMON, "segments.plan.kl=0"], "with KL": [*COMMON, "segments.plan.kl=0.1"]}
 SHOWN = ("internvl.spa", "scenes.spa", "scenes.sem", "plan_right", "correct")
 
 
