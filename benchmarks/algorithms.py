@@ -32,13 +32,13 @@ def runs_of(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def curve(run: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Samples drawn in training so far, and ``correct`` of the held-out prompts that every evaluation draws, the first ones."""
+def curve(run: dict[str, Any], score: str = "correct") -> tuple[list[float], list[float]]:
+    """Samples drawn in training so far, and a score's mean over the held-out prompts that every evaluation draws, the first ones."""
     config = run["config"]
     each = config["groups"] * config["plans"] * config["images"]
-    few = {name: mean(run["rows"][name]["correct"][: config["evaluation"]["prompts"]]) for name in ("before", "after")}
+    few = {name: mean(run["rows"][name][score][: config["evaluation"]["prompts"]]) for name in ("before", "after")}
     rows = [row for row in run["metrics"] if row.get("evaluation") in ("before", "held-out", "after")]
-    return [each * row["step"] for row in rows], [few.get(row["evaluation"], row["correct"]) for row in rows]
+    return [each * row["step"] for row in rows], [few.get(row["evaluation"], row[score]) for row in rows]
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:

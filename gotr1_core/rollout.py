@@ -211,19 +211,13 @@ def roll_out(
     waits in main memory.
     """
     parts = []
-    settled = _none_settled if not prune else _all_settled if judges.blind and not renderer_learns else judges.settled
+    needless = judges.blind and not renderer_learns
     for start in range(0, len(prompts), chunk):
         part = prompts[start : start + chunk]
-        parts.append(_one_chunk(planner, renderer, judges, part, plans, images, sampling, tuple(seed), first + start, settled, offload))
+        parts.append(
+            _one_chunk(planner, renderer, judges, part, plans, images, sampling, tuple(seed), first + start, prune, needless, offload)
+        )
     return join_batches(parts)
-
-
-def _none_settled(known: Sequence[Mapping[str, float]]) -> Tensor:
-    return torch.zeros(len(known), dtype=torch.bool)
-
-
-def _all_settled(known: Sequence[Mapping[str, float]]) -> Tensor:
-    return torch.ones(len(known), dtype=torch.bool)
 
 
 def _one_chunk(
@@ -236,7 +230,8 @@ def _one_chunk(
     sampling: Sampling,
     seed: tuple[int | str, ...],
     first: int,
-    settled_of: Callable[[Sequence[Mapping[str, float]]], Tensor],
+    prune: bool,
+    needless: bool,
     offload: torch.device | None,
 ) -> Batch:
     if offload is not None:
@@ -247,7 +242,7 @@ def _one_chunk(
     )
     drafts = [Sample(prompts[i], planned.chains[r], None, (first + i, j, 0)) for r, (i, j) in enumerate(lineage)]
     known = judges.score(drafts, PLAN)
-    settled = settled_of(known)
+    settled = judges.settled(known) | needless if prune else torch.zeros(len(known), dtype=torch.bool)
     rows = [r for r in range(len(lineage)) if not settled[r] for _ in range(images)]
     place = [r * images + k for r in range(len(lineage)) if not settled[r] for k in range(images)]
     drawn = None

@@ -82,7 +82,9 @@ def test_it_is_what_the_library_computes(made: Make, kind: str) -> None:
     model = made(kind)
     for question in questions()[2:4]:
         ids = torch.tensor([model.script.ids(question.parts, None if question.image is None else model.eyes.placeholders(question.image))])
-        inputs = {} if question.image is None else {**model.eyes.inputs([question.image]), **model.eyes.extra(ids)}
+        inputs = {} if question.image is None else model.eyes.inputs([question.image])
+        if question.image is not None and model.eyes.own_positions:
+            inputs["mm_token_type_ids"] = (ids == model.script.image_token).int()
         with torch.no_grad():
             model.model.model.rope_deltas = None
             shares = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1].softmax(-1)

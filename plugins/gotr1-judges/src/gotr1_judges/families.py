@@ -33,10 +33,6 @@ class Eyes(Protocol):
         """What the model's forward pass takes for pictures, in the order of their placeholders."""
         ...
 
-    def extra(self, ids: Tensor) -> dict[str, Tensor]:
-        """What else it takes for ids ``[B, T]`` with pictures among them."""
-        ...
-
     def extent(self, image: Image) -> tuple[float, float]:
         """Width and height of the picture in the unit of the model's boxes."""
         ...
@@ -62,9 +58,6 @@ class QwenEyes:
     def inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
         found = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
         return {"pixel_values": found["pixel_values"], "image_grid_thw": found["image_grid_thw"]}
-
-    def extra(self, ids: Tensor) -> dict[str, Tensor]:
-        return {"mm_token_type_ids": (ids == self.token).int()}
 
     def extent(self, image: Image) -> tuple[float, float]:
         if not self.pixels:
@@ -95,10 +88,6 @@ class InternEyes:
     def inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
         found = self.processor([i.convert("RGB") for i in images], size=self.size, crop_to_patches=False, return_tensors="pt")
         return {"pixel_values": found["pixel_values"]}
-
-    def extra(self, ids: Tensor) -> dict[str, Tensor]:
-        del ids
-        return {}
 
     def extent(self, image: Image) -> tuple[float, float]:
         del image

@@ -181,10 +181,10 @@ class VisionModel:
         images = [row.image for row in rows if row.image is not None]
         if images and not self.eyes.own_positions:
             inputs["inputs_embeds"] = self._embedded(ids.to(self.model.device), images)
-        elif images:
-            inputs |= {"input_ids": ids, **self.eyes.inputs(images), **self.eyes.extra(ids)}
         else:
             inputs["input_ids"] = ids
+            if images:
+                inputs |= {**self.eyes.inputs(images), "mm_token_type_ids": (ids == self.script.image_token).int()}
         return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
     def _embedded(self, ids: Tensor, images: Sequence[Image]) -> Tensor:
