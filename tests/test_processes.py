@@ -30,6 +30,7 @@ from torch import Tensor
 
 from gotr1_core import session
 from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage
+from gotr1_core.cli.launch import ERRORS, LAUNCHED, told
 from gotr1_core.cli.main import BUG, call
 from gotr1_core.errors import UsageError
 
@@ -432,6 +433,26 @@ def test_processes_that_hear_nothing_are_killed_by_a_third_ctrl_c(launched: Any,
 def test_an_error_of_one_process_is_told_once(launched: Any, tmp_path: Path, failing: str, status: int, error: list[str]) -> None:
     one = launched(*PLUGINS, *FAILING, f"output={tmp_path}", *TWO, GOTR1_TEST_FAIL=failing)
     assert one.finish(status)[-2:] == error
+
+
+def test_what_a_process_has_to_say_is_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torchrun ends a process whose peer died, and reads what it left: half of it would be taken for a launch that failed."""
+    left = tmp_path / "error.json"
+    monkeypatch.setenv(LAUNCHED, "1")
+    monkeypatch.setenv(ERRORS, str(left))
+
+    def killed(handle: int) -> None:
+        del handle
+        assert not left.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            told("its peer went away", None)
+    assert not left.exists()
+    assert told("its peer went away", None)
+    assert json.loads(left.read_text())["message"] == "its peer went away"
 
 
 @pytest.mark.slow

@@ -185,9 +185,12 @@ def told(message: str, hint: str | None) -> bool:
     """Leaves an error to the launcher, if this process has one."""
     if LAUNCHED not in os.environ or not os.environ.get(ERRORS):
         return False
+    from gotr1_core.checkpoint import write_atomically
+
     now = time.time()
     said = {"message": message, "hint": hint, "time": now, "timestamp": int(now)}
-    Path(os.environ[ERRORS]).write_text(json.dumps(said), encoding="utf-8")
+    # At once: torchrun kills a process whose peer died, and would then read half a file.
+    write_atomically(Path(os.environ[ERRORS]), json.dumps(said))
     return True
 
 
