@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gotr1_core.config import ComponentConfig, PromptsConfig, RunConfig, SamplingConfig
+from gotr1_core.config import ComponentConfig, JudgeConfig, PromptsConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import REWARD
 from gotr1_core.geometry import check_context, check_credit, check_geometry
@@ -106,18 +106,27 @@ def check(registry: Registry, config: RunConfig, processes: int | None = None) -
 
 def _check_judges(registry: Registry, config: RunConfig) -> None:
     """Each judge once, and together they offer what the reward needs; where a judge's class says what it offers."""
-    judges = [judge.name for judge in config.judge]
-    twice = sorted(name for name in set(judges) if judges.count(name) > 1)
-    if twice:
-        raise UsageError(f"the judge {twice[0]!r} is named twice", hint="its scores have one name each; give it once")
+    check_labels(config.judge)
     expression = Expression.parse(config.reward)
-    offered = {name: getattr(load(registry.find("judge", name).component.target), "rewards", None) for name in judges}
+    offered = {j.label: getattr(load(registry.find("judge", j.name).component.target), "rewards", None) for j in config.judge}
     known = {name: rewards for name, rewards in offered.items() if isinstance(rewards, Mapping)}
     names = offers(known)
-    if len(known) == len(judges):  # else one tells only when it is made
+    if len(known) == len(offered):  # else one tells only when it is made
         check_rewards(expression, known)
         if config.evaluation.metric not in (REWARD, *names):
             raise _no_metric(config, list(names))
+
+
+def check_labels(judges: Sequence[JudgeConfig]) -> None:
+    """Has every judge stand under a name of its own.
+
+    Raises:
+        UsageError: two are known as the same.
+    """
+    labels = [judge.label for judge in judges]
+    twice = sorted(label for label in set(labels) if labels.count(label) > 1)
+    if twice:
+        raise UsageError(f"the judge {twice[0]!r} is named twice", hint="give it once, or one of them a name of its own: as: NAME")
 
 
 def _no_metric(config: RunConfig, names: Sequence[str]) -> UsageError:
@@ -134,7 +143,7 @@ def preflight(registry: Registry, config: RunConfig) -> dict[str, int]:
         found = registry.find(kind, part.name).component
         made = load(found.target)
         if hasattr(made, "preflight"):
-            key = _key(part, config) if kind == "judge" else kind
+            key = _key(part, config) if isinstance(part, JudgeConfig) else kind
             for name, size in made.preflight(options_of(found, part.options), key=key).items():
                 sizes[name] = size + sizes.get(name, 0) if name == "parameters" else size
     return sizes
@@ -217,7 +226,7 @@ def renderer_alone(registry: Registry, config: RunConfig, *, device: torch.devic
 
 def make_judges(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> Judges:
     """The judges and the reward; the metric and what else evaluation wants is scored besides."""
-    judges = {judge.name: make_judge(registry, judge, key=_key(judge, config), device=device) for judge in config.judge}
+    judges = {judge.label: make_judge(registry, judge, key=_key(judge, config), device=device) for judge in config.judge}
     return Judges(judges, Expression.parse(config.reward))
 
 
@@ -228,9 +237,9 @@ def make_judge(registry: Registry, config: ComponentConfig, *, key: str | None =
     return judge
 
 
-def _key(judge: ComponentConfig, config: RunConfig) -> str:
+def _key(judge: JudgeConfig, config: RunConfig) -> str:
     """A judge's place in the config."""
-    return "judge" if len(config.judge) == 1 else f"judge.{judge.name}"
+    return "judge" if len(config.judge) == 1 else f"judge.{judge.label}"
 
 
 def make_sampling(config: SamplingConfig) -> Sampling:

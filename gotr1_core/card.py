@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from gotr1_core.config import ComponentConfig, RunConfig, SamplingConfig
+from gotr1_core.config import ComponentConfig, JudgeConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import REWARD, Estimate, estimate, paired
 from gotr1_core.layers import overrides
@@ -86,7 +86,7 @@ class Card:
             "Trained": f"{(TRAINED_OF_ONE if self.unified else TRAINED)[config.train]}: {how}{', merged' if lora and self.merged else ''}",
             "Planner and renderer": f"`{config.planner.name}` and `{config.renderer.name}`",
             "Algorithm": _named(config.algorithm),
-            "Judges": ", ".join(f"`{judge.name}`" for judge in config.judge),
+            "Judges": ", ".join(_judge(judge) for judge in config.judge),
             "Reward": f"`{config.reward}`",
             "Prompts": given,
             "Steps": f"{self.step} of {config.steps}, each of prompts × plans × images: {config.groups} × {config.plans} × {config.images}",
@@ -198,6 +198,10 @@ class Card:
         except (AttributeError, KeyError, TypeError):
             raise _damaged(path) from None
         return "\n".join(["## Versions", "", *packages, *made])
+
+
+def _judge(judge: JudgeConfig) -> str:
+    return f"`{judge.name}`" if judge.label == judge.name else f"`{judge.name}` as `{judge.label}`"
 
 
 def _named(component: ComponentConfig) -> str:

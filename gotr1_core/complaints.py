@@ -26,7 +26,7 @@ def explain(error: ValidationError, data: Any, known: Sequence[str], *, prefix: 
     # Without the names of classes.
     message = " ".join(first["msg"].removeprefix("Value error, ").partition(" for <class")[0].split())
     if first["type"] == "model_type":
-        component = first.get("ctx", {}).get("class_name") == "ComponentConfig"
+        component = first.get("ctx", {}).get("class_name") in ("ComponentConfig", "JudgeConfig")
         message = "Input should be a name, or a mapping with a name" if component else "Input should be a mapping of keys to values"
     given = repr(first["input"])
     shown = "" if first["type"] == "missing" else f", not {given if len(given) <= 100 else given[:99] + '…'}"

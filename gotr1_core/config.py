@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,10 +17,13 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from gotr1_core.complaints import explain, keys
 from gotr1_core.layers import named
+
+LABEL = re.compile(r"[A-Za-z]\w*(-[A-Za-z0-9]\w*)*", re.ASCII)  # what stands before the dot of JUDGE.NAME in a reward expression
 
 
 class Strict(BaseModel):
@@ -40,6 +44,24 @@ class ComponentConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class JudgeConfig(ComponentConfig):
+    """A judge; ``as: LABEL`` gives its scores another name than its own, so that two of one name can judge together."""
+
+    @property
+    def label(self) -> str:
+        return str((self.model_extra or {}).get("as", self.name))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {key: value for key, value in super().options.items() if key != "as"}
+
+    @model_validator(mode="after")
+    def _check_label(self) -> JudgeConfig:
+        if not LABEL.fullmatch(self.label):
+            raise ValueError(f"as: {self.label!r} is no name for a judge: a letter, then letters, digits, _ and -")
+        return self
+
+
 def _algorithm(value: Any) -> Any:
     """``algorithm.ratio=token`` alone sets an option of the default."""
     given = named(value)
@@ -56,7 +78,7 @@ _OPTIONS: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "s
 _SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {**_OPTIONS, "required": ["name"]}]}
 Named = Annotated[ComponentConfig, BeforeValidator(named), WithJsonSchema(_SCHEMA)]
 Judges = Annotated[
-    list[ComponentConfig], BeforeValidator(_listed), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
+    list[JudgeConfig], BeforeValidator(_listed), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
 ]
 Algorithm = Annotated[ComponentConfig, BeforeValidator(_algorithm), WithJsonSchema({"anyOf": [{"type": "string"}, _OPTIONS]})]
 Files = Annotated[

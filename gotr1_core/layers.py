@@ -22,7 +22,8 @@ def named(value: Any) -> Any:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces.
 
-    Over a list of components options go to the only one, or to those whose names they stand under: ``judge.NAME.KEY=VALUE``.
+    Over a list of components options go to the only one, or to those whose names they stand under: ``judge.NAME.KEY=VALUE``. A judge's
+    name is what it is to be known ``as``, if that is given.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -43,7 +44,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _into(key: str, listed: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
     """Options laid over components of a list."""
-    names = [str(item.get("name")) if isinstance(item, Mapping) else "" for item in listed]
+    names = [str(item.get("as", item.get("name"))) if isinstance(item, Mapping) else "" for item in listed]
     if all(name in names and isinstance(own, Mapping) for name, own in options.items()):
         return [merge(item, options.get(name, {})) if isinstance(item, Mapping) else item for name, item in zip(names, listed, strict=True)]
     if len(listed) == 1 and isinstance(listed[0], Mapping):

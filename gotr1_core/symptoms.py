@@ -202,7 +202,7 @@ def gradient(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]
 def judges_part(evaluations: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
     """Judges of the same reward that agree less than they did before training: by how far one's mean has moved past the other's."""
     first, last = evaluations[0], evaluations[-1]
-    judges = [judge.name for judge in config.judge]
+    judges = [judge.label for judge in config.judge]
     for name in dict.fromkeys(key.partition(".")[2] for key in last if key.partition(".")[0] in judges):
         for pair in combinations([f"{judge}.{name}" for judge in judges], 2):
             known = [values([first, last], key) for key in pair]

@@ -92,6 +92,14 @@ def test_judges_take_options(folder: Path, capsys: Captured) -> None:
         assert rows(capsys, *plans, *words)[0]["scores"]["boxes"] == pytest.approx(0.3)  # type: ignore[index]
 
 
+def test_two_judges_of_one_name_have_names_of_their_own(folder: Path, capsys: Captured) -> None:
+    plans = ["some/a.png", "--prompt", "x", "--chain", BOX]
+    two = "judge=[{name: plans, per_box: 0.3}, {name: plans, as: other, per_box: 0.2}]"
+    [row] = rows(capsys, *plans, two, "judge.other.per_box=0.6", "reward=plans.boxes * other.boxes")
+    scores = {"boxes": pytest.approx(0.45), "plans.boxes": pytest.approx(0.3), "other.boxes": pytest.approx(0.6)}
+    assert (row["scores"], row["reward"]) == (scores, pytest.approx(0.18))
+
+
 @pytest.mark.parametrize("given", ["drawn", "drawn/samples.jsonl"])
 def test_what_was_generated_brings_prompts_and_plans(given: str, drawn: Path, capsys: Captured) -> None:
     found = rows(capsys, given, "--judge", "toy", "--judge", "plans", "--reward", "boxes")
@@ -127,6 +135,8 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
         (["some"], "there is no judge", "gotr1 list judge"),
         ([], "Missing argument 'IMAGE...'", "gotr1 score --help"),
         (["judge=toy"], "there are no pictures", "PNG or JPEG"),
+        (["some", "--prompt", "x", "judge=[plans, {name: plans, per_box: 0.2}]"], "the judge 'plans' is named twice", "as: NAME"),
+        (["some", "--prompt", "x", "judge=[{name: plans, as: a.b}]"], "judge.0: as: 'a.b' is no name for a judge", "gotr1 config"),
         (["some", "--judge", "tyo", "--prompt", "x"], "there is no judge 'tyo'", "did you mean 'toy'?"),
         (["some", "--judge", "toy"], "nothing says what some/a.png was drawn for", "give --prompt TEXT"),
         (["drawn/000.png", "--judge", "toy"], "nothing says what drawn/000.png was drawn for", "or drawn, whose samples.jsonl says it"),

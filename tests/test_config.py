@@ -91,6 +91,14 @@ def test_options_of_one_of_several() -> None:
         assert caught.value.hint == "say which one: judge.NAME.KEY=…, of one, two"
 
 
+def test_options_of_one_of_two_of_one_name() -> None:
+    listed = {"judge": ["one", {"name": "one", "as": "two", "x": 1}]}
+    assert merge(listed, overrides(["judge.two.x=3"])) == {"judge": [{"name": "one"}, {"name": "one", "as": "two", "x": 3}]}
+    with pytest.raises(UsageError) as caught:
+        merge(listed, overrides(["judge.x=3"]))
+    assert caught.value.hint == "say which one: judge.NAME.KEY=…, of one, two"
+
+
 @given(mappings)
 def test_merging_nothing_changes_nothing(tree: dict[str, Any]) -> None:
     assert merge(tree, {}) == tree

@@ -11,7 +11,7 @@ import typer
 from gotr1_core.cli.common import Json, kind_of, kinds, names, registry
 
 if TYPE_CHECKING:
-    from gotr1_core.config import RunConfig
+    from gotr1_core.config import ComponentConfig, RunConfig
     from gotr1_core.hookspecs import Kind
     from gotr1_core.protocols import RewardJudge
     from gotr1_core.samples import Sample
@@ -97,7 +97,12 @@ def _preset_options(kind: Kind, name: str, preset: str) -> dict[str, Any]:
     data = read_yaml(registry().preset(preset))
     asked: dict[str, Any] = {kind: name} if name in data.get(VARIANTS, {}).get(kind, {}) else {}
     config = validate(RunConfig, layered(data, asked))
-    parts = {"planner": [config.planner], "renderer": [config.renderer], "judge": config.judge, "algorithm": [config.algorithm]}
+    parts: dict[str, Sequence[ComponentConfig]] = {
+        "planner": [config.planner],
+        "renderer": [config.renderer],
+        "judge": config.judge,
+        "algorithm": [config.algorithm],
+    }
     for part in parts[kind]:
         if part.name == name:
             same = kind == "renderer" and not part.options and config.planner.name == name

@@ -38,18 +38,19 @@ def command(
     if not paths:
         raise UsageError("there are no pictures", hint="give PNG or JPEG files, or a folder of them")
     config = _config(judge, reward, [word for word in override if Path(word) not in paths])
-    from gotr1_core.build import make_judge
+    from gotr1_core.build import check_labels, make_judge
     from gotr1_core.cli.common import device
     from gotr1_core.cli.progress import progress
     from gotr1_core.plugins import options_of
     from gotr1_core.reward import Expression
     from gotr1_core.score import find_pictures, score
 
+    check_labels(config.judge)
     for part in config.judge:  # what is quick to check, before pictures are read and judges made
         options_of(registry().find("judge", part.name).component, part.options)
     expression = None if config.reward is None else Expression.parse(config.reward)
     pictures = find_pictures(paths, prompt, None if chain is None else _chain(chain))
-    judges = {part.name: make_judge(registry(), part, device=device()) for part in config.judge}
+    judges = {part.label: make_judge(registry(), part, device=device()) for part in config.judge}
     samples = []
     with progress("scoring", len(pictures)) as report:
         for sample in score(judges, pictures, expression, batch):
@@ -109,7 +110,7 @@ def _check_any(samples: Sequence[Sample], config: ScoreConfig) -> None:
     """Refuses to show a table in which nothing is known."""
     if any(value == value for sample in samples for value in sample.scores.values()):
         return
-    judges = " and ".join(part.name for part in config.judge)
+    judges = " and ".join(part.label for part in config.judge)
     if any(sample.scores for sample in samples):
         raise Gotr1Error("nothing could be scored", hint=f"judge {judges} had no score for such prompts; try other words, or another judge")
     raise Gotr1Error("nothing could be scored", hint=f"judge {judges} scores plans: give --chain, or a samples.jsonl")

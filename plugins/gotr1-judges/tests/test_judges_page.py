@@ -8,10 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import yaml
 
-from gotr1_core.build import check
+from gotr1_core.build import check, make_judges
 from gotr1_core.cli.common import load_config
-from gotr1_core.config import RunConfig, validate
+from gotr1_core.config import RunConfig, dump, validate
 from gotr1_core.plugins import Registry, load
 from gotr1_core.testing import judges, reliability
 from gotr1_judges.plugin import JUDGES
@@ -67,3 +68,15 @@ def test_the_run_at_full_size(tiny: Callable[[str], Path], tiny_clip: Path, tiny
     settings = validate(RunConfig, load_config(Registry(), config, None, given, words))
     assert [(judge.name, judge.options["device"]) for judge in settings.judge] == [("internvl", "cuda:1"), ("hps", "cuda:1")]
     assert check(Registry(), settings)["parameters"] > 0
+
+
+def test_two_judges_of_one_name(tiny: Callable[[str], Path], tiny_janus: Path, tmp_path: Path) -> None:
+    config = tmp_path / "ensemble.yaml"
+    config.write_text(re.findall(r"^<!-- file: ensemble.yaml -->\n```yaml\n(.*?)^```", PAGE, re.M | re.S)[0])
+    words = [f"judge.internvl.model={tiny('internvl')}", f"judge.small.model={tiny('internvl')}", "judge.small.batch=3"]
+    words += [f"planner={{name: janus, model: '{tiny_janus}'}}", "renderer=janus", "sampling.max_chain_tokens=300", "prompts.source=scenes"]
+    settings = validate(RunConfig, load_config(Registry(), config, None, {}, words))
+    check(Registry(), settings)
+    judges = make_judges(Registry(), settings)
+    assert {"internvl.pi", "small.pi"} <= set(judges.offered())
+    assert [judge.label for judge in validate(RunConfig, yaml.safe_load(dump(settings))).judge] == ["internvl", "small"]
