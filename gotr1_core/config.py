@@ -177,7 +177,9 @@ class RunConfig(Strict):
     plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
     planner: Named = Field(description="What writes the chain.")
     renderer: Named = Field(description="What draws it; named as the planner, the two are one policy.")
-    judge: Judges = Field(description="What scores plan and picture; a list where several share the work.")
+    judge: Judges = Field(
+        description="What scores plan and picture; a list where several share the work. Of two of one name one is known `as` another."
+    )
     algorithm: Algorithm = Field(ComponentConfig(name="grpo"), description="What turns rewards into gradients.")
     prompts: PromptsConfig = PromptsConfig()
     reward: str = Field("pi * (sem + spa) / 2 * ri", description="Expression of the judges' scores that makes a sample's total.")

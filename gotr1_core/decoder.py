@@ -69,7 +69,12 @@ class Continuation:
         def advance(tokens: Tensor | None) -> Tensor:
             return head(self.begin() if tokens is None else self.feed(self.embed(tokens.unsqueeze(1))))  # type: ignore[no-any-return]
 
-        return decode(advance, uniform, temperature, stop=stop)
+        return decode(advance, uniform, temperature, stop=stop, keep=None if self.fixed else self._keep)
+
+    def _keep(self, rows: Tensor) -> None:
+        """Goes on with these rows only."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
     def _run(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         output = self.language(

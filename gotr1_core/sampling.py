@@ -59,32 +59,47 @@ class Tokens:
     finished: Tensor
 
 
-def decode(advance: Callable[[Tensor | None], Tensor], uniform: Tensor, temperature: float, stop: int | None = None) -> Tokens:
+def decode(
+    advance: Callable[[Tensor | None], Tensor],
+    uniform: Tensor,
+    temperature: float,
+    stop: int | None = None,
+    keep: Callable[[Tensor], None] | None = None,
+) -> Tokens:
     """Samples up to ``uniform.shape[1]`` tokens per row, the stop token included.
 
     ``advance(None)`` gives the first logits ``[B, V]``, ``advance(tokens [B])`` those after these tokens. Rows that have
-    stopped are fed the stop token until the last row has, and masked.
+    stopped are fed the stop token until the last row has, and masked; with ``keep``, which is told the places of rows that go on,
+    they are left out from then on whenever they are a quarter of the batch.
     """
     logits = advance(None)
     uniform = uniform.to(logits.device)
-    tokens = torch.zeros(uniform.shape, dtype=torch.long, device=logits.device)
+    tokens = torch.full(uniform.shape, stop or 0, dtype=torch.long, device=logits.device)
     log_prob = torch.zeros(uniform.shape, dtype=torch.float32, device=logits.device)
     mask = torch.zeros(uniform.shape, dtype=torch.bool, device=logits.device)
-    alive = torch.ones(len(uniform), dtype=torch.bool, device=logits.device)
+    finished = torch.zeros(len(uniform), dtype=torch.bool, device=logits.device)
+    rows = torch.arange(len(uniform), device=logits.device)  # those that ``advance`` has
+    alive = ~finished
     length = uniform.shape[1]
     for t in range(length):
-        token, chosen = pick(logits, uniform[:, t], temperature)
+        token, chosen = pick(logits, uniform[rows, t], temperature)
         if stop is not None:
             token = torch.where(alive, token, stop)
-        tokens[:, t], log_prob[:, t], mask[:, t] = token, torch.where(alive, chosen, 0.0), alive
+        tokens[rows, t], log_prob[rows, t], mask[rows, t] = token, torch.where(alive, chosen, 0.0), alive
         if stop is not None:
             alive = alive & (token != stop)
-            if not alive.any():
+            finished[rows] = ~alive
+            left = int(alive.sum())
+            if not left:
                 length = t + 1
                 break
+            if keep is not None and 4 * left <= 3 * len(rows):
+                places = alive.nonzero().flatten()
+                rows, token, alive = rows[places], token[places], alive[places]
+                keep(places)
         if t + 1 < length:
             logits = advance(token)
-    return Tokens(tokens[:, :length], log_prob[:, :length], mask[:, :length], ~alive)
+    return Tokens(tokens[:, :length], log_prob[:, :length], mask[:, :length], finished)
 
 
 def score(

@@ -130,6 +130,32 @@ def test_stop_token_ends_a_row_and_masks_the_rest() -> None:
     assert free.mask.all()
 
 
+def test_rows_that_have_stopped_are_left_out() -> None:
+    """Each row is a chain of its own, so that rows which changed places would show."""
+    torch.manual_seed(0)
+    tables, stop, uniform = torch.randn(30, 5, 4), 2, uniforms(range(30), 12)
+    everything = decode(lambda tokens: tables[torch.arange(30), -1 if tokens is None else tokens], uniform, 1.0, stop=stop)
+    rows, fed = torch.arange(30), []
+
+    def advance(tokens: Tensor | None) -> Tensor:
+        fed.append(len(rows))
+        return tables[rows, -1 if tokens is None else tokens]
+
+    def keep(places: Tensor) -> None:
+        nonlocal rows
+        rows = rows[places]
+
+    found = decode(advance, uniform, 1.0, stop=stop, keep=keep)
+    assert torch.equal(found.tokens, everything.tokens)
+    assert torch.equal(found.log_prob, everything.log_prob)
+    assert torch.equal(found.mask, everything.mask)
+    assert torch.equal(found.finished, everything.finished)
+    alive = everything.mask.sum(0).tolist()
+    assert fed[0] == 30
+    assert sum(fed) < 0.75 * 30 * len(fed)  # of a quarter and more nothing is fed again
+    assert all(0.75 * before < now <= before for before, now in zip(fed, alive, strict=True))
+
+
 def test_decoding_ends_with_its_last_row() -> None:
     table = torch.full((5, 4), -20.0)
     table[:, 2] = 20.0
