@@ -1,10 +1,11 @@
-"""A learned judge is bought: the planner is paid for the judge's weakest score alone, for long. Beside it, the same with a KL term.
+"""A learned judge is bought: the planner is paid for the judge's weakest score alone, for long. And what stops that.
 
     python benchmarks/hacking.py --out build/hacking
-    python benchmarks/hacking.py --out build/hacking --only bought   # one of the runs; again without it, and the table is written
+    python benchmarks/hacking.py --out build/hacking --only bought --seeds 0   # some of the runs; again without, and the table is written
 
-Each run is one of `gotr1 train`, and one that is done is not run again. Writes ``table.md`` (300 held-out prompts, before and after, and
-what the doctor found first) and ``plot.svg``: over the run, `spa` by the judge that pays, and by the exact one, which only looks on.
+Each run is one of `gotr1 train`, and one that is done is not run again. Writes ``table.md`` (300 held-out prompts, before and after,
+paired, and what the doctor said first) and ``plot.svg``: over the run, `spa` by the judge that pays, and by the exact one, which only
+looks on. ``--second`` is another small judge, for an ensemble of two.
 """
 
 from __future__ import annotations
@@ -21,13 +22,28 @@ from matplotlib import pyplot as plt
 from gotr1_core.config import RunConfig, validate
 from gotr1_core.doctor import examine
 from gotr1_core.evaluation import paired
+from gotr1_core.plugins import Registry
 
 COMMON = [
     *("--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl"),
-    *("reward=internvl.spa", "constant_tolerance=0.05", "steps=120"),
+    *("constant_tolerance=0.05", "steps=60", "optimizer.rate=6e-4", "evaluation.every=15"),
 ]
-RUNS = {"bought": [*COMMON, "segments.plan.kl=0"], "with KL": [*COMMON, "segments.plan.kl=0.1"]}
-SHOWN = ("internvl.spa", "scenes.spa", "scenes.sem", "plan_right", "correct")
+RUNS = {
+    "bought": ["reward=internvl.spa", "segments.plan.kl=0"],
+    "KL": ["reward=internvl.spa", "segments.plan.kl=0.1"],
+    "other questions": ["reward=internvl.pi**2 * internvl.sem", "segments.plan.kl=0"],
+}
+ENSEMBLE = "two judges"
+SHOWN = ("internvl.spa", "scenes.spa", "plan_right", "correct")
+
+
+def ensemble(second: Path) -> list[str]:
+    """The stricter of two judges pays. What the preset says for its judge is said for both, and for evaluations."""
+    home = Registry().preset("scenes").parent.parent
+    one = f"name: internvl, rubrics: '{home / 'rubrics'}', scoring: expected, batch: 64"
+    judges = f"{{{one}, model: '{home / 'weights' / 'internvl'}'}}, {{{one}, as: second, model: '{second}'}}, scenes"
+    looks = ["evaluation.best_of=0", "evaluation.greedy=false"]
+    return [f"judge=[{judges}]", "reward=min(internvl.spa, second.spa)", "segments.plan.kl=0", "optimizer.ema=0", *looks]
 
 
 def found(run: dict[str, Any]) -> str:
@@ -36,22 +52,24 @@ def found(run: dict[str, Any]) -> str:
     return f"step {told[0].step}: {told[0].metric}" if told else "nothing"
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a row per run, what each score was and by how much it changed, paired."""
-    lines = ["| run | " + " | ".join(f"`{name}`" for name in SHOWN) + " | the doctor |", "|---" * (len(SHOWN) + 2) + "|"]
-    for name, run in results.items():
-        before, after = run["rows"]["before"], run["rows"]["after"]
-        changes = [paired(before[score], after[score]) for score in SHOWN]
-        cells = [f"{mean(before[s]):.3f} {c.mean:+.3f} ± {c.half_width:.3f}" for s, c in zip(SHOWN, changes, strict=True)]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {found(run)} |")
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row per run and seed, what each score was after it and by how much it had changed, paired."""
+    lines = ["| run | seed | " + " | ".join(f"`{name}`" for name in SHOWN) + " | the doctor |", "|---" * (len(SHOWN) + 3) + "|"]
+    for name, runs in results.items():
+        for run in runs:
+            before, after = run["rows"]["before"], run["rows"]["after"]
+            changes = [paired(before[score], after[score]) for score in SHOWN]
+            cells = [f"{mean(after[s]):.3f}, {c.mean:+.3f} ± {c.half_width:.3f}" for s, c in zip(SHOWN, changes, strict=True)]
+            lines.append(f"| {name} | {run['seed']} | " + " | ".join(cells) + f" | {found(run)} |")
     return "\n".join(lines)
 
 
-def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The first seed of each run."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for (name, run), colour in zip(results.items(), ("#d1495b", "#00798c"), strict=False):
-        axes.plot(*curve(run, "internvl.spa"), color=colour, linestyle="--", label=f"{name}: the judge that pays")
-        axes.plot(*curve(run, "scenes.spa"), color=colour, label=f"{name}: the exact judge")
+    for (name, runs), colour in zip(results.items(), ("#d1495b", "#00798c", "#edae49", "#66a182"), strict=False):
+        axes.plot(*curve(runs[0], "internvl.spa"), color=colour, linestyle="--", label=f"{name}: the judge that pays")
+        axes.plot(*curve(runs[0], "scenes.spa"), color=colour, label=f"{name}: the exact judge")
     axes.set(xlabel="samples drawn in training", ylabel="held-out spa")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -61,14 +79,18 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/hacking"))
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--only", nargs="+", choices=[*RUNS, ENSEMBLE])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--second", type=Path, help="an InternVL of the recipe, for the run of two judges")
     args = parser.parse_args()
+    runs = RUNS if args.second is None else RUNS | {ENSEMBLE: ensemble(args.second.absolute())}
     results = {}
-    for name in args.only:
+    for name in args.only or runs:
         folder = args.out / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
-        learning.run(0, folder, RUNS[name])
-        (results[name],) = runs_of(folder)
+        for seed in args.seeds:
+            learning.run(seed, folder, [*COMMON, *runs[name]])
+        results[name] = runs_of(folder)
     text = table(results)
     (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
     plot(results, args.out / "plot.svg")
