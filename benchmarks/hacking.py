@@ -40,10 +40,10 @@ SHOWN = ("internvl.spa", "scenes.spa", "plan_right", "correct")
 def ensemble(second: Path) -> list[str]:
     """The stricter of two judges pays. What the preset says for its judge is said for both, and for evaluations."""
     home = Registry().preset("scenes").parent.parent
-    one = f"name: internvl, rubrics: '{home / 'rubrics'}', scoring: expected, batch: 64"
+    one = f"name: internvl, rubrics: '{home / 'rubrics'}', scoring: expected, answer_tokens: 192, batch: 64"
     judges = f"{{{one}, model: '{home / 'weights' / 'internvl'}'}}, {{{one}, as: second, model: '{second}'}}, scenes"
     looks = ["evaluation.best_of=0", "evaluation.greedy=false"]
-    return [f"judge=[{judges}]", "reward=min(internvl.spa, second.spa)", "segments.plan.kl=0", "optimizer.ema=0", *looks]
+    return [f"judge=[{judges}]", "reward=min(internvl.spa, second.spa)", "segments.plan.kl=0", *looks]
 
 
 def found(run: dict[str, Any]) -> str:

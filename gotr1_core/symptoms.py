@@ -32,6 +32,7 @@ TRUNCATED = 0.25  # healthy runs have next to none
 SHORTER, LONGER = 0.5, 2.0  # lengths of healthy runs stay within a tenth
 FEW_REGIONS = 0.5  # every other chain has none
 SPIKE = 50.0  # times the usual norm; healthy runs reach 6
+HALF = 0.5  # of the prompts: means of fewer are of other prompts than the other judge's
 PARTED = 0.1  # of the range of a score, further apart than before training
 DUPLICATES = 0.5  # of what a prompt's samples could repeat; healthy runs have none
 
@@ -205,7 +206,7 @@ def judges_part(evaluations: Sequence[Row], config: RunConfig) -> Iterator[tuple
     judges = [judge.label for judge in config.judge]
     for name in dict.fromkeys(key.partition(".")[2] for key in last if key.partition(".")[0] in judges):
         for pair in combinations([f"{judge}.{name}" for judge in judges], 2):
-            known = [values([first, last], key) for key in pair]
+            known = [[row[key] for row in (first, last) if row.get(f"nan.{key}", 0) <= HALF and values([row], key)] for key in pair]
             if any(len(mine) < 2 for mine in known):
                 continue
             (a, b), (c, d) = known

@@ -227,6 +227,8 @@ def evaluations(*rows: Mapping[str, float | None]) -> list[Row]:
         ({"a.pi": None, "b.pi": 0.1}, []),
         ({"a.pi": 0.8, "b.pi": 0.6, "c.pi": 0.6, "a.ri": 0.9}, []),  # c is no judge of this run
         ({"a.pi": 0.8, "b.pi": 0.6, "a.spa": 0.9, "b.spa": 0.3, "spa": 0.6}, ["spa"]),
+        ({"a.pi": 0.4, "b.pi": 0.6, "nan.a.pi": 0.6}, []),  # of most prompts it is not known
+        ({"a.pi": 0.4, "b.pi": 0.6, "nan.a.pi": 0.4}, ["pi"]),
     ],
 )
 def test_judges_that_part(now: Mapping[str, float | None], found: list[str]) -> None:
