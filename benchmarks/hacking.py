@@ -4,8 +4,8 @@
     python benchmarks/hacking.py --out build/hacking --only bought --seeds 0   # some of the runs; again without, and the table is written
 
 Each run is one of `gotr1 train`, and one that is done is not run again. Writes ``table.md`` (300 held-out prompts, before and after,
-paired, and what the doctor said first) and ``plot.svg``: over the run, `spa` by the judge that pays, and by the exact one, which only
-looks on. ``--second`` is another small judge, for an ensemble of two.
+paired, and what the doctor said of the judges) and ``plot.svg``: over the run, `spa` by the judge that pays, and what is right by the
+exact one, which only looks on. ``--second`` is another small judge, for an ensemble of two.
 """
 
 from __future__ import annotations
@@ -65,14 +65,16 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """The first seed of each run."""
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for (name, runs), colour in zip(results.items(), ("#d1495b", "#00798c", "#edae49", "#66a182"), strict=False):
-        axes.plot(*curve(runs[0], "internvl.spa"), color=colour, linestyle="--", label=f"{name}: the judge that pays")
-        axes.plot(*curve(runs[0], "scenes.spa"), color=colour, label=f"{name}: the exact judge")
-    axes.set(xlabel="samples drawn in training", ylabel="held-out spa")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    """Every seed: what the judge says, and what is right."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
+    for panel, score, what in zip(panels, ("internvl.spa", "correct"), ("which pays", "by the exact judge"), strict=True):
+        for (name, runs), colour in zip(results.items(), ("#d1495b", "#00798c", "#edae49", "#66a182"), strict=False):
+            for run in runs:
+                panel.plot(*curve(run, score), color=colour, label=name if run is runs[0] and panel is panels[0] else None)
+        panel.set(xlabel="samples drawn in training", title=f"{score}, {what}")
+        panel.grid(alpha=0.3)
+    panels[0].set(ylabel="60 held-out prompts")
+    figure.legend(loc="outside lower center", ncols=len(results), frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
