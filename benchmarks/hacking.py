@@ -86,6 +86,8 @@ def main() -> None:
     parser.add_argument("--second", type=Path, help="an InternVL of the recipe, for the run of two judges")
     args = parser.parse_args()
     runs = RUNS if args.second is None else RUNS | {ENSEMBLE: ensemble(args.second.absolute())}
+    if not runs.keys() >= {*(args.only or ())}:
+        parser.error(f"{ENSEMBLE!r} needs --second")
     results = {}
     for name in args.only or runs:
         folder = args.out / name.replace(" ", "-")

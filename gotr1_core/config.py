@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from gotr1_core.complaints import explain, keys
-from gotr1_core.layers import named
+from gotr1_core.layers import label_of, named
 
 LABEL = re.compile(r"[A-Za-z]\w*(-[A-Za-z0-9]\w*)*", re.ASCII)  # what stands before the dot of JUDGE.NAME in a reward expression
 
@@ -49,7 +49,7 @@ class JudgeConfig(ComponentConfig):
 
     @property
     def label(self) -> str:
-        return str((self.model_extra or {}).get("as", self.name))
+        return label_of({"name": self.name, **(self.model_extra or {})})
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,8 +57,9 @@ class JudgeConfig(ComponentConfig):
 
     @model_validator(mode="after")
     def _check_label(self) -> JudgeConfig:
-        if not LABEL.fullmatch(self.label):
-            raise ValueError(f"as: {self.label!r} is no name for a judge: a letter, then letters, digits, _ and -")
+        given = (self.model_extra or {}).get("as", "judge")  # its own name is the plugin's to say
+        if not isinstance(given, str) or not LABEL.fullmatch(given):
+            raise ValueError(f"as: {given!r} is no name for a judge: a letter, then letters, digits, _ and -")
         return self
 
 

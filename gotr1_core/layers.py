@@ -19,6 +19,11 @@ def named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def label_of(component: Mapping[str, Any]) -> str:
+    """What a component of a list is called there: ``as`` what it is to be known, else its name, without the distribution before a colon."""
+    return str(component.get("as", component.get("name"))).rpartition(":")[2]
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces.
 
@@ -44,7 +49,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _into(key: str, listed: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
     """Options laid over components of a list."""
-    names = [str(item.get("as", item.get("name"))) if isinstance(item, Mapping) else "" for item in listed]
+    names = [label_of(item) if isinstance(item, Mapping) else "" for item in listed]
     if all(name in names and isinstance(own, Mapping) for name, own in options.items()):
         return [merge(item, options.get(name, {})) if isinstance(item, Mapping) else item for name, item in zip(names, listed, strict=True)]
     if len(listed) == 1 and isinstance(listed[0], Mapping):

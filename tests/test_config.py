@@ -14,6 +14,7 @@ from gotr1_core.complaints import keys
 from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.layers import layered, merge, overrides, read_yaml
+from gotr1_core.score import ScoreConfig
 
 LEAST: dict[str, Any] = {"planner": "toy", "renderer": "toy", "judge": "toy"}
 
@@ -97,6 +98,23 @@ def test_options_of_one_of_two_of_one_name() -> None:
     with pytest.raises(UsageError) as caught:
         merge(listed, overrides(["judge.x=3"]))
     assert caught.value.hint == "say which one: judge.NAME.KEY=…, of one, two"
+
+
+def test_a_judge_of_one_of_two_distributions_is_called_by_its_name() -> None:
+    listed = {"judge": ["one", {"name": "toy:two", "x": 1}, {"name": "toy:two", "as": "three"}]}
+    merged = merge(listed, overrides(["judge.two.x=3"]))
+    config = validate(ScoreConfig, merged)
+    assert [(judge.name, judge.label, judge.options) for judge in config.judge] == [
+        ("one", "one", {}),
+        ("toy:two", "two", {"x": 3}),
+        ("toy:two", "three", {}),
+    ]
+
+
+@pytest.mark.parametrize("label", ["a.b", "", "3", "a b", "a-", None, 3, ["a"]])
+def test_a_name_that_no_reward_can_say_is_refused(label: Any) -> None:
+    with pytest.raises(UsageError, match=r"judge\.0: as: .* is no name for a judge"):
+        validate(ScoreConfig, {"judge": [{"name": "one", "as": label}]})
 
 
 @given(mappings)
