@@ -17,8 +17,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from gotr1_core.config.merge import read_yaml
 from gotr1_core.evaluation import paired
-from gotr1_core.layers import read_yaml
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:

@@ -22,11 +22,11 @@ from PIL import Image
 
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
-from gotr1_core.testing.reliability import pair_accuracy
 from gotr1_judges.rubric import RubricJudge
 from gotr1_scenes.judge import ScenesJudge
-from gotr1_scenes.recipe.judge import make_judge
-from gotr1_scenes.recipe.samples import draw_samples
+from gotr1_scenes_recipe.judge import make_judge
+from gotr1_scenes_recipe.samples import draw_samples
+from gotr1_testing.reliability import pair_accuracy
 
 DEVIATION, COPIES = 4.0, 4
 

@@ -37,14 +37,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from gotr1_core.build import FilePrompts, Parts, component, prepare
-from gotr1_core.config import RunConfig, validate
-from gotr1_core.distributed import make_accelerator
-from gotr1_core.layers import merge, read_yaml
+from gotr1_core.components.build import make_component, prepare
+from gotr1_core.components.prompts import FilePrompts
+from gotr1_core.config.merge import merge, read_yaml
+from gotr1_core.config.models import RunConfig, validate
+from gotr1_core.engine.collectives import make_accelerator
+from gotr1_core.judges import Judges
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges
+from gotr1_core.rollout import Parts
 from gotr1_core.samples import PLAN, Prompt, Sample, SegmentName
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
@@ -124,7 +126,9 @@ def make_trainer(args: argparse.Namespace, policy: JanusPolicy) -> Trainer:
     over["mixed_precision"] = "bf16" if args.dtype == "bfloat16" else "no"
     over |= {key: value for key in ("micro_batch", "rollout_groups") if (value := getattr(args, key)) is not None}
     config = validate(RunConfig, merge(read_yaml(registry.preset(name)), over))
-    parts = Parts(policy, policy, Judges({"coin": Coin()}, Expression.parse("coin")), component(registry, "algorithm", config.algorithm))  # type: ignore[arg-type]
+    parts = Parts(
+        policy, policy, Judges({"coin": Coin()}, Expression.parse("coin")), make_component(registry, "algorithm", config.algorithm)
+    )  # type: ignore[arg-type]
     prepare(parts, config)
     accelerator = make_accelerator(config.mixed_precision, cpu=args.device == "cpu")
     return Trainer(config, parts, FilePrompts([Prompt(f"{PROMPT}, {i}") for i in range(args.prompts)]), accelerator)
@@ -214,7 +218,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     many = f"released, {args.plans} images of a chain"
     meter.best(many, lambda: released_loop(model, asked, **shape, images=args.plans), args.repeat)
     trainer = make_trainer(args, policy)
-    meter.best("rollout", lambda: trainer.roll_out(0), args.repeat)
+    meter.best("rollout", lambda: trainer.sample_batch(0), args.repeat)
     with meter.measure("step"):
         metrics, _ = trainer.step(1)
     images = args.prompts * args.plans

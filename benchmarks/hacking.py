@@ -19,14 +19,14 @@ import learning
 from algorithms import curve, runs_of
 from matplotlib import pyplot as plt
 
-from gotr1_core.config import RunConfig, validate
-from gotr1_core.doctor import examine
+from gotr1_core.config.models import RunConfig, validate
+from gotr1_core.doctor.rules import examine_run
 from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
 
 COMMON = [
     *("--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--judge", "internvl"),
-    *("constant_tolerance=0.05", "steps=60", "optimizer.rate=6e-4", "evaluation.every=15"),
+    *("constant_tolerance=0.05", "steps=60", "optimizer.learning_rate=6e-4", "evaluation.every=15"),
 ]
 RUNS = {
     "bought": ["reward=internvl.spa", "segments.plan.kl=0"],
@@ -48,7 +48,7 @@ def ensemble(second: Path) -> list[str]:
 
 def found(run: dict[str, Any]) -> str:
     """What the doctor says of a run's judges, and at which step it said so first."""
-    told = [f for f in examine(run["metrics"], validate(RunConfig, run["config"])) if f.rule.name == "judges part"]
+    told = [f for f in examine_run(run["metrics"], validate(RunConfig, run["config"])) if f.rule.name == "judges part"]
     return f"step {told[0].step}: {told[0].metric}" if told else "nothing"
 
 

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage
+from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage
 
 SMALL = ["groups=2", "plans=2", "prompts.held_out=2", "evaluation.prompts=2", "evaluation.every=7", "evaluation.greedy=false"]
 SMALL += ["evaluation.best_of=0", "save_samples=5", "checkpoint.every=1", "constant_tolerance=0", "constant_groups=keep"]

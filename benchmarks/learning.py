@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.evaluation import estimate, paired
-from gotr1_core.tracking import nan_for_null
+from gotr1_core.pictures.sample_files import nan_for_null
 
 SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
 

@@ -29,12 +29,12 @@ from modular_models import SIZES, make_parts, models_of
 from modular_phases import PROMPT, Counter, held, totals
 
 from gotr1_core import loop
-from gotr1_core.build import FilePrompts, Parts
-from gotr1_core.config import RunConfig, validate
-from gotr1_core.distributed import make_accelerator
-from gotr1_core.layers import merge, overrides
+from gotr1_core.components.prompts import FilePrompts
+from gotr1_core.config.merge import merge, overrides
+from gotr1_core.config.models import RunConfig, validate
+from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.loop import Trainer
-from gotr1_core.rollout import swap
+from gotr1_core.rollout import Parts, swap
 from gotr1_core.samples import Prompt
 
 GB = 1e9

@@ -16,12 +16,13 @@ from full_size import Coin
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 
-from gotr1_core.build import Parts, component, prepare
 from gotr1_core.chain import Chain, parse
-from gotr1_core.config import RunConfig
+from gotr1_core.components.build import make_component, prepare
+from gotr1_core.config.models import RunConfig
+from gotr1_core.judges import Judges
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges
+from gotr1_core.rollout import Parts
 from gotr1_diffusers.options import SdxlOptions
 from gotr1_diffusers.sdxl import SdxlPolicy
 from gotr1_qwen.options import QwenOptions
@@ -186,7 +187,7 @@ def make_parts(size: Size, config: RunConfig, device: str) -> Parts:
         planner.module.to("cpu")
     renderer = make_renderer(size, config.renderer.options, device)
     judges = Judges({"coin": Coin()}, Expression.parse("coin"))
-    parts = Parts(planner, renderer, judges, component(Registry(), "algorithm", config.algorithm))  # type: ignore[arg-type]
+    parts = Parts(planner, renderer, judges, make_component(Registry(), "algorithm", config.algorithm))  # type: ignore[arg-type]
     found = models_of(parts)
     for name, millions in size.millions.items():
         counted = sum(p.numel() for p in found[name].parameters()) / 1e6

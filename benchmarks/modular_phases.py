@@ -13,11 +13,11 @@ from modular_models import CHAIN
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from gotr1_core.build import Parts
-from gotr1_core.config import RunConfig
-from gotr1_core.decoder import states_before
+from gotr1_core.config.models import RunConfig
+from gotr1_core.policies.decoder import states_before
+from gotr1_core.rollout import Parts
 from gotr1_core.samples import Prompt
-from gotr1_core.sampling import pick, score
+from gotr1_core.sampling import sample_token, token_stats
 from gotr1_diffusers.regions import Regions
 from gotr1_diffusers.vae import PIXELS
 
@@ -76,7 +76,7 @@ class Counter:
             self._read(1, self.prompt + self.chain - 1, cache)
             cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))  # a group's prompt is read once
             allocations.reset()
-            pick(head(self._read(rows, 1, cache)[:, -1]), torch.empty(rows, dtype=torch.float64), self.config.sampling.temperature)
+            sample_token(head(self._read(rows, 1, cache)[:, -1]), torch.empty(rows, dtype=torch.float64), self.config.sampling.temperature)
             return allocations.peak
 
     def plan_update(self) -> int:
@@ -88,7 +88,7 @@ class Counter:
             module.language.eval()
             hidden = states_before(hidden, torch.full((rows,), self.prompt), self.chain)
             tokens = torch.empty(rows * self.chain, dtype=torch.long)
-            scored = score(module.model.lm_head, hidden.flatten(0, 1).clone(), tokens, temperature=1.0, chunk=module.chunk)
+            scored = token_stats(module.model.lm_head, hidden.flatten(0, 1).clone(), tokens, temperature=1.0, chunk=module.chunk)
             torch.autograd.backward(scored[0].sum())
             return allocations.peak
 
@@ -231,7 +231,7 @@ def drawn(parts: Parts, config: RunConfig, phase: str) -> int:
     return count * copies * 4 * int(torch.Size(renderer.latent_shape).numel())
 
 
-def totals(parts: Parts, config: RunConfig, found: dict[Any, Any] | None = None) -> dict[str, tuple[int, int]]:
+def total_rewards(parts: Parts, config: RunConfig, found: dict[Any, Any] | None = None) -> dict[str, tuple[int, int]]:
     """By phase: bytes that it needs, and bytes on the device with what stays."""
     phases = Counter(parts, config).phases({} if found is None else found)
     return {phase: (mine, mine + stays(parts, config, phase) + drawn(parts, config, phase)) for phase, mine in phases.items()}

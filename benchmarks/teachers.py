@@ -18,8 +18,8 @@ import torch
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
 from gotr1_scenes.judge import ScenesJudge
-from gotr1_scenes.recipe.judge import make_judge
-from gotr1_scenes.recipe.samples import draw_samples
+from gotr1_scenes_recipe.judge import make_judge
+from gotr1_scenes_recipe.samples import draw_samples
 
 REWARDS = (
     "pi * (sem + spa) / 2 * ri",

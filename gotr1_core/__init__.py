@@ -17,104 +17,73 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers and the API reference
-    from gotr1_core.build import FilePrompts as FilePrompts
-    from gotr1_core.build import Parts as Parts
-    from gotr1_core.build import policies as policies
+    from gotr1_core.advantages import Advantages as Advantages
+    from gotr1_core.api import component as component
+    from gotr1_core.api import load_config as load_config
+    from gotr1_core.api import load_run as load_run
     from gotr1_core.chain import Chain as Chain
     from gotr1_core.chain import Region as Region
-    from gotr1_core.chain import draw as draw
     from gotr1_core.chain import parse as parse
-    from gotr1_core.config import RunConfig as RunConfig
-    from gotr1_core.config import SamplingConfig as SamplingConfig
-    from gotr1_core.config import SftConfig as SftConfig
-    from gotr1_core.credit import Credit as Credit
+    from gotr1_core.components.build import policies as policies
+    from gotr1_core.components.prompts import FilePrompts as FilePrompts
+    from gotr1_core.config.models import RunConfig as RunConfig
+    from gotr1_core.config.models import SamplingConfig as SamplingConfig
+    from gotr1_core.config.models import SftConfig as SftConfig
     from gotr1_core.errors import Gotr1Error as Gotr1Error
     from gotr1_core.errors import UsageError as UsageError
     from gotr1_core.evaluation import Estimate as Estimate
     from gotr1_core.evaluation import estimate as estimate
     from gotr1_core.evaluation import evaluate as evaluate
     from gotr1_core.evaluation import paired as paired
-    from gotr1_core.exporting import export as export
-    from gotr1_core.generation import generate as generate
     from gotr1_core.hookspecs import Component as Component
     from gotr1_core.hookspecs import hookimpl as hookimpl
-    from gotr1_core.library import component as component
-    from gotr1_core.library import load_config as load_config
-    from gotr1_core.library import load_run as load_run
+    from gotr1_core.judges import Judges as Judges
+    from gotr1_core.pictures.draw_chain import draw_chain as draw_chain
+    from gotr1_core.pictures.sample_files import write_samples as write_samples
     from gotr1_core.plugins import Registry as Registry
-    from gotr1_core.protocols import (
-        Benchmark as Benchmark,
-    )
-    from gotr1_core.protocols import (
-        Loss as Loss,
-    )
-    from gotr1_core.protocols import (
-        Planner as Planner,
-    )
-    from gotr1_core.protocols import (
-        Policy as Policy,
-    )
-    from gotr1_core.protocols import (
-        PromptSource as PromptSource,
-    )
-    from gotr1_core.protocols import (
-        Renderer as Renderer,
-    )
-    from gotr1_core.protocols import (
-        RewardJudge as RewardJudge,
-    )
-    from gotr1_core.protocols import (
-        RLAlgorithm as RLAlgorithm,
-    )
+    from gotr1_core.protocols import Benchmark as Benchmark
+    from gotr1_core.protocols import Loss as Loss
+    from gotr1_core.protocols import Planner as Planner
+    from gotr1_core.protocols import Policy as Policy
+    from gotr1_core.protocols import PromptSource as PromptSource
+    from gotr1_core.protocols import Renderer as Renderer
+    from gotr1_core.protocols import RewardJudge as RewardJudge
+    from gotr1_core.protocols import RLAlgorithm as RLAlgorithm
     from gotr1_core.reward import Expression as Expression
-    from gotr1_core.rollout import Judges as Judges
-    from gotr1_core.run import Run as Run
-    from gotr1_core.samples import (
-        IMAGE as IMAGE,
-    )
-    from gotr1_core.samples import (
-        PLAN as PLAN,
-    )
-    from gotr1_core.samples import (
-        Example as Example,
-    )
-    from gotr1_core.samples import (
-        Prompt as Prompt,
-    )
-    from gotr1_core.samples import (
-        Rollout as Rollout,
-    )
-    from gotr1_core.samples import (
-        Sample as Sample,
-    )
-    from gotr1_core.samples import (
-        Sampling as Sampling,
-    )
-    from gotr1_core.samples import (
-        Scored as Scored,
-    )
-    from gotr1_core.session import resume as resume
-    from gotr1_core.session import train as train
-    from gotr1_core.tracking import write_samples as write_samples
+    from gotr1_core.rollout import Parts as Parts
+    from gotr1_core.runs.recorder import Run as Run
+    from gotr1_core.runs.start import resume as resume
+    from gotr1_core.runs.start import train as train
+    from gotr1_core.samples import IMAGE as IMAGE
+    from gotr1_core.samples import PLAN as PLAN
+    from gotr1_core.samples import ActionStats as ActionStats
+    from gotr1_core.samples import Example as Example
+    from gotr1_core.samples import Prompt as Prompt
+    from gotr1_core.samples import Rollout as Rollout
+    from gotr1_core.samples import Sample as Sample
+    from gotr1_core.samples import Sampling as Sampling
+    from gotr1_core.workflows.export import export as export
+    from gotr1_core.workflows.generation import generate as generate
 
 _HOME = {
-    "build": (
-        "FilePrompts",
-        "Parts",
-        "policies",
+    "advantages": ("Credit",),
+    "api": (
+        "component",
+        "load_config",
+        "load_run",
     ),
     "chain": (
         "Chain",
         "Region",
-        "draw",
         "parse",
     ),
-    "config": (
+    "components.build": ("policies",),
+    "components.prompts": ("FilePrompts",),
+    "config.models": (
         "RunConfig",
         "SamplingConfig",
         "SftConfig",
     ),
-    "credit": ("Credit",),
     "errors": (
         "Gotr1Error",
         "UsageError",
@@ -125,17 +94,13 @@ _HOME = {
         "evaluate",
         "paired",
     ),
-    "exporting": ("export",),
-    "generation": ("generate",),
     "hookspecs": (
         "Component",
         "hookimpl",
     ),
-    "library": (
-        "component",
-        "load_config",
-        "load_run",
-    ),
+    "judges": ("Judges",),
+    "pictures.draw_chain": ("draw",),
+    "pictures.sample_files": ("write_samples",),
     "plugins": ("Registry",),
     "protocols": (
         "Benchmark",
@@ -148,8 +113,12 @@ _HOME = {
         "RewardJudge",
     ),
     "reward": ("Expression",),
-    "rollout": ("Judges",),
-    "run": ("Run",),
+    "rollout": ("Parts",),
+    "runs.recorder": ("Run",),
+    "runs.start": (
+        "resume",
+        "train",
+    ),
     "samples": (
         "Example",
         "IMAGE",
@@ -160,11 +129,8 @@ _HOME = {
         "Sampling",
         "Scored",
     ),
-    "session": (
-        "resume",
-        "train",
-    ),
-    "tracking": ("write_samples",),
+    "workflows.export": ("export",),
+    "workflows.generation": ("generate",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

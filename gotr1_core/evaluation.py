@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gotr1_core.judges import Judges
 from gotr1_core.protocols import Planner, Renderer
-from gotr1_core.rollout import Judges, roll_out
+from gotr1_core.rollout import RolloutSettings, roll_out
 from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_core.sampling import seed_for
 
@@ -44,44 +45,22 @@ def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
 
 
 def evaluate(
-    planner: Planner,
-    renderer: Renderer,
-    judges: Judges,
-    prompts: Sequence[Prompt],
-    *,
-    sampling: Sampling,
-    seed: int,
-    batch: int = 64,
-    best_of: int = 1,
-    first: int = 0,
-    offload: torch.device | None = None,
+    planner: Planner, renderer: Renderer, judges: Judges, prompts: Sequence[Prompt], settings: RolloutSettings, *, first: int = 0
 ) -> list[Sample]:
-    """One sample per prompt, or the one of ``best_of`` with the largest reward; the same seeds whenever it is called.
+    """One sample per prompt: of its ``settings.plans`` the one with the largest reward. The same seeds draw the same whenever it is called.
 
     Every judge is asked for all it can score, so nothing is pruned. ``first`` is the number of the first prompt: seeds go by number.
     """
     everything = replace(judges, also=frozenset(judges.offered()))
+    settings = replace(settings, seed=(EVALUATION, *settings.seed), images=1, prune=False)
     with torch.no_grad():
-        drawn = roll_out(
-            planner,
-            renderer,
-            everything,
-            prompts,
-            plans=best_of,
-            images=1,
-            sampling=sampling,
-            seed=(EVALUATION, seed),
-            first=first,
-            chunk=max(1, batch // best_of),
-            prune=False,
-            offload=offload,
-        )
-    groups = [drawn.samples[i : i + best_of] for i in range(0, len(drawn.samples), best_of)]
+        drawn = roll_out(planner, renderer, everything, prompts, settings, first=first)
+    groups = [drawn.samples[i : i + settings.plans] for i in range(0, len(drawn.samples), settings.plans)]
     return [max(group, key=lambda s: -math.inf if math.isnan(s.reward) else s.reward) for group in groups]
 
 
 @torch.no_grad()
-def draw(
+def draw_samples(
     planner: Planner, renderer: Renderer, prompts: Sequence[Prompt], *, sampling: Sampling, seed: int, batch: int = 64
 ) -> list[Sample]:
     """One sample per prompt, not judged; the same that :func:`evaluate` draws with this seed."""
@@ -107,3 +86,6 @@ def columns(samples: Sequence[Sample]) -> dict[str, list[float]]:
 def summary(samples: Sequence[Sample]) -> Mapping[str, Estimate]:
     """Means of every score and the reward."""
     return {name: estimate(values) for name, values in columns(samples).items()}
+
+
+ON_THE_WAY = "held-out"

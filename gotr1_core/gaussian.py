@@ -11,19 +11,19 @@ import math
 from torch import Tensor
 
 
-def log_prob(action: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """Of actions ``[*S, ...]`` under N(mean, deviation²), deviation ``[*S]`` the same in every dimension; ``[*S]``."""
-    kept = deviation.dim()
-    apart = (action - mean).flatten(kept).square().mean(kept) / deviation.square()
-    return -0.5 * apart - deviation.log() - 0.5 * math.log(2 * math.pi)
+def log_prob(action: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Of actions ``[*S, ...]`` under N(mean, deviation²), std ``[*S]`` the same in every dimension; ``[*S]``."""
+    kept = std.dim()
+    apart = (action - mean).flatten(kept).square().mean(kept) / std.square()
+    return -0.5 * apart - std.log() - 0.5 * math.log(2 * math.pi)
 
 
-def entropy(deviation: Tensor) -> Tensor:
+def entropy(std: Tensor) -> Tensor:
     """Of N(·, deviation²), ``[*S]``."""
-    return deviation.log() + 0.5 * math.log(2 * math.pi * math.e)
+    return std.log() + 0.5 * math.log(2 * math.pi * math.e)
 
 
-def divergence(mean: Tensor, other: Tensor, deviation: Tensor) -> Tensor:
+def divergence(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
     """KL(N(mean, deviation²), N(other, deviation²)) in either direction: (mean − other)² / 2 deviation², ``[*S]``."""
-    kept = deviation.dim()
-    return (mean - other).flatten(kept).square().mean(kept) / (2 * deviation.square())
+    kept = std.dim()
+    return (mean - other).flatten(kept).square().mean(kept) / (2 * std.square())

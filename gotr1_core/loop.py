@@ -6,60 +6,42 @@ do that), no early stop (the best checkpoint is kept).
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
 from torch import Tensor
 
-from gotr1_core.average import Average
-from gotr1_core.build import Parts, make_sampling
-from gotr1_core.checkpoint import (
-    CHECKPOINTS,
-    CRITIC,
-    EMA,
-    OPTIMIZER,
-    STATE,
-    TRAINABLE,
-    collected,
+from gotr1_core.advantages import constant_groups
+from gotr1_core.batch import Batch, join_batches
+from gotr1_core.config.models import RunConfig, SamplingConfig, make_sampling
+from gotr1_core.engine.collectives import any_process, check_alike, gather_objects, sum_over_processes
+from gotr1_core.engine.critic import make_critic
+from gotr1_core.engine.ema import EMA
+from gotr1_core.engine.fsdp import shard, unsharded
+from gotr1_core.engine.interrupts import Interrupted, Stop
+from gotr1_core.engine.metrics import Clock
+from gotr1_core.engine.optim import make_optimizer, move_state
+from gotr1_core.engine.out_of_memory import explained
+from gotr1_core.engine.rollout_metrics import rollout_metrics
+from gotr1_core.engine.tensors import (
     fingerprint,
-    load_optimizer_tensors,
-    load_trainable,
-    new_checkpoint,
-    optimizer_tensors,
-    prune,
-    read_state,
-    read_tensors,
-    trainable,
 )
-from gotr1_core.config import RunConfig
-from gotr1_core.credit import constant_groups
-from gotr1_core.critic import critic_tensors, load_critic, make_critic
-from gotr1_core.describe import describe
-from gotr1_core.distributed import anywhere, check_alike, gathered, summed
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluation import evaluate, summary
-from gotr1_core.memory import explained
-from gotr1_core.optim import make_optimizer, move_state
+from gotr1_core.evaluation import ON_THE_WAY, evaluate, summary
 from gotr1_core.protocols import ActorCritic, PromptSource
 from gotr1_core.reference import Reference
-from gotr1_core.rollout import Batch, join_batches, roll_out, swap
-from gotr1_core.run import ON_THE_WAY, Run
+from gotr1_core.rollout import Parts, RolloutSettings, roll_out, swap
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.sampling import seed_for
-from gotr1_core.sharding import shard, whole
-from gotr1_core.stop import Interrupted, Stop
-from gotr1_core.tracking import HELD_OUT
-from gotr1_core.update import Clock, Learner, update
+from gotr1_core.update import Learner, update
 
 
 @dataclass
@@ -70,6 +52,29 @@ class Progress:
     drawn: int = 0  # training prompts used, over all processes
     pending: bool = False  # the last step's evaluation is due and not done
     best: dict[str, Any] | None = None  # {"step", "score"} of the best evaluation
+
+
+class Recorder(Protocol):
+    """Where the loop says what happens: metrics, samples, evaluations and checkpoints. `gotr1_core.runs.recorder` keeps them on disk."""
+
+    main: bool
+    folder: Path
+
+    def stepped(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        """Step number ``step``, from 1 on, is done."""
+        ...
+
+    def evaluated(self, name: str, step: int, samples: Sequence[Sample]) -> None:
+        """Held-out samples were drawn and judged after ``step`` steps."""
+        ...
+
+    def has_evaluation(self, name: str) -> bool:
+        """True if this evaluation was recorded, by this process or before a resume."""
+        ...
+
+    def save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint of where the trainer is."""
+        ...
 
 
 class Trainer:
@@ -100,8 +105,8 @@ class Trainer:
             needed = any(s.kl for s in chosen.values()) or getattr(self.parts.algorithm, "needs_reference", False)
             reference = Reference(policy.module) if needed else None
             critic = make_critic(self.accelerator.device, self.parts.algorithm, role, policy, optimizer, settings)
-            average = Average(policy.module, settings.ema) if settings.ema else None
-            found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic, average=average)
+            ema = EMA(policy.module, settings.ema) if settings.ema else None
+            found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic, ema=ema)
         return found
 
     def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
@@ -111,32 +116,28 @@ class Trainer:
         self.at.drawn += count
         return self.source.prompts("train", each, self.config.prompts.seed, first), first
 
-    def roll_out(self, step: int) -> Batch:
+    def sample_batch(self, step: int) -> Batch:
         """One step's tree of samples. With ``refill``, groups without a difference give way to new ones (DAPO, arXiv 2503.14476)."""
         config, kept = self.config, list[Batch]()
+        settings = RolloutSettings(
+            self.sampling,
+            seed=(config.seed, step),
+            plans=config.plans,
+            images=config.images,
+            chunk=config.rollout_groups,
+            prune=config.prune,
+            needless=self.parts.judges.blind and config.train == "planner",
+            offload=self.offload,
+        )
         wanted = config.groups
         for _ in range(config.refill_limit if config.constant_groups == "refill" else 1):
             prompts, first = self.prompts(wanted)
             with self.drawing():
-                batch = roll_out(
-                    self.parts.planner,
-                    self.parts.renderer,
-                    self.parts.judges,
-                    prompts,
-                    plans=config.plans,
-                    images=config.images,
-                    sampling=self.sampling,
-                    seed=(config.seed, step),
-                    first=first,
-                    chunk=config.rollout_groups,
-                    prune=config.prune,
-                    renderer_learns=config.train != "planner",
-                    offload=self.offload,
-                )
+                batch = roll_out(self.parts.planner, self.parts.renderer, self.parts.judges, prompts, settings, first=first)
             kept.append(batch)
             if config.constant_groups != "refill":
                 break
-            (useful,) = summed(self.accelerator, [sum(int((~self.constant(b)).sum()) for b in kept)])
+            (useful,) = sum_over_processes(self.accelerator, [sum(int((~self.constant(b)).sum()) for b in kept)])
             short = config.groups - int(useful)
             if short <= 0:
                 break
@@ -145,22 +146,22 @@ class Trainer:
 
     def constant(self, batch: Batch) -> Tensor:
         """Which groups have no difference to learn from, ``[P]``."""
-        return constant_groups(batch.totals, self.config.constant_tolerance)
+        return constant_groups(batch.rewards, self.config.constant_tolerance)
 
     def step(self, step: int) -> tuple[dict[str, float], Batch]:
-        """Rollout, credit, updates; returns the step's metrics, over all processes, and what this one drew."""
+        """Rollout, advantages, updates; returns the step's metrics, over all processes, and what this one drew."""
         clock, begun = Clock(), time.perf_counter()
         self._seed("step", step)
         with clock.phase("rollout"), explained("rollout", self.config):
-            drawn = self.roll_out(step)
+            drawn = self.sample_batch(step)
         constant = self.constant(drawn)
         batch = self._useful(drawn, constant)
-        credit = self.parts.algorithm.credit(batch.totals)
-        metrics = describe(drawn, constant, idle=self._idle(drawn)).numbers(self.accelerator)
+        advantages = self.parts.algorithm.advantages(batch.rewards)
+        metrics = rollout_metrics(drawn, constant, idle=self._idle(drawn)).numbers(self.accelerator)
         for role, learner in self.learners.items():
             self._at_work(role)
             with explained("update", self.config):
-                done = update(self.accelerator, learner, self.parts.algorithm, batch, credit, self.config, clock)
+                done = update(self.accelerator, learner, self.parts.algorithm, batch, advantages, self.config, clock)
             metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in done.items()}
         seconds = time.perf_counter() - begun
         metrics |= {f"seconds.{name}": value for name, value in clock.seconds.items()} | {"seconds": seconds}
@@ -178,52 +179,51 @@ class Trainer:
 
     def _useful(self, drawn: Batch, constant: Tensor) -> Batch:
         """The groups that count. Where no process has any, all of them: a divergence may still have a gradient."""
-        if self.config.constant_groups == "keep" or not anywhere(self.accelerator, bool((~constant).any())):
+        if self.config.constant_groups == "keep" or not any_process(self.accelerator, bool((~constant).any())):
             return drawn
         return drawn.keep((~constant).nonzero().flatten().tolist())
 
     def _idle(self, drawn: Batch) -> bool:
         """Whether no process has a difference to learn from. With values all samples are compared, and a group may be one of them."""
-        totals = torch.cat(gathered(self.accelerator, drawn.totals))
-        totals = totals.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else totals
-        return bool(constant_groups(totals, self.config.constant_tolerance).all())
+        rewards = torch.cat(gather_objects(self.accelerator, drawn.rewards))
+        rewards = rewards.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else rewards
+        return bool(constant_groups(rewards, self.config.constant_tolerance).all())
 
-    def evaluate(self, prompts: Sequence[Prompt], **changed: Any) -> list[Sample]:
-        """Held-out samples under the evaluation's settings."""
-        settings = self.config.evaluation
-        sampling = make_sampling(settings.sampling or self.config.sampling)
-        arguments: dict[str, Any] = {
-            "sampling": sampling,
-            "seed": settings.seed,
-            "batch": settings.batch,
-            "offload": self.offload,
-            **changed,
-        }
+    def evaluate_prompts(self, prompts: Sequence[Prompt], *, sampling: SamplingConfig | None = None, best_of: int = 1) -> list[Sample]:
+        """Held-out samples under the evaluation's settings, or with other ``sampling``; of ``best_of`` the one with the largest reward."""
+        evaluation = self.config.evaluation
+        size = max(1, evaluation.batch // best_of)  # the same pieces for any number of processes
+        settings = RolloutSettings(
+            make_sampling(sampling or evaluation.sampling or self.config.sampling),
+            seed=(evaluation.seed,),
+            plans=best_of,
+            chunk=size,
+            offload=self.offload,
+        )
         self._seed("evaluation")
-        size = max(1, settings.batch // changed.get("best_of", 1))  # the same pieces for any number of processes
         found: dict[int, list[Sample]] = {}
         parts, others = self.parts, self.accelerator.num_processes
-        with explained("evaluation", self.config), self.averaged(), self.drawing():
+        with explained("evaluation", self.config), self.with_ema(), self.drawing():
             for start in range(size * self.accelerator.process_index, len(prompts), size * others):
-                part = prompts[start : start + size]
-                found[start] = evaluate(parts.planner, parts.renderer, parts.judges, part, first=start, **arguments)
-        every = {start: samples for mine in gathered(self.accelerator, found) for start, samples in mine.items()}
+                piece = prompts[start : start + size]
+                found[start] = evaluate(parts.planner, parts.renderer, parts.judges, piece, settings, first=start)
+        every = {start: samples for mine in gather_objects(self.accelerator, found) for start, samples in mine.items()}
         return [sample for start in sorted(every) for sample in every[start]]
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Without gradients, in the run's precision, with all weights here. Every process has to come this way equally often."""
         modules = [policy.module for policy in self.parts.policies().values()]
-        with torch.no_grad(), whole(modules), self.accelerator.autocast():
+        with torch.no_grad(), unsharded(modules), self.accelerator.autocast():
             yield
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def with_ema(self) -> Iterator[None]:
         """With the moving averages in place of the weights, where the run has them."""
         with ExitStack() as stack:
             for learner in self.learners.values():
-                if learner.average is not None:
-                    stack.enter_context(learner.average.active())
+                if learner.ema is not None:
+                    stack.enter_context(learner.ema.active())
             yield
 
     def _seed(self, *lineage: int | str) -> None:
@@ -232,66 +232,10 @@ class Trainer:
 
     def agree(self, asked: bool) -> bool:
         """Whether any process was asked."""
-        return anywhere(self.accelerator, asked)
-
-    # -- on disk ------------------------------------------------------------------------------------------------------------
-
-    def save(self, run: Path, rows: int) -> Path:
-        """What trained, its optimizers and where the run is; ``rows`` of metrics belong to it. Returns the checkpoint's folder.
-
-        Every process takes part, as each may have a share of what is saved; the main one writes.
-        """
-        folder = run / CHECKPOINTS / f"step-{self.at.step:06d}"
-        if not self.accelerator.is_main_process:
-            for learner in self.learners.values():  # in the order in which they are written
-                trainable(learner.policy.module, keep=False)
-                optimizer_tensors(learner.optimizer, keep=False)
-                if learner.average is not None:
-                    collected(learner.average.tensors, keep=False)
-            return folder
-        sampling = (self.config.evaluation.sampling or self.config.sampling).model_dump()
-        state = {"rows": rows, "sampling": sampling, "starting": self.starting, **asdict(self.at)}
-        state["updates"] = {role: learner.updates for role, learner in self.learners.items()}
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        with new_checkpoint(run, self.at.step) as part:
-            for role, learner in self.learners.items():
-                (part / role).mkdir()
-                save_file(trainable(learner.policy.module), part / role / TRAINABLE)
-                save_file(optimizer_tensors(learner.optimizer), part / role / OPTIMIZER)
-                if learner.average is not None:
-                    save_file(collected(learner.average.tensors), part / role / EMA)
-                if learner.critic is not None:
-                    save_file(critic_tensors(learner.critic), part / role / CRITIC)
-            (part / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        best = self.at.best["step"] if self.at.best else None
-        prune(run, self.config.checkpoint.keep, best)
-        return folder
-
-    def load(self, checkpoint: Path) -> int:
-        """Goes on from a checkpoint; returns how many rows of metrics belong to it."""
-        state = read_state(checkpoint)
-        for role, found in self.starting.items():
-            if found != state["starting"].get(role):
-                raise UsageError(
-                    f"the weights that the {role} starts from are not those that this run started from",
-                    hint="put the starting weights back, or start a new run",
-                )
-        for role, learner in self.learners.items():
-            load_trainable(learner.policy.module, checkpoint / role / TRAINABLE)
-            if learner.critic is not None:
-                load_critic(learner.critic, checkpoint / role / CRITIC)
-            load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
-            if learner.average is not None:
-                learner.average.resume(checkpoint / role / EMA)
-            learner.updates = state["updates"][role]
-        if self.accelerator.scaler is not None and "scaler" in state:  # else mixed_precision was another
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.at = Progress(**{field.name: state[field.name] for field in fields(Progress)})
-        return int(state["rows"])
+        return any_process(self.accelerator, asked)
 
 
-def train(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
+def run_loop(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
     """Evaluates, trains, evaluates on the way and at the end; keeps the last checkpoints and the best one.
 
     Raises:
@@ -322,10 +266,10 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
+def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
     """Evaluates after the steps done so far, and notes whether they were the best."""
     at, settings, last = trainer.at, trainer.config.evaluation, trainer.at.step == trainer.config.steps
-    samples = trainer.evaluate(held_out if last else held_out[: settings.prompts])
+    samples = trainer.evaluate_prompts(held_out if last else held_out[: settings.prompts])
     score = summary(samples[: settings.prompts])[settings.metric].mean
     if not math.isnan(score) and (at.best is None or score > at.best["score"]):
         at.best = {"step": at.step, "score": score}
@@ -333,19 +277,18 @@ def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
     run.evaluated("after" if last else ON_THE_WAY, at.step, samples)
 
 
-def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Run) -> None:
+def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
     """The model as it is before training, and where asked for what greedy decoding or choosing the best of several would give."""
     settings = trainer.config.evaluation
     wanted: dict[str, dict[str, Any]] = {"before": {}}
     if settings.greedy:
         base = settings.sampling or trainer.config.sampling
-        cold = make_sampling(base.model_copy(update={"temperature": 0.0, "image_temperature": 0.0}))
-        wanted["before, greedy"] = {"sampling": cold}
+        wanted["before, greedy"] = {"sampling": base.model_copy(update={"temperature": 0.0, "image_temperature": 0.0})}
     if settings.best_of > 1:
         wanted[f"before, best of {settings.best_of}"] = {"best_of": settings.best_of}
     for name, changed in wanted.items():
-        if name not in run.records.held_out:  # a resumed run has them
+        if not run.has_evaluation(name):  # a resumed run has them
             if trainer.at.step:
-                raise UsageError(f"{run.folder / HELD_OUT} lacks the evaluation {name!r} of the untrained model", hint="put it back")
-            samples = trainer.evaluate(held_out, **changed)
-            run.evaluated(name, 0, samples)
+                lacking = run.folder / "held-out.json"
+                raise UsageError(f"{lacking} lacks the evaluation {name!r} of the untrained model", hint="put it back")
+            run.evaluated(name, 0, trainer.evaluate_prompts(held_out, **changed))

@@ -329,7 +329,7 @@ def options_of(component: Component, given: Mapping[str, Any]) -> Any:
     """A component's options, checked against its model."""
     from pydantic import ValidationError
 
-    from gotr1_core.complaints import explain, keys
+    from gotr1_core.config.messages import explain, keys
 
     if component.options is None:
         if given:

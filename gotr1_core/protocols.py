@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gotr1_core.chain import Chain
-from gotr1_core.samples import Example, Prompt, Rollout, Sample, Sampling, Scored, SegmentName
+from gotr1_core.samples import ActionStats, Example, Prompt, Rollout, Sample, Sampling, SegmentName
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from gotr1_core.config import SegmentConfig
-    from gotr1_core.credit import Credit
+    from gotr1_core.advantages import Advantages
+    from gotr1_core.config.models import SegmentConfig
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class RewardJudge(Protocol):
 
 @runtime_checkable
 class RLAlgorithm(Protocol):
-    """Turns credit into a loss on scored actions."""
+    """Turns advantages into a loss on scored actions."""
 
-    def credit(self, totals: Tensor) -> Credit:
+    def advantages(self, rewards: Tensor) -> Advantages:
         """Advantages from total rewards ``[P, N, M]``, NaN where there is none."""
         ...
 
@@ -134,7 +134,7 @@ class RLAlgorithm(Protocol):
     def loss(
         self,
         segment: SegmentName,
-        scored: Scored,
+        scored: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,
@@ -143,7 +143,7 @@ class RLAlgorithm(Protocol):
     ) -> Loss:
         """The loss to minimise on one segment, summed over actions.
 
-        ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``, or ``[B, T]`` from an :class:`Assessor`.
+        ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``, or ``[B, T]`` from an :class:`AdvantageEstimator`.
         """
         ...
 
@@ -152,13 +152,13 @@ class RLAlgorithm(Protocol):
 class Experience:
     """What one policy did in a step, as it is known before the policy learns from it. On the CPU, without gradient.
 
-    ``totals [P, N, M]``, NaN where there is none. Plans lie in the order of ``totals``; ``place [K]`` is where in the flattened totals
+    ``rewards [P, N, M]``, NaN where there is none. Plans lie in the order of ``rewards``; ``place [K]`` is where in the flattened rewards
     the sample of an image row is (pruned images have no row). The rest is ``[B, T]`` by segment that trains, ``[0, 0]`` where nothing of
     it was drawn: ``masks`` of the actions that count, and in float64 log-probabilities ``old`` and, where the run has a reference,
     ``reference``, and ``values`` of the states before the actions, where the algorithm has a critic.
     """
 
-    totals: Tensor
+    rewards: Tensor
     place: Tensor
     masks: Mapping[SegmentName, Tensor]
     old: Mapping[SegmentName, Tensor]
@@ -167,7 +167,7 @@ class Experience:
 
 
 @dataclass(frozen=True)
-class Targets:
+class Estimates:
     """What an algorithm makes of an experience, by segment: ``advantages`` ``[B]`` or ``[B, T]``, and ``returns [B, T]`` for values to
     learn, NaN where there is nothing to learn. ``statistics`` are ``(value, weight)`` pairs over all processes."""
 
@@ -177,36 +177,42 @@ class Targets:
 
 
 @runtime_checkable
-class Assessor(RLAlgorithm, Protocol):
-    """An algorithm that needs to know more than totals before it learns: what the policy did is scored first, and shown to it whole.
+class AdvantageEstimator(RLAlgorithm, Protocol):
+    """An algorithm that needs to know more than rewards before it learns: what the policy did is scored first, and shown to it whole.
 
-    ``credit`` then only tells whether there is anything to compare. ``needs_reference``: it uses the reference's log-probabilities.
+    ``advantages`` then only tells whether there is anything to compare. ``needs_reference``: it uses the reference's log-probabilities.
     """
 
     needs_reference: bool
 
-    def assess(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Targets:
+    def estimate(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Estimates:
         """Advantages of the whole step. ``total`` sums over processes, each of which must call it equally often."""
         ...
 
 
 @dataclass(frozen=True)
 class Critic:
-    """What estimates values: features ``[K, H]`` of states to values ``[K]``; its whole state goes into checkpoints.
+    """Estimates values ``[K]`` from features ``[K, H]`` of states. Its whole state goes into checkpoints.
 
-    ``rate`` is its learning rate at its peak, with the schedule of the policy's; ``clip`` limits its gradient norm; in the first
-    ``alone`` steps it learns and the policy does not.
+    Attributes:
+        module: the network.
+        learning_rate: at its peak; the schedule is the policy's.
+        max_grad_norm: limit of its gradient norm.
+        warmup: in so many first steps the critic learns and the policy does not.
     """
 
     module: nn.Module
-    rate: float
-    clip: float = 1.0
-    alone: int = 0
+    learning_rate: float
+    max_grad_norm: float = 1.0
+    warmup: int = 0
 
 
 @runtime_checkable
-class ActorCritic(Assessor, Protocol):
-    """An assessor with a critic for each policy that trains; the policy's ``features`` says how wide :attr:`Scored.features` are."""
+class ActorCritic(AdvantageEstimator, Protocol):
+    """An advantage estimator with a critic for each policy that trains.
+
+    The policy's attribute ``features`` says how wide :attr:`ActionStats.features` are.
+    """
 
     def critic(self, width: int) -> Critic:
         """A new critic for features of ``width`` numbers."""
@@ -245,9 +251,10 @@ class Benchmark(Protocol):
 
 __all__ = [
     "ActorCritic",
-    "Assessor",
+    "AdvantageEstimator",
     "Benchmark",
     "Critic",
+    "Estimates",
     "Experience",
     "Loss",
     "Planner",
@@ -257,5 +264,4 @@ __all__ = [
     "RLAlgorithm",
     "Renderer",
     "RewardJudge",
-    "Targets",
 ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from gotr1_core.shares import local
+from gotr1_core.engine.dtensor import local
 
 
 class Reference:

@@ -97,7 +97,7 @@ class Expression:
         raise UsageError(f"unknown {noun} {', '.join(map(repr, unknown))} in reward {self.text!r}", hint="; ".join(hints))
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The totals, elementwise, float64 and without gradient, each finite or NaN.
+        """The rewards, elementwise, float64 and without gradient, each finite or NaN.
 
         Args:
             scores: tensors of one shape, for every name of the expression; others are ignored. A score that could
@@ -118,7 +118,7 @@ class Expression:
         return _run(self._steps, used, shapes.pop() if shapes else ())
 
     def settled(self, scores: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-        """Which samples' totals are exactly 0 whatever the missing scores turn out to be.
+        """Which samples' rewards are exactly 0 whatever the missing scores turn out to be.
 
         This is sound: put NaN for what is missing, and every step but two gives NaN if it sees one. The two are
         a product with a factor 0 and a quotient with a numerator 0, which are 0 for *every* other operand (finite,

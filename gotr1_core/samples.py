@@ -88,10 +88,10 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ActionStats:
     """A policy's answer about actions: ``log_prob``, ``entropy`` ``[B, T]`` in nats, ``features [B, T, H]`` where it has them.
 
-    Of Gaussian actions, denoising steps, it says ``mean [B, T, ...]`` and ``deviation [B, T]`` too; their log-probabilities and entropies
+    Of Gaussian actions, denoising steps, it says ``mean [B, T, ...]`` and ``std [B, T]`` too; their log-probabilities and entropies
     are means over latent dimensions. The update then adds divergences in closed form, ``[B, T]`` and means over latent dimensions:
     ``kl`` from the reference, where there is one, and ``moved`` from the policy as it was when it drew.
     """
@@ -100,7 +100,7 @@ class Scored:
     entropy: Tensor
     features: Tensor | None = None
     mean: Tensor | None = None
-    deviation: Tensor | None = None
+    std: Tensor | None = None
     kl: Tensor | None = None
     moved: Tensor | None = None
 

@@ -28,14 +28,14 @@ def uniforms(seeds: Sequence[int], length: int) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, length, dtype=torch.float64)
 
 
-def guide(conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
+def apply_guidance(conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
     """Classifier-free guidance, ``u + w * (c - u)``; the conditional alone where there is no unconditional."""
     if unconditional is None:
         return conditional
     return unconditional + scale * (conditional - unconditional)
 
 
-def pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def sample_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens ``[B]`` by inverse CDF from ``logits [B, V]``, and their log-probabilities ``[B]``; temperature 0 takes the mode."""
     logits = logits.float()
     if temperature == 0:
@@ -82,7 +82,7 @@ def decode(
     alive = ~finished
     length = uniform.shape[1]
     for t in range(length):
-        token, chosen = pick(logits, uniform[rows, t], temperature)
+        token, chosen = sample_token(logits, uniform[rows, t], temperature)
         if stop is not None:
             token = torch.where(alive, token, stop)
         tokens[rows, t], log_prob[rows, t], mask[rows, t] = token, torch.where(alive, chosen, 0.0), alive
@@ -102,7 +102,7 @@ def decode(
     return Tokens(tokens[:, :length], log_prob[:, :length], mask[:, :length], finished)
 
 
-def score(
+def token_stats(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
     tokens: Tensor,
@@ -119,7 +119,7 @@ def score(
     """
 
     def one(part: Tensor, other: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = guide(head(part).float(), None if other is None else head(other).float(), guidance_scale)
+        logits = apply_guidance(head(part).float(), None if other is None else head(other).float(), guidance_scale)
         log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), entropy

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from gotr1_core.config import RunConfig
+    from gotr1_core.config.models import RunConfig
     from gotr1_core.plugins import Registry
 
 PLUGIN = Path(__file__).with_name("tiny_plugin.py")
@@ -30,7 +30,7 @@ def registry() -> Registry:
 @pytest.fixture(scope="session")
 def make(tiny_janus: Path) -> Callable[..., RunConfig]:
     """A config of three short steps, with changes."""
-    from gotr1_core.config import RunConfig, validate
+    from gotr1_core.config.models import RunConfig, validate
 
     def configured(**changed: Any) -> RunConfig:
         data: dict[str, Any] = {
@@ -46,7 +46,7 @@ def make(tiny_janus: Path) -> Callable[..., RunConfig]:
             "micro_batch": 8,
             "sampling": {"guidance_scale": 2.0, "max_chain_tokens": 8},
             "evaluation": {"every": 2, "prompts": 4},
-            "optimizer": {"rate": 0.01, "schedule": "constant"},
+            "optimizer": {"learning_rate": 0.01, "schedule": "constant"},
             "lora": None,
         }
         return validate(RunConfig, data | changed)
@@ -97,10 +97,11 @@ def trained(toy: Path) -> Path:
     from safetensors.torch import save_file
     from torch import nn
 
-    from gotr1_core.checkpoint import STATE, TRAINABLE, new_checkpoint, trainable
-    from gotr1_core.cli.common import load_config
-    from gotr1_core.config import RunConfig, dump, validate
+    from gotr1_core.components.resolve import resolve_config
+    from gotr1_core.config.models import RunConfig, dump, validate
+    from gotr1_core.engine.tensors import trainable
     from gotr1_core.plugins import Registry
+    from gotr1_core.runs.checkpoint import STATE, TRAINABLE, new_checkpoint
 
     folder = toy / "runs" / "mine"
     for step, weight in ((1, 0.6), (2, 1.0)):
@@ -111,7 +112,7 @@ def trained(toy: Path) -> Path:
             save_file(trainable(module), part / "planner" / TRAINABLE)
             sampling = {"temperature": 1.0, "image_temperature": 1.0, "guidance_scale": 3.0, "max_chain_tokens": 600, "log_prob": "guided"}
             (part / STATE).write_text(json.dumps({"sampling": sampling, "best": {"step": 1}}))
-    config = validate(RunConfig, {**load_config(Registry(), None, "toy", {}, []), "name": "mine"})
+    config = validate(RunConfig, {**resolve_config(Registry(), None, "toy", {}, []), "name": "mine"})
     (folder / "config.yaml").write_text(dump(config))
     return folder
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
 from gotr1_core.protocols import Loss
-from gotr1_core.samples import IMAGE, Example, Prompt, Rollout, Sampling, Scored, SegmentName
-from gotr1_core.sampling import guide
+from gotr1_core.samples import IMAGE, ActionStats, Example, Prompt, Rollout, Sampling, SegmentName
+from gotr1_core.sampling import apply_guidance
 
 ALPHAS = (0.05, 0.2, 0.5, 0.8, 0.95)
 LAST = 0.99  # ᾱ' of the last step
@@ -45,7 +45,7 @@ class GaussianModule(nn.Module):
         x = x.to(asked.dtype)
         at = nn.functional.one_hot(torch.full((len(x),), step), STEPS).to(x.dtype)
         rows = [self.net(torch.cat([x, at, condition], 1)) for condition in (asked, torch.zeros_like(asked))]
-        return guide(rows[0], rows[1], scale)
+        return apply_guidance(rows[0], rows[1], scale)
 
     def previous(self, step: int) -> float:
         """ᾱ' of the latents that a step makes."""
@@ -59,25 +59,25 @@ class GaussianModule(nn.Module):
         variance = self.eta**2 * (1 - then) / (1 - now) * (1 - now / then)
         return math.sqrt(then) * start + math.sqrt(1 - then - variance) * epsilon, torch.tensor(variance).sqrt()
 
-    def log_prob(self, after: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    def log_prob(self, after: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Mean over latent dimensions, ``[B]``."""
-        apart = ((after - mean) / deviation).square()
-        return (-0.5 * apart - deviation.log() - 0.5 * math.log(2 * math.pi)).mean(1)
+        apart = ((after - mean) / std).square()
+        return (-0.5 * apart - std.log() - 0.5 * math.log(2 * math.pi)).mean(1)
 
-    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, Scored]:
+    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
         return {name: self.score(rollout) for name, rollout in segments.items()}
 
-    def score(self, rollout: Rollout) -> Scored:
+    def score(self, rollout: Rollout) -> ActionStats:
         t, scale = rollout.tensors, rollout.sampling.guidance_scale
         asked = self.prompt(t["prompt"], t["prompt_length"])
-        log_probs, entropies, means, deviations = [], [], [], []
+        log_probs, entropies, means, stds = [], [], [], []
         for step in range(STEPS):
-            mean, deviation = self.distribution(t["latents"][:, step], step, asked, scale)
-            log_probs.append(self.log_prob(t["latents"][:, step + 1], mean, deviation))
-            entropies.append((0.5 * math.log(2 * math.pi * math.e) + deviation.log()).expand_as(log_probs[-1]))
+            mean, std = self.distribution(t["latents"][:, step], step, asked, scale)
+            log_probs.append(self.log_prob(t["latents"][:, step + 1], mean, std))
+            entropies.append((0.5 * math.log(2 * math.pi * math.e) + std.log()).expand_as(log_probs[-1]))
             means.append(mean)
-            deviations.append(deviation.expand_as(log_probs[-1]))
-        return Scored(*(torch.stack(parts, 1) for parts in (log_probs, entropies)), None, *(torch.stack(p, 1) for p in (means, deviations)))
+            stds.append(std.expand_as(log_probs[-1]))
+        return ActionStats(*(torch.stack(parts, 1) for parts in (log_probs, entropies)), None, *(torch.stack(p, 1) for p in (means, stds)))
 
 
 class GaussianRenderer:
@@ -115,9 +115,9 @@ class GaussianRenderer:
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         latents, log_probs = [noise[:, 0]], []
         for step in range(STEPS):
-            mean, deviation = self.module.distribution(latents[-1], step, asked, sampling.guidance_scale)
-            latents.append(mean + deviation * noise[:, step + 1])
-            log_probs.append(self.module.log_prob(latents[-1], mean, deviation))
+            mean, std = self.module.distribution(latents[-1], step, asked, sampling.guidance_scale)
+            latents.append(mean + std * noise[:, step + 1])
+            log_probs.append(self.module.log_prob(latents[-1], mean, std))
         first = torch.tensor(self.window(groups or [0] * len(seeds), seeds)).unsqueeze(1)
         steps = torch.arange(STEPS)
         tensors["step"] = steps.expand(len(seeds), STEPS)

@@ -7,7 +7,7 @@ from typing import Any
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.hookspecs import Component, hookimpl
 from gotr1_core.samples import PLAN, Sample, SegmentName
-from gotr1_core.testing.enumerable import TinyPolicy
+from gotr1_testing.enumerable import TinyPolicy
 
 
 class Letters(TinyPolicy):

@@ -16,20 +16,21 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from safetensors.torch import save_file
 
-from gotr1_core import session
-from gotr1_core.build import build
-from gotr1_core.checkpoint import fingerprint, trainable
+from gotr1_core.batch import Batch
 from gotr1_core.cli.launch import end
-from gotr1_core.config import RunConfig, validate
-from gotr1_core.distributed import check_alike, leave
+from gotr1_core.components.build import build
+from gotr1_core.config.models import RunConfig, validate
+from gotr1_core.engine.collectives import check_alike, leave
+from gotr1_core.engine.dtensor import local
+from gotr1_core.engine.interrupts import Interrupted
+from gotr1_core.engine.tensors import fingerprint, trainable
 from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
-from gotr1_core.rollout import Batch, roll_out
+from gotr1_core.rollout import RolloutSettings, roll_out
+from gotr1_core.runs import start
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.shares import local
-from gotr1_core.stop import Interrupted
 
 HERE = Path(__file__).parent
 PLUGINS = [HERE / "tiny_plugin.py", HERE / "letters_plugin.py"]
@@ -41,7 +42,7 @@ FLAT = {"prompts": ["flat a", "flat b", "c", "d"], "reward": "value"}
 MISSING = {"prompts": ["missing a", "missing b", "c", "d"], "reward": "value"}
 PRUNED = {"prompts": FLAT["prompts"], "reward": "(value - 0.5) * bright"}
 NO_KL: Mapping[str, Any] = {"segments": {"plan": {"kl": 0.0}, "image": {"kl": 0.0}}}
-PPO = {"algorithm": {"name": "ppo", "value_rate": 0.01, "value_width": 8, "reward_kl": 0.05, "reward_kl_target": 2.0}}
+PPO = {"algorithm": {"name": "ppo", "value_learning_rate": 0.01, "value_width": 8, "reward_kl": 0.05, "reward_kl_target": 2.0}}
 UNEVEN = {"micro_batch": 3, "rollout_groups": 3}
 
 CASES: Mapping[str, Mapping[str, Any]] = {
@@ -112,7 +113,7 @@ def config(*, janus: Path | None = None, prompts: Sequence[str] = (), **changed:
         "nan_limit": 0.9,
         "sampling": {"guidance_scale": 2.0, "max_chain_tokens": 6},
         "segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.5, "kl": 0.02}},
-        "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "ema": 0.9},
+        "optimizer": {"learning_rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "ema": 0.9},
         "evaluation": {"every": 2, "prompts": 4, "batch": 2, "best_of": 2},
         "checkpoint": {"every": 2},
         "save_samples": 1,
@@ -138,9 +139,9 @@ def recorded(trainer: Trainer) -> Batch:
     """This process's groups of a step that every process draws as a whole."""
     c, parts, me = trainer.config, trainer.parts, trainer.accelerator
     prompts = trainer.source.prompts("train", c.groups, 0, 0)
-    how: dict[str, Any] = {"plans": c.plans, "images": c.images, "sampling": trainer.sampling, "seed": (0, 0), "chunk": c.groups}
+    how = RolloutSettings(trainer.sampling, seed=(0, 0), plans=c.plans, images=c.images, chunk=c.groups)
     with trainer.drawing():
-        whole = roll_out(parts.planner, parts.renderer, parts.judges, prompts, **how)
+        whole = roll_out(parts.planner, parts.renderer, parts.judges, prompts, how)
     each = c.groups // me.num_processes
     return whole.keep(range(each * me.process_index, each * (me.process_index + 1)))
 
@@ -207,14 +208,14 @@ RUN: dict[str, Any] = {"source": Turn([f"p{i:02d}" for i in range(20)]), "held_o
 
 def begin(folder: Path, processes: int) -> None:
     """A whole run, and one that is stopped after two steps."""
-    session.train(config(output=str(folder), name=f"whole-{processes}"), **RUN)
+    start.train(config(output=str(folder), name=f"whole-{processes}"), **RUN)
     stop(folder, f"stopped-{processes}")
 
 
 def stop(folder: Path, name: str, *, spread: bool = False) -> None:
     """A run that is stopped after two steps."""
     try:
-        session.train(config(output=str(folder), name=name, shard=spread), listeners=[Stopping()], **RUN)
+        start.train(config(output=str(folder), name=name, shard=spread), listeners=[Stopping()], **RUN)
     except Interrupted:
         return
     raise AssertionError("it was not stopped")
@@ -222,7 +223,7 @@ def stop(folder: Path, name: str, *, spread: bool = False) -> None:
 
 def resume(folder: Path, name: str, *words: str) -> None:
     """Goes on with a run that was stopped."""
-    session.resume(folder / name, words, **RUN)
+    start.resume(folder / name, words, **RUN)
 
 
 def unlike(accelerator: Accelerator) -> str:

@@ -17,13 +17,13 @@ from gaussian import STEPS, WINDOW, GaussianModule, GaussianRenderer
 from PIL import ImageDraw
 from torch import Tensor
 
-from gotr1_core.config import SegmentConfig
-from gotr1_core.credit import Credit, joint
+from gotr1_core.advantages import Advantages, joint
+from gotr1_core.config.models import SegmentConfig
 from gotr1_core.protocols import Loss
-from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, Scored, SegmentName
-from gotr1_core.sampling import decode, guide, uniforms
-from gotr1_core.testing.enumerable import END, LENGTH, TinyModule, TinyPolicy
+from gotr1_core.samples import IMAGE, PLAN, ActionStats, Prompt, Rollout, Sample, Sampling, SegmentName
+from gotr1_core.sampling import apply_guidance, decode, uniforms
 from gotr1_rl.grpo import Grpo, GrpoOptions
+from gotr1_testing.enumerable import END, LENGTH, TinyModule, TinyPolicy
 
 # -- scoring ----------------------------------------------------------------------------------------------------------------
 
@@ -46,20 +46,20 @@ class DividedGuidance(TinyModule):
     """Guided logits are divided by the scale when they are scored (Janus-Pro-R1)."""
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        return guide(conditional, unconditional, scale) / scale
+        return apply_guidance(conditional, unconditional, scale) / scale
 
 
 class MispairedRows(TinyModule):
     """The scorer pairs each conditional row with its neighbour's unconditional one (ReasonGen-R1)."""
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        return guide(conditional, unconditional.roll(1, 0), scale)
+        return apply_guidance(conditional, unconditional.roll(1, 0), scale)
 
 
 class OtherTemperature(TinyModule):
     """Scores at temperature 1 whatever was sampled at."""
 
-    def score(self, rollout: Rollout) -> Scored:
+    def score(self, rollout: Rollout) -> ActionStats:
         return super().score(replace(rollout, sampling=replace(rollout.sampling, temperature=1.0, image_temperature=1.0)))
 
 
@@ -90,7 +90,7 @@ class UnconditionalDetached(TinyModule):
     """No gradient goes through the unconditional row."""
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-        return guide(conditional, unconditional.detach(), scale)
+        return apply_guidance(conditional, unconditional.detach(), scale)
 
 
 class MergedOnce(TinyModule):
@@ -219,7 +219,7 @@ class Scoring(GaussianModule):
 
     scoring = False
 
-    def score(self, rollout: Rollout) -> Scored:
+    def score(self, rollout: Rollout) -> ActionStats:
         self.scoring = True
         try:
             return super().score(rollout)
@@ -237,23 +237,23 @@ class WrongLastAlpha(Scoring):
 class HalfPrecision(GaussianModule):
     """Log-probabilities are computed in half precision, by sampler and scorer alike, and look like float32 afterwards."""
 
-    def log_prob(self, after: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-        return super().log_prob(after.half(), mean.half(), deviation.half()).to(mean.dtype)
+    def log_prob(self, after: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return super().log_prob(after.half(), mean.half(), std.half()).to(mean.dtype)
 
 
 class BareHalfPrecision(GaussianModule):
     """The same, and it shows."""
 
-    def log_prob(self, after: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-        return super().log_prob(after.half(), mean.half(), deviation.half())
+    def log_prob(self, after: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return super().log_prob(after.half(), mean.half(), std.half())
 
 
 class OtherNoise(Scoring):
     """Draws with more noise than it says."""
 
     def distribution(self, x: Tensor, step: int, asked: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        mean, deviation = super().distribution(x, step, asked, scale)
-        return mean, deviation if self.scoring else 1.2 * deviation
+        mean, std = super().distribution(x, step, asked, scale)
+        return mean, std if self.scoring else 1.2 * std
 
 
 class SaysWhatItScores(GaussianRenderer):
@@ -285,7 +285,7 @@ class Broken(Grpo):
 class ZeroReference(Broken):
     """Zeros as the reference's log-probabilities (T2I-R1, with LoRA)."""
 
-    def loss(self, segment: SegmentName, scored: Scored, old: Tensor, reference: Tensor | None, *rest: Any) -> Loss:
+    def loss(self, segment: SegmentName, scored: ActionStats, old: Tensor, reference: Tensor | None, *rest: Any) -> Loss:
         return super().loss(segment, scored, old, None if reference is None else torch.zeros_like(reference), *rest)
 
 
@@ -295,7 +295,7 @@ class DivergenceWithoutGradient(Broken):
     def loss(
         self,
         segment: SegmentName,
-        scored: Scored,
+        scored: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,
@@ -311,7 +311,7 @@ class DivergenceWithoutGradient(Broken):
 class MeanOfSlice(Broken):
     """The loss is a mean over the tokens that were passed together, so that a token counts by its neighbours' number."""
 
-    def loss(self, segment: SegmentName, scored: Scored, old: Tensor, reference: Tensor | None, *rest: Any) -> Loss:
+    def loss(self, segment: SegmentName, scored: ActionStats, old: Tensor, reference: Tensor | None, *rest: Any) -> Loss:
         found = super().loss(segment, scored, old, reference, *rest)
         return replace(found, sums={segment: found.sums[segment] / found.counts[segment].clamp_min(1)})
 
@@ -334,7 +334,7 @@ class PerSampleMean(Broken):
     def loss(
         self,
         segment: SegmentName,
-        scored: Scored,
+        scored: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,
@@ -347,32 +347,32 @@ class PerSampleMean(Broken):
 class MergedGroups(Broken):
     """The groups of all prompts are one: their ids were truncated texts, or went through float32."""
 
-    def credit(self, totals: Tensor) -> Credit:
-        found = joint(totals.reshape(1, -1, totals.shape[2]), scale=False)
-        return Credit(found.plan.view(totals.shape[:2]), found.image.view(totals.shape))
+    def advantages(self, rewards: Tensor) -> Advantages:
+        found = joint(rewards.reshape(1, -1, rewards.shape[2]), scale=False)
+        return Advantages(found.plan.view(rewards.shape[:2]), found.image.view(rewards.shape))
 
 
 class UnknownIsZero(Broken):
     """A sample without a reward has reward 0."""
 
-    def credit(self, totals: Tensor) -> Credit:
-        return super().credit(totals.nan_to_num(0.0))
+    def advantages(self, rewards: Tensor) -> Advantages:
+        return super().advantages(rewards.nan_to_num(0.0))
 
 
 class RewardsAsAdvantages(Broken):
     """No baseline at all."""
 
-    def credit(self, totals: Tensor) -> Credit:
-        known = totals.nan_to_num(0.0).double()
-        return Credit(known.mean(-1), known)
+    def advantages(self, rewards: Tensor) -> Advantages:
+        known = rewards.nan_to_num(0.0).double()
+        return Advantages(known.mean(-1), known)
 
 
 class AbsoluteAdvantages(Broken):
     """The sign is lost: what was bad becomes likelier too."""
 
-    def credit(self, totals: Tensor) -> Credit:
-        found = super().credit(totals)
-        return Credit(found.plan.abs(), found.image.abs())
+    def advantages(self, rewards: Tensor) -> Advantages:
+        found = super().advantages(rewards)
+        return Advantages(found.plan.abs(), found.image.abs())
 
 
 class MaskedByProduct(Broken):
@@ -381,7 +381,7 @@ class MaskedByProduct(Broken):
     def loss(
         self,
         segment: SegmentName,
-        scored: Scored,
+        scored: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,

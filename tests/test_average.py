@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gotr1_core import session
-from gotr1_core.average import Average
-from gotr1_core.build import build
-from gotr1_core.checkpoint import EMA, TRAINABLE, checkpoints, collected
-from gotr1_core.config import RunConfig
+from gotr1_core.components.build import build
+from gotr1_core.config.models import RunConfig
+from gotr1_core.engine.ema import EMA
+from gotr1_core.engine.tensors import collected
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
-from gotr1_core.restore import restore
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import EMA_FILE, TRAINABLE, checkpoints
+from gotr1_core.runs.restore import restore
 
 Make = Callable[..., RunConfig]
 
@@ -31,7 +32,7 @@ def module(values: list[float], dtype: torch.dtype = torch.float32) -> nn.Module
     return found
 
 
-def walk(target: nn.Module, average: Average, steps: list[float], first: int = 1) -> None:
+def walk(target: nn.Module, average: EMA, steps: list[float], first: int = 1) -> None:
     for number, step in enumerate(steps, first):
         target.trained.data += step
         average.follow(number)
@@ -40,7 +41,7 @@ def walk(target: nn.Module, average: Average, steps: list[float], first: int = 1
 def test_it_is_the_recursion_of_an_exponential_average() -> None:
     """e' = k e + (1 - k) w with k = min(decay, (1 + n) / (10 + n)), beside plain numbers; 1e-15 leaves a few roundings of float64."""
     target = module([1.0], torch.float64)
-    average = Average(target, 0.5)
+    average = EMA(target, 0.5)
     weight = expected = 1.0
     for n in range(1, 31):
         walk(target, average, [0.1 * n], n)
@@ -54,7 +55,7 @@ def test_it_is_the_recursion_of_an_exponential_average() -> None:
 def test_half_precision_loses_no_small_steps() -> None:
     """bfloat16 has no number between 256 and 258: its own average would stay where it is."""
     target = module([256.0], torch.bfloat16)
-    average = Average(target, 0.9)
+    average = EMA(target, 0.9)
     walk(target, average, [2.0] + [0.0] * 5)
     assert average.tensors["trained"].dtype == torch.float32
     assert 257 < average.tensors["trained"].item() < 258
@@ -66,7 +67,7 @@ def test_half_precision_loses_no_small_steps() -> None:
 
 def test_the_weights_come_back_also_after_an_error() -> None:
     target = module([1.0, -2.0])
-    average = Average(target, 0.9)
+    average = EMA(target, 0.9)
     walk(target, average, [1.0])
 
     def fail() -> None:
@@ -82,12 +83,12 @@ def test_the_weights_come_back_also_after_an_error() -> None:
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     one = module([1.0])
-    whole = Average(one, 0.9)
+    whole = EMA(one, 0.9)
     walk(one, whole, [0.5, 0.25])
-    save_file(collected(whole.tensors), tmp_path / EMA)
+    save_file(collected(whole.tensors), tmp_path / EMA_FILE)
     other = module([1.75])
-    again = Average(other, 0.9)
-    again.resume(tmp_path / EMA)
+    again = EMA(other, 0.9)
+    again.resume(tmp_path / EMA_FILE)
     for target, average in ((one, whole), (other, again)):
         walk(target, average, [1.0], 3)
     assert torch.equal(whole.tensors["trained"], again.tensors["trained"])
@@ -99,19 +100,19 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def averaging(make: Make, **changed: Any) -> RunConfig:
-    return make(optimizer={"rate": 0.01, "schedule": "constant", "ema": 0.9}, **changed)
+    return make(optimizer={"learning_rate": 0.01, "schedule": "constant", "ema": 0.9}, **changed)
 
 
 def test_rollouts_are_the_policy_s_and_evaluations_the_average_s(make: Make, tmp_path: Path) -> None:
     """Beside the same run without an average: steps are equal to the bit; after two of them, what is evaluated is not."""
-    plain = session.train(make(output=str(tmp_path), name="plain"), cpu=True)
-    run = session.train(averaging(make, output=str(tmp_path), name="averaged"), cpu=True)
+    plain = start.train(make(output=str(tmp_path), name="plain"), cpu=True)
+    run = start.train(averaging(make, output=str(tmp_path), name="averaged"), cpu=True)
     for name in ("reward", "gradient_norm", "plan.kl"):
         assert [row.get(name) for row in steps(plain.folder)] == [row.get(name) for row in steps(run.folder)]
     last = [checkpoints(folder)[3] / "planner" for folder in (plain.folder, run.folder)]
     weights, same = (load_file(folder / TRAINABLE) for folder in last)
     assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
-    assert not (last[0] / EMA).exists()
+    assert not (last[0] / EMA_FILE).exists()
     before, after = (json.loads((folder / "held-out.json").read_text()) for folder in (plain.folder, run.folder))
     assert before["before"] == after["before"]
     assert before["after"] != after["after"]
@@ -124,9 +125,9 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 def test_what_others_load_of_a_run_is_the_average(make: Make, tmp_path: Path) -> None:
     """A run's components for generate, evaluate, score and export; where the run goes on is its own weights."""
-    run = session.train(averaging(make, output=str(tmp_path), name="run"), cpu=True)
+    run = start.train(averaging(make, output=str(tmp_path), name="run"), cpu=True)
     last = checkpoints(run.folder)[3]
-    average, own = load_file(last / "planner" / EMA), load_file(last / "planner" / TRAINABLE)
+    average, own = load_file(last / "planner" / EMA_FILE), load_file(last / "planner" / TRAINABLE)
     assert any(not torch.equal(average[name], own[name]) for name in own)
     _, parts, _ = restore(Registry(), last)
     found = dict(parts.planner.module.named_parameters())  # type: ignore[attr-defined]
@@ -136,12 +137,12 @@ def test_what_others_load_of_a_run_is_the_average(make: Make, tmp_path: Path) ->
 def test_an_evaluation_leaves_the_policy_as_it_was(registry: Registry, make: Make, tmp_path: Path) -> None:
     from accelerate import Accelerator
 
-    from gotr1_core.build import held_out_prompts, training_prompts
+    from gotr1_core.components.prompts import prompts_of
 
     config = averaging(make, output=str(tmp_path))
-    trainer = Trainer(config, build(registry, config), training_prompts(registry, config.prompts), Accelerator(cpu=True))
+    trainer = Trainer(config, build(registry, config), prompts_of(registry, config.prompts)[0], Accelerator(cpu=True))
     trainer.step(0)
     [learner] = trainer.learners.values()
     own = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
-    trainer.evaluate(held_out_prompts(registry, config.prompts)[:2])
+    trainer.evaluate_prompts(prompts_of(registry, config.prompts)[1][:2])
     assert all(torch.equal(p, own[name]) for name, p in learner.module.named_parameters())

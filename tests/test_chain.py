@@ -13,23 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from gotr1_core import chain as chain_module
-from gotr1_core.chain import (
-    BOX_END,
-    BOX_START,
-    MAX_PROBLEMS,
-    OBJ_END,
-    OBJ_START,
-    PALETTE,
-    SCALE,
-    Chain,
-    Mention,
-    Part,
-    Region,
-    draw,
-    iou,
-    parse,
-)
+from gotr1_core.chain import BOX_END, BOX_START, MAX_PROBLEMS, OBJ_END, OBJ_START, SCALE, Chain, Mention, Part, Region, iou, parse
 from gotr1_core.errors import Gotr1Error
+from gotr1_core.pictures.draw_chain import PALETTE, draw_chain
 
 TAGS = (OBJ_START, OBJ_END, BOX_START, BOX_END)
 WHITE = (255, 255, 255)
@@ -273,7 +259,7 @@ def one(box_: tuple[int, int, int, int], phrase: str = "dog") -> Chain:
 
 def test_draw_outlines_each_region_in_its_own_colour() -> None:
     chain = Chain.of([Region("dog", (100, 100, 400, 400)), Region("cat", (500, 500, 999, 999))])
-    canvas = draw(chain, (1000, 1000))
+    canvas = draw_chain(chain, (1000, 1000))
     assert canvas.mode == "RGB" and canvas.size == (1000, 1000)
     for x, y, index in [(250, 400, 0), (400, 250, 0), (100, 390, 0), (999, 750, 1), (750, 999, 1), (500, 990, 1)]:
         assert canvas.getpixel((x, y)) == PALETTE[index], (x, y)
@@ -282,29 +268,29 @@ def test_draw_outlines_each_region_in_its_own_colour() -> None:
 
 
 def test_draw_labels_the_top_left_corner() -> None:
-    canvas = draw(one((250, 250, 900, 900), "a dog"))
+    canvas = draw_chain(one((250, 250, 900, 900), "a dog"))
     x = y = round(250 * 447 / SCALE)
     label = canvas.crop((x, y, x + 40, y + 14))
     colours = {colour: count for count, colour in label.getcolors(maxcolors=10_000) or []}
     assert colours[PALETTE[0]] > 200  # filled
     assert colours.get(WHITE, 0) > 5  # and written on in white
-    assert draw(one((250, 250, 900, 900), "a cat")).tobytes() != canvas.tobytes()
+    assert draw_chain(one((250, 250, 900, 900), "a cat")).tobytes() != canvas.tobytes()
 
 
 def test_labels_stay_inside_the_canvas() -> None:
     # The label is at home in a corner where nothing of it would fit.
-    canvas = draw(one((990, 990, 999, 999), "elephant"))
+    canvas = draw_chain(one((990, 990, 999, 999), "elephant"))
     box_of_ink = ImageChops.difference(canvas, Image.new("RGB", canvas.size, WHITE)).getbbox()
     assert box_of_ink is not None
     assert box_of_ink[2:] == canvas.size
-    free = draw(one((0, 0, 9, 9), "elephant"))
+    free = draw_chain(one((0, 0, 9, 9), "elephant"))
     ink = ImageChops.difference(free, Image.new("RGB", free.size, WHITE)).getbbox()
     assert ink is not None
     assert (box_of_ink[2] - box_of_ink[0], box_of_ink[3] - box_of_ink[1]) == (ink[2], ink[3])  # moved, not cut
 
 
 def test_a_long_phrase_is_cut_to_the_canvas() -> None:
-    canvas = draw(one((500, 500, 999, 999), "a very long phrase " * 6000))
+    canvas = draw_chain(one((500, 500, 999, 999), "a very long phrase " * 6000))
     row = round(500 * 447 / SCALE) + 1  # the label's padding, above the letters
     filled = [x for x in range(448) if canvas.getpixel((x, row)) == PALETTE[0]]
     assert filled == list(range(filled[0], 448)) and filled[0] < 16  # all of it inside, and hardly narrower than the canvas
@@ -312,8 +298,8 @@ def test_a_long_phrase_is_cut_to_the_canvas() -> None:
 
 def test_labels_of_boxes_that_share_a_corner_do_not_cover_each_other() -> None:
     a, b = Region("dog", (100, 100, 600, 600)), Region("cat", (100, 100, 700, 700))
-    together = draw(Chain.of([a, b]))
-    alone = draw(Chain.of([a]))
+    together = draw_chain(Chain.of([a, b]))
+    alone = draw_chain(Chain.of([a]))
     x = y = round(100 * 447 / SCALE)
     area = (x, y, x + 25, y + 15)
     assert together.crop(area).tobytes() == alone.crop(area).tobytes()
@@ -327,32 +313,32 @@ def test_draw_keeps_the_background() -> None:
     for index, colour in enumerate(pixels):
         image.putpixel((index % 2, index // 2), colour)
     before = image.tobytes()
-    canvas = draw(Chain.of([]), (64, 64), image)
+    canvas = draw_chain(Chain.of([]), (64, 64), image)
     # Enlarged by a whole number: hard edges, no new colours.
     assert sorted(canvas.getcolors() or []) == sorted((32 * 32, colour) for colour in pixels)
-    smooth = draw(Chain.of([]), (63, 63), image)
+    smooth = draw_chain(Chain.of([]), (63, 63), image)
     assert smooth.size == (63, 63) and len(smooth.getcolors(maxcolors=10_000) or []) > 4
-    boxed = draw(one((500, 500, 999, 999)), (64, 64), image)
+    boxed = draw_chain(one((500, 500, 999, 999)), (64, 64), image)
     assert boxed.getpixel((5, 5)) == pixels[0]
     assert image.tobytes() == before
-    same = draw(one((500, 500, 999, 999)), (2, 2), image)
+    same = draw_chain(one((500, 500, 999, 999)), (2, 2), image)
     assert same is not image and image.tobytes() == before
 
 
 def test_draw_takes_any_mode_of_image() -> None:
     for mode in ("L", "RGBA", "P", "1"):
-        assert draw(one((0, 0, 99, 99)), (32, 32), Image.new(mode, (8, 8))).mode == "RGB"
+        assert draw_chain(one((0, 0, 99, 99)), (32, 32), Image.new(mode, (8, 8))).mode == "RGB"
 
 
 def test_draw_without_regions_is_blank() -> None:
     for text in ("", "a dog", obj("dog"), OBJ_START):
-        assert draw(parse(text), (20, 10)).getcolors() == [(200, WHITE)]
+        assert draw_chain(parse(text), (20, 10)).getcolors() == [(200, WHITE)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (8, 8), (448, 448)])
 @pytest.mark.parametrize("box_", [(0, 0, 1, 1), (998, 998, 999, 999), (500, 0, 501, 999), (0, 0, 999, 999)])
 def test_draw_any_size_and_box(size: tuple[int, int], box_: tuple[int, int, int, int]) -> None:
-    canvas = draw(one(box_), size)
+    canvas = draw_chain(one(box_), size)
     assert canvas.size == size
     assert canvas.getcolors(maxcolors=10**6) != [(size[0] * size[1], WHITE)]
 
@@ -361,18 +347,18 @@ def test_draw_any_size_and_box(size: tuple[int, int], box_: tuple[int, int, int,
     "phrase", ["犬", "🐕‍🦺", "\ud800", "a\nb\tc", "\u202eabc", "e\u0301", "\x00\x01", "\u200b", string.printable, "ﷺ" * 50]
 )
 def test_draw_phrases_the_font_lacks(phrase: str) -> None:
-    assert draw(one((100, 100, 900, 900), phrase), (64, 64)).size == (64, 64)
+    assert draw_chain(one((100, 100, 900, 900), phrase), (64, 64)).size == (64, 64)
 
 
 @settings(deadline=None)
 @given(phrases)
 def test_draw_any_phrase(phrase: str) -> None:
-    draw(one((100, 100, 900, 900), phrase), (48, 48))
+    draw_chain(one((100, 100, 900, 900), phrase), (48, 48))
 
 
 def test_letters_the_font_lacks_become_their_base_or_a_question_mark() -> None:
     def same(a: str, b: str) -> bool:
-        return draw(one((10, 10, 900, 900), a)).tobytes() == draw(one((10, 10, 900, 900), b)).tobytes()
+        return draw_chain(one((10, 10, 900, 900), a)).tobytes() == draw_chain(one((10, 10, 900, 900), b)).tobytes()
 
     assert same("犬 dog", "? dog")
     assert same("a\ndog", "a dog")
@@ -380,12 +366,12 @@ def test_letters_the_font_lacks_become_their_base_or_a_question_mark() -> None:
 
 
 def test_a_tall_heap_of_labels_is_drawn() -> None:
-    draw(Chain.of([Region(f"dog {index}", (0, 0, 999, 999)) for index in range(100)]))
+    draw_chain(Chain.of([Region(f"dog {index}", (0, 0, 999, 999)) for index in range(100)]))
 
 
 def test_draw_refuses_an_empty_canvas() -> None:
     with pytest.raises(Gotr1Error, match="0x5") as caught:
-        draw(Chain.of([]), (0, 5))
+        draw_chain(Chain.of([]), (0, 5))
     assert caught.value.code == 2 and caught.value.hint
 
 

@@ -10,15 +10,15 @@ import pytest
 from saboteurs import HonestJudge
 
 from gotr1_core.cli.main import call
-from gotr1_core.testing import Case, NotRun, TinyPolicy
-from gotr1_core.testing.examine import CHECKS, examine
-from gotr1_core.testing.finding import Check, Finding, Measured, worst
+from gotr1_testing import Case, NotRun, TinyPolicy
+from gotr1_testing.examine import CHECKS, examine
+from gotr1_testing.finding import Check, Finding, Measured, worst
 
 Captured = pytest.CaptureFixture[str]
 
 PLUGIN = """
 from gotr1_core.hookspecs import Component, hookimpl
-from gotr1_core.testing import TinyPolicy
+from gotr1_testing import TinyPolicy
 from saboteurs import ZeroOnFailure
 
 class Tiny(TinyPolicy):

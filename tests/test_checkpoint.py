@@ -14,27 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gotr1_core.checkpoint import (
-    CHECKPOINTS,
-    MANIFEST,
-    STATE,
-    TRAINABLE,
-    checkpoints,
-    damage,
-    fingerprint,
-    load_optimizer_tensors,
-    load_trainable,
-    new_checkpoint,
-    optimizer_tensors,
-    prune,
-    read_state,
-    recover,
-    trainable,
-    write_atomically,
-)
-from gotr1_core.config import OptimizerConfig
+from gotr1_core.config.models import OptimizerConfig
+from gotr1_core.engine.files import recover, write_atomically
+from gotr1_core.engine.optim import clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
+from gotr1_core.engine.tensors import fingerprint, load_optimizer_tensors, load_trainable, optimizer_tensors, trainable
 from gotr1_core.errors import UsageError
-from gotr1_core.optim import clip, make_optimizer, rate_at, set_rate
+from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, STATE, TRAINABLE, checkpoints, damage, new_checkpoint, prune, read_state
 
 
 def make(width: int = 4) -> nn.Module:
@@ -215,7 +200,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_goes_on_exactly() -> None:
-    config = OptimizerConfig(rate=0.1, weight_decay=0.1)
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.1)
     one = make()
     first = make_optimizer(one, config)
     for seed in range(3):
@@ -249,20 +234,20 @@ def test_vectors_are_not_decayed_and_frozen_weights_not_optimised() -> None:
 
 
 def test_learning_rates() -> None:
-    flat = OptimizerConfig(rate=2.0, schedule="constant", warmup=4)
-    assert [rate_at(flat, s, 10) for s in (0, 1, 3, 4, 9)] == [0.5, 1.0, 2.0, 2.0, 2.0]
-    line = OptimizerConfig(rate=1.0, schedule="linear", floor=0.2)
-    assert [rate_at(line, s, 10) for s in (0, 5, 10)] == pytest.approx([1.0, 0.6, 0.2])
-    wave = OptimizerConfig(rate=1.0, schedule="cosine", warmup=2)
-    assert [rate_at(wave, s, 10) for s in (2, 6, 10)] == pytest.approx([1.0, 0.5, 0.0])
-    assert rate_at(OptimizerConfig(warmup=5), 3, 2) > 0  # a warm-up longer than the run
+    flat = OptimizerConfig(learning_rate=2.0, schedule="constant", warmup=4)
+    assert [learning_rate_at(flat, s, 10) for s in (0, 1, 3, 4, 9)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    line = OptimizerConfig(learning_rate=1.0, schedule="linear", floor=0.2)
+    assert [learning_rate_at(line, s, 10) for s in (0, 5, 10)] == pytest.approx([1.0, 0.6, 0.2])
+    wave = OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup=2)
+    assert [learning_rate_at(wave, s, 10) for s in (2, 6, 10)] == pytest.approx([1.0, 0.5, 0.0])
+    assert learning_rate_at(OptimizerConfig(warmup=5), 3, 2) > 0  # a warm-up longer than the run
     optimizer = make_optimizer(make(), flat)
-    set_rate(optimizer, 0.25)
+    set_learning_rate(optimizer, 0.25)
     assert all(group["lr"] == 0.25 for group in optimizer.param_groups)
 
 
 def test_clipping_returns_the_norm_before() -> None:
     module = make()
     module[2].weight.grad = torch.full_like(module[2].weight, 3.0)
-    assert clip(module.parameters(), 1.0).item() == pytest.approx(3.0 * 8**0.5)
+    assert clip_gradients(module.parameters(), 1.0).item() == pytest.approx(3.0 * 8**0.5)
     assert module[2].weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gotr1_core.cli.common import load_config
 from gotr1_core.cli.main import call, read_ahead, run
+from gotr1_core.components.resolve import resolve_config
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 
@@ -99,7 +99,7 @@ def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:
         (["train", "--preset", "toy", "--judge", "toy", "--judge", "toy"], "the judge 'toy' is named twice", "once"),
         (["train", "--preset", "toy", "--algorithm", "grop"], "there is no algorithm 'grop'", "did you mean 'grpo'?"),
         (["train", "--preset", "toy", "algorithm.ratoi=token"], "unknown key algorithm.ratoi", "algorithm.ratio"),
-        (["train", "--preset", "toy", "algorithm.credit=split"], "only one image per plan", "two or more images"),
+        (["train", "--preset", "toy", "algorithm.advantages=split"], "only one image per plan", "two or more images"),
         (["train", "--preset", "toy", "reward=pj"], "pj", "pi"),
         (["train", "--preset", "toy", "evaluation.metric=pj"], "evaluation.metric: no judge scores 'pj'", "known: reward, pi"),
         (["train", "--preset", "toy", "prompts=null"], "prompts: ", "gotr1 config schema"),
@@ -219,7 +219,7 @@ def loaded(config: str | None = None, preset: str | None = None, *words: str, **
     if config is not None:
         path = Path("file.yaml")
         path.write_text(config)
-    return load_config(Registry(), path, preset, named, words)
+    return resolve_config(Registry(), path, preset, named, words)
 
 
 @pytest.mark.usefixtures("toy")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, validate
-from gotr1_core.layers import read_yaml
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.plugins import Registry
-from gotr1_core.restore import restore
+from gotr1_core.runs.restore import restore
 
 Captured = pytest.CaptureFixture[str]
 Refused = Callable[..., tuple[str, str]]

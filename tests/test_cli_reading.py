@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 from gotr1_core.cli.main import call
 from gotr1_core.cli.options import option_rows
 from gotr1_core.cli.tables import table
-from gotr1_core.config import RunConfig, SftConfig
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import RunConfig, SftConfig
 from gotr1_core.hookspecs import KINDS
-from gotr1_core.layers import read_yaml
 
 Captured = pytest.CaptureFixture[str]
 Refused = Callable[..., tuple[str, str]]

@@ -13,15 +13,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from gotr1_core.checkpoint import MANIFEST, STATE, TRAINABLE, new_checkpoint, trainable
-from gotr1_core.cli.common import load_config
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, validate
+from gotr1_core.components.resolve import resolve_config
+from gotr1_core.config.models import RunConfig, validate
+from gotr1_core.engine.tensors import trainable
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
-from gotr1_core.restore import checkpoint_of, restore
+from gotr1_core.runs.checkpoint import MANIFEST, STATE, TRAINABLE, new_checkpoint
+from gotr1_core.runs.records import new_folder
+from gotr1_core.runs.restore import checkpoint_of, restore
 from gotr1_core.samples import Sampling
-from gotr1_core.tracking import new_folder
 
 Captured = pytest.CaptureFixture[str]
 Refused = Callable[..., tuple[str, str]]
@@ -30,7 +31,7 @@ Refused = Callable[..., tuple[str, str]]
 
 
 def test_the_name_of_a_run_is_taken_once(toy: Path, refused: Refused) -> None:
-    config = validate(RunConfig, {**load_config(Registry(), None, "toy", {}, []), "name": "mine"})
+    config = validate(RunConfig, {**resolve_config(Registry(), None, "toy", {}, []), "name": "mine"})
     folder = new_folder(Registry(), config)
     assert folder == Path("runs/mine")
     (folder / "metrics.jsonl").write_text("kept")

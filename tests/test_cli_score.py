@@ -12,10 +12,10 @@ from PIL import Image
 
 from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
+from gotr1_core.pictures.sample_files import Picture, find_pictures, read_picture, write_samples
 from gotr1_core.reward import Expression
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.score import Picture, find_pictures, read_picture, score
-from gotr1_core.tracking import write_samples
+from gotr1_core.workflows.judging import score
 
 Captured = pytest.CaptureFixture[str]
 Refused = Callable[..., tuple[str, str]]

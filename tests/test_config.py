@@ -10,11 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gotr1_core.complaints import keys
-from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, validate
+from gotr1_core.config.merge import layered, merge, overrides, read_yaml
+from gotr1_core.config.messages import keys
+from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.layers import layered, merge, overrides, read_yaml
-from gotr1_core.score import ScoreConfig
+from gotr1_core.workflows.judging import ScoreConfig
 
 LEAST: dict[str, Any] = {"planner": "toy", "renderer": "toy", "judge": "toy"}
 
@@ -197,9 +197,9 @@ def test_only_a_preset_has_variants() -> None:
     ("word", "expected"),
     [
         ("steps=20", {"steps": 20}),
-        ("optimizer.rate=1e-4", {"optimizer": {"rate": 1e-4}}),
-        ("optimizer.rate=.5E-3", {"optimizer": {"rate": 5e-4}}),
-        ("optimizer.rate=-2.5e3", {"optimizer": {"rate": -2500.0}}),
+        ("optimizer.learning_rate=1e-4", {"optimizer": {"learning_rate": 1e-4}}),
+        ("optimizer.learning_rate=.5E-3", {"optimizer": {"learning_rate": 5e-4}}),
+        ("optimizer.learning_rate=-2.5e3", {"optimizer": {"learning_rate": -2500.0}}),
         ("segments.image.kl=0.1", {"segments": {"image": {"kl": 0.1}}}),
         ("reward=pi * (sem + spa) / 2", {"reward": "pi * (sem + spa) / 2"}),
         ("planner.model=a=b", {"planner": {"model": "a=b"}}),  # the first = counts
@@ -253,12 +253,12 @@ def test_a_value_that_is_not_yaml_is_refused(value: str) -> None:
     [
         ("step=3", "step", "steps"),
         ("optimiser.rate=1e-4", "optimiser", "optimizer"),
-        ("optimizer.rat=1e-4", "optimizer.rat", "optimizer.rate"),
+        ("optimizer.rat=1e-4", "optimizer.rat", "optimizer.learning_rate"),
         ("segments.plan.kll=1", "segments.plan.kll", "segments.plan.kl"),
         ("lora.rnak=8", "lora.rnak", "lora.rank"),
         ("evaluation.evry=8", "evaluation.evry", "evaluation.every"),
         # The right key in the wrong place: where it belongs.
-        ("rate=1e-4", "rate", "optimizer.rate"),
+        ("rate=1e-4", "rate", "optimizer.learning_rate"),
         ("kl=0.1", "kl", "segments.plan.kl"),
         ("guidance_scale=2", "guidance_scale", "sampling.guidance_scale"),
     ],
@@ -340,7 +340,13 @@ def test_what_is_missing_is_named() -> None:
 
 def test_keys_are_those_of_the_model() -> None:
     found = keys(RunConfig)
-    assert {"planner", "segments.image.clip_high", "lora.rank", "renderer_optimizer.rate", "evaluation.sampling.temperature"} <= set(found)
+    assert {
+        "planner",
+        "segments.image.clip_high",
+        "lora.rank",
+        "renderer_optimizer.learning_rate",
+        "evaluation.sampling.temperature",
+    } <= set(found)
     assert len(found) == len(set(found))
 
 
@@ -358,7 +364,7 @@ def test_here_is_the_files_own_folder(tmp_path: Path) -> None:
 def test_numbers_read_alike_in_files_and_words(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("\ufeffrate: 1e-4\nname: 2026-01-02\nquoted: '1e-4'\n", encoding="utf-8")
-    assert read_yaml(file) == {"rate": 1e-4, "name": "2026-01-02", "quoted": "1e-4"}
+    assert read_yaml(file) == {"learning_rate": 1e-4, "name": "2026-01-02", "quoted": "1e-4"}
 
 
 @pytest.mark.parametrize(
@@ -422,13 +428,13 @@ def test_the_schema_allows_what_a_config_may_say() -> None:
 WORDS = [
     "planner={name: toy, model: /weights, instruction: '{prompt}', nested: {a: [1, null]}}",
     "judge=[one, {name: two, rate: 1e-4}]",
-    "optimizer.rate=1e-7",
+    "optimizer.learning_rate=1e-7",
     "optimizer.betas=[0.9, 0.99]",
     "prompts.file=mine.txt",
     "prompts.held_out=held.jsonl",
     "evaluation.sampling.guidance_scale=1",
     "lora.targets=[q_proj, v_proj]",
-    "renderer_optimizer.rate=2e-5",
+    "renderer_optimizer.learning_rate=2e-5",
     "name='ünï: #1'",
 ]
 
@@ -464,7 +470,7 @@ def test_defaults_are_the_papers() -> None:
     """facts.md, the training recipe."""
     config = validate(RunConfig, LEAST)
     assert (config.steps, config.groups, config.plans, config.images) == (1000, 8, 16, 1)
-    assert (config.optimizer.rate, config.optimizer.schedule) == (1e-5, "cosine")
+    assert (config.optimizer.learning_rate, config.optimizer.schedule) == (1e-5, "cosine")
     assert config.lora is not None
     assert (config.lora.rank, config.lora.alpha) == (32, 32)
     assert (config.sampling.temperature, config.sampling.image_temperature, config.sampling.guidance_scale) == (1, 1, 5)

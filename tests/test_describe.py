@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from gotr1_core.advantages import constant_groups
+from gotr1_core.batch import Batch, join_batches
 from gotr1_core.chain import Chain, Region, parse
-from gotr1_core.credit import constant_groups
-from gotr1_core.describe import describe, missing
-from gotr1_core.rollout import Batch, join_batches
+from gotr1_core.engine.rollout_metrics import missing_shares, rollout_metrics
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling
 
 RED, BLUE, BROKEN = (
@@ -43,13 +43,13 @@ def batch(groups: list[list[tuple[Chain, int | None, float, dict[str, float]]]],
     drawn = (
         Rollout(IMAGE, Sampling(), {"mask": torch.ones(len(place), 1, dtype=torch.bool), "parent": place // images}) if len(place) else None
     )
-    totals = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(len(groups), -1, images)
-    return Batch(tuple(Prompt(f"p{i}") for i in range(len(groups))), plans, drawn, place, tuple(samples), totals)
+    rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(len(groups), -1, images)
+    return Batch(tuple(Prompt(f"p{i}") for i in range(len(groups))), plans, drawn, place, tuple(samples), rewards)
 
 
 def numbers(found: Batch) -> dict[str, float]:
-    constant = constant_groups(found.totals, 1e-9)
-    return describe(found, constant, idle=bool(constant.all())).numbers(Accelerator(cpu=True))
+    constant = constant_groups(found.rewards, 1e-9)
+    return rollout_metrics(found, constant, idle=bool(constant.all())).numbers(Accelerator(cpu=True))
 
 
 def test_every_number_by_hand() -> None:
@@ -58,7 +58,7 @@ def test_every_number_by_hand() -> None:
     found = numbers(batch([one, two], cut=2))
     assert found == {
         "reward": pytest.approx(0.6 / 5),
-        "reward_deviation": pytest.approx((0.02**0.5 + 0) / 2),  # of 0.2 and 0.4 the sample deviation is the root of 0.02
+        "group_std": pytest.approx((0.02**0.5 + 0) / 2),  # of 0.2 and 0.4 the sample deviation is the root of 0.02
         "constant_groups": 0.5,
         "idle": 0.0,
         "nan": pytest.approx(1 / 6),
@@ -97,7 +97,7 @@ def test_a_plan_is_counted_once_however_many_pictures_it_has() -> None:
 
 def test_a_group_of_one_repeats_nothing() -> None:
     found = numbers(batch([[(RED, 1, 0.5, {})]]))
-    assert not {"duplicates.plan", "duplicates.image", "reward_deviation"} & found.keys()
+    assert not {"duplicates.plan", "duplicates.image", "group_std"} & found.keys()
 
 
 def test_rounds_of_refill_are_told_together() -> None:
@@ -109,7 +109,7 @@ def test_rounds_of_refill_are_told_together() -> None:
 def test_nothing_to_learn_from() -> None:
     found = numbers(batch([[(RED, 1, NAN, {"pi": NAN}), (BLUE, 2, NAN, {"pi": NAN})]]))
     assert (found["idle"], found["nan"], found["nan.pi"]) == (1.0, 1.0, 1.0)
-    assert not {"reward", "reward.pi", "reward_deviation"} & found.keys()
+    assert not {"reward", "reward.pi", "group_std"} & found.keys()
 
 
 def test_what_an_evaluation_lacks() -> None:
@@ -117,5 +117,5 @@ def test_what_an_evaluation_lacks() -> None:
         Sample(Prompt("a"), RED, None, scores={"sem": 1.0, "pi": NAN}, reward=NAN),
         Sample(Prompt("b"), RED, None, scores={"sem": 1.0}, reward=1.0),
     ]
-    assert missing(samples) == {"nan": 0.5, "nan.pi": 1.0}
-    assert missing([replace(samples[1])]) == {}
+    assert missing_shares(samples) == {"nan": 0.5, "nan.pi": 1.0}
+    assert missing_shares([replace(samples[1])]) == {}

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gotr1_core import session
 from gotr1_core.chain import parse
-from gotr1_core.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage, writing
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, dump
+from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.hookspecs import hookimpl
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage, writing
+from gotr1_core.runs.records import Records
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.tracking import Records
 
 Make = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {"groups": 2, "plans": 2, "prompts": {"source": "scenes", "held_out": 2}, "checkpoint": {"every": 1}}
@@ -101,7 +101,7 @@ def manifest(run: Path) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> str:
     config = make(**SMALL, output=str(tmp_path_factory.mktemp("runs")), name="run")
-    return manifest(session.train(config, cpu=True).folder)
+    return manifest(start.train(config, cpu=True).folder)
 
 
 @pytest.mark.parametrize("moment", [("started", 0), ("evaluated", 0), ("stepped", 1), ("saved", 1), ("evaluated", 2), ("evaluated", 3)])
@@ -109,7 +109,7 @@ def test_a_run_goes_on_when_there_is_room_again(make: Make, disk: Disk, undistur
     """Metrics, held-out scores, pictures or a checkpoint cannot be written: whichever it is, it ends with two lines."""
     run, heard = disk.folder / "run", Filling(moment, disk.fill)
     with pytest.raises(Gotr1Error, match=r"cannot be written: No space left on device") as caught:
-        session.train(make(**SMALL, output=str(disk.folder), name="run"), listeners=[heard], cpu=True)
+        start.train(make(**SMALL, output=str(disk.folder), name="run"), listeners=[heard], cpu=True)
     assert caught.value.code == 1
     assert caught.value.hint == f"make room, then gotr1 train --resume {run}"
     last = max(checkpoints(run), default=None)
@@ -118,10 +118,10 @@ def test_a_run_goes_on_when_there_is_room_again(make: Make, disk: Disk, undistur
     assert heard.outcome == "failed"
     whole(run)
     with pytest.raises(Gotr1Error, match="No space left on device"):  # still
-        session.resume(run, cpu=True)
+        start.resume(run, cpu=True)
     whole(run)
     disk.free()
-    session.resume(run, cpu=True)
+    start.resume(run, cpu=True)
     assert manifest(run) == undisturbed
 
 
@@ -132,12 +132,12 @@ def test_a_file_that_may_not_grow_is_a_full_disk(make: Make, tmp_path: Path, und
     run = tmp_path / "run"
     try:
         with pytest.raises(Gotr1Error, match="cannot be written: File too large"):
-            session.train(make(**SMALL, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
+            start.train(make(**SMALL, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints(run) == {}
     whole(run)
-    session.resume(run, cpu=True)
+    start.resume(run, cpu=True)
     assert manifest(run) == undisturbed
 
 

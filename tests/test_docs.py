@@ -28,11 +28,11 @@ import yaml
 from gotr1_core import hookspecs
 from gotr1_core.cli import common
 from gotr1_core.cli.main import call, commands, read_ahead
-from gotr1_core.config import RunConfig, SegmentConfig, SftConfig, keys, validate
-from gotr1_core.layers import merge, overrides, read_yaml
+from gotr1_core.config.merge import merge, overrides, read_yaml
+from gotr1_core.config.models import RunConfig, SegmentConfig, SftConfig, keys, validate
 from gotr1_core.plugins import Registry, load
 from gotr1_core.reward import FUNCTIONS
-from gotr1_core.session import FIXED
+from gotr1_core.runs.start import FIXED
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

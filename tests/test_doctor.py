@@ -14,21 +14,23 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from gotr1_core import session
-from gotr1_core.build import Parts, build, training_prompts
 from gotr1_core.chain import parse
-from gotr1_core.checkpoint import checkpoints, damage, read_state
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, dump, validate
-from gotr1_core.doctor import RULES, Finding, examine
+from gotr1_core.components.build import build
+from gotr1_core.components.prompts import prompts_of
+from gotr1_core.config.models import RunConfig, dump, validate
+from gotr1_core.doctor.measures import Row
+from gotr1_core.doctor.rules import RULES, Finding, examine_run
 from gotr1_core.errors import Gotr1Error
+from gotr1_core.judges import Judges
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges
-from gotr1_core.run import Run
+from gotr1_core.rollout import Parts
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import checkpoints, damage, read_state
+from gotr1_core.runs.recorder import Run
 from gotr1_core.samples import PLAN, Prompt, Rollout, Sample, Sampling, SegmentName
-from gotr1_core.symptoms import Row
 
 Make = Callable[..., RunConfig]
 Examined = Callable[..., list[Finding]]
@@ -37,9 +39,9 @@ Refused = Callable[..., tuple[str, str]]
 Captured = pytest.CaptureFixture[str]
 
 # As the embedded world has them; all segments are alike but for their names.
-SEGMENT = {"deviation": 1e-7, "ratio": 1.0, "ratio_min": 0.8, "ratio_max": 1.2, "clipped": 0.05, "entropy": 0.4, "kl": 0.05}
+SEGMENT = {"sampler_gap": 1e-7, "ratio": 1.0, "ratio_min": 0.8, "ratio_max": 1.2, "clipped": 0.05, "entropy": 0.4, "kl": 0.05}
 HEALTHY: Row = {
-    **{"seconds": 1.0, "reward": 0.7, "reward_deviation": 0.2, "constant_groups": 0.3, "idle": 0.0, "nan": 0.0, "nan.pi": 0.0},
+    **{"seconds": 1.0, "reward": 0.7, "group_std": 0.2, "constant_groups": 0.3, "idle": 0.0, "nan": 0.0, "nan.pi": 0.0},
     **{"malformed": 0.02, "truncated": 0.0, "chain_tokens": 36.0, "regions": 2.3, "duplicates.plan": 0.0, "duplicates.image": 0.0},
     **{f"{segment}.{name}": value for segment in ("plan", "image") for name, value in SEGMENT.items()},
     "gradient_norm": 0.1,
@@ -57,7 +59,7 @@ def rows(count: int, **changed: float | None) -> list[Row]:
 
 def causes(steps: Sequence[Row], **changed: Any) -> list[tuple[str, str, int]]:
     numbered = [{**row, "step": number} for number, row in enumerate(steps, 1)]
-    return [(*finding.cause, finding.step) for finding in examine(numbered, config(**changed))]
+    return [(*finding.cause, finding.step) for finding in examine_run(numbered, config(**changed))]
 
 
 # -- where the limits are ---------------------------------------------------------------------------------------------------
@@ -65,18 +67,18 @@ def causes(steps: Sequence[Row], **changed: Any) -> list[tuple[str, str, int]]:
 
 def test_a_healthy_run_has_no_findings() -> None:
     assert causes(rows(60)) == []
-    assert examine([], config()) == []
+    assert examine_run([], config()) == []
 
 
 @pytest.mark.parametrize(
     ("rule", "metric", "within", "beyond", "step"),
     [
-        ("deviation", "plan.deviation", 1e-4, 1.01e-4, 1),
+        ("sampler gap", "plan.sampler_gap", 1e-4, 1.01e-4, 1),
         ("missing rewards", "nan", 0.5, 0.51, 1),
         ("missing scores", "nan.pi", 0.05, 0.051, 5),
         ("clipped", "image.clipped", 0.3, 0.31, 5),
         ("kl", "plan.kl", 1.0, 1.01, 5),
-        ("spread", "reward_deviation", 7.1e-4, 6.9e-4, 5),
+        ("spread", "group_std", 7.1e-4, 6.9e-4, 5),
         ("constant groups", "constant_groups", 0.9, 0.91, 5),
         ("malformed", "malformed", 0.25, 0.26, 5),
         ("truncated", "truncated", 0.25, 0.26, 5),
@@ -152,17 +154,17 @@ def test_float16_may_look_for_its_scale() -> None:
         ({"mixed_precision": "bf16"}, 2e-2),
         ({"planner": {"name": "x", "dtype": "bfloat16"}}, 2e-2),
         ({"renderer": {"name": "x", "dtype": "float16"}}, 2e-2),
-        ({"mixed_precision": "bf16", "deviation_limit": 0.5}, 0.5),
+        ({"mixed_precision": "bf16", "sampler_gap_limit": 0.5}, 0.5),
     ],
 )
 def test_the_deviation_s_limit_is_the_precision_s(settings: Any, limit: float) -> None:
-    assert causes([{**HEALTHY, "plan.deviation": 0.99 * limit}], **settings) == []
-    assert causes([{**HEALTHY, "plan.deviation": 1.01 * limit}], **settings) == [("deviation", "plan.deviation", 1)]
+    assert causes([{**HEALTHY, "plan.sampler_gap": 0.99 * limit}], **settings) == []
+    assert causes([{**HEALTHY, "plan.sampler_gap": 1.01 * limit}], **settings) == [("sampler gap", "plan.sampler_gap", 1)]
 
 
 @pytest.mark.parametrize("lost", [None, math.inf])
 def test_a_deviation_that_is_no_number_is_the_worst(lost: float | None) -> None:
-    assert causes([{**HEALTHY, "image.deviation": lost}]) == [("deviation", "image.deviation", 1)]
+    assert causes([{**HEALTHY, "image.sampler_gap": lost}]) == [("sampler gap", "image.sampler_gap", 1)]
 
 
 def test_constant_rewards_count_steps_in_a_row() -> None:
@@ -174,7 +176,7 @@ def test_constant_rewards_count_steps_in_a_row() -> None:
 
 
 def test_groups_without_a_difference_are_not_told_twice() -> None:
-    constant = {**HEALTHY, "constant_groups": 1.0, "reward_deviation": 0.0}
+    constant = {**HEALTHY, "constant_groups": 1.0, "group_std": 0.0}
     assert causes([constant] * 9) == [("constant groups", "constant_groups", 5)]
 
 
@@ -193,10 +195,10 @@ def test_steps_that_lack_a_number_do_not_count() -> None:
 
 
 def test_every_metric_is_told_once_and_under_its_own_name() -> None:
-    sick = {**HEALTHY, "planner.plan.deviation": 1.0, "renderer.image.deviation": 2.0, "renderer.image.clipped": 1.0}
+    sick = {**HEALTHY, "planner.plan.sampler_gap": 1.0, "renderer.image.sampler_gap": 2.0, "renderer.image.clipped": 1.0}
     found = [
-        ("deviation", "planner.plan.deviation", 1),
-        ("deviation", "renderer.image.deviation", 1),
+        ("sampler gap", "planner.plan.sampler_gap", 1),
+        ("sampler gap", "renderer.image.sampler_gap", 1),
         ("clipped", "renderer.image.clipped", 5),
     ]
     assert causes([sick] * 30) == found
@@ -204,10 +206,10 @@ def test_every_metric_is_told_once_and_under_its_own_name() -> None:
 
 def test_an_evaluation_before_the_first_step_may_stop_a_run_too() -> None:
     first = {"step": 0, "evaluation": "before", "prompts": 4, "nan": 0.75, "nan.pi": 0.75}
-    [finding] = examine([first, *rows(5)], config())
+    [finding] = examine_run([first, *rows(5)], config())
     assert (*finding.cause, finding.step) == ("missing rewards", "nan", 0)
     assert finding.measured == "75% of the samples have no reward (pi could not be had)"
-    assert examine([{**first, "nan": 0.5}, *rows(5), {**first, "step": 5}], config()) == []
+    assert examine_run([{**first, "nan": 0.5}, *rows(5), {**first, "step": 5}], config()) == []
 
 
 def evaluations(*rows: Mapping[str, float | None]) -> list[Row]:
@@ -235,11 +237,11 @@ def test_judges_that_part(now: Mapping[str, float | None], found: list[str]) -> 
     """Where they began apart does not count; what counts is how far one has moved past the other, 0.1 at most."""
     before = {"a.pi": 0.8, "b.pi": 0.6, "a.ri": 0.5, "a.spa": 0.5, "b.spa": 0.5}
     judges = config(judge=["a", "b"])
-    assert [f.metric for f in examine(evaluations(before, now), judges)] == found
-    [*told] = examine(evaluations(before, before, now, now), judges)
+    assert [f.metric for f in examine_run(evaluations(before, now), judges)] == found
+    [*told] = examine_run(evaluations(before, before, now, now), judges)
     assert [(f.rule.name, f.metric, f.step) for f in told] == [("judges part", name, 40) for name in found]  # and told once
-    assert examine(evaluations(before, now), config(judge=["a"])) == []
-    assert examine(evaluations(now, now), judges) == []
+    assert examine_run(evaluations(before, now), config(judge=["a"])) == []
+    assert examine_run(evaluations(now, now), judges) == []
 
 
 def test_judges_that_part_are_told_while_the_run_goes_on(tmp_path: Path, capsys: Captured) -> None:
@@ -259,7 +261,7 @@ def test_judges_that_part_are_told_while_the_run_goes_on(tmp_path: Path, capsys:
 
 
 def test_three_rules_stop_a_run() -> None:
-    assert {rule.name for rule in RULES if rule.stops} == {"deviation", "constant rewards", "missing rewards"}
+    assert {rule.name for rule in RULES if rule.stops} == {"sampler gap", "constant rewards", "missing rewards"}
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
@@ -304,7 +306,7 @@ def recorded(registry: Registry, make: Make) -> Callable[..., list[Row]]:
         torch.manual_seed(0)
         parts = build(registry, settings)
         parts = sabotage(parts) or parts
-        trainer = Trainer(settings, parts, training_prompts(registry, settings.prompts), Accelerator(cpu=True))
+        trainer = Trainer(settings, parts, prompts_of(registry, settings.prompts)[0], Accelerator(cpu=True))
         found = []
         for step in range(steps):
             if every:
@@ -318,7 +320,7 @@ def recorded(registry: Registry, make: Make) -> Callable[..., list[Row]]:
 @pytest.fixture
 def examined(recorded: Callable[..., list[Row]]) -> Examined:
     """The same, and what the doctor finds in it."""
-    return lambda *given, constant_limit=20, **changed: examine(recorded(*given, **changed), config(constant_limit=constant_limit))
+    return lambda *given, constant_limit=20, **changed: examine_run(recorded(*given, **changed), config(constant_limit=constant_limit))
 
 
 def named(findings: Sequence[Finding], *rules: str) -> dict[str, str]:
@@ -368,20 +370,21 @@ def blind(parts: Parts) -> None:
     )
 
 
-BOTH = {"plan.deviation": "deviation", "image.deviation": "deviation"}
+BOTH = {"plan.sampler_gap": "sampler gap", "image.sampler_gap": "sampler gap"}
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "found"), [(honest, {}), (colder, BOTH), (dropping, BOTH), (one_sided, {"image.deviation": "deviation"}), (blind, BOTH)]
+    ("sabotage", "found"),
+    [(honest, {}), (colder, BOTH), (dropping, BOTH), (one_sided, {"image.sampler_gap": "sampler gap"}), (blind, BOTH)],
 )
 def test_what_is_not_scored_as_it_was_sampled(examined: Examined, sabotage: Any, found: dict[str, str]) -> None:
-    assert named(examined(sabotage), "deviation") == found
+    assert named(examined(sabotage), "sampler gap") == found
 
 
 def test_which_of_two_policies_is_wrong(examined: Examined, tiny_janus: Path) -> None:
     other = {"name": "janus", "model": str(tiny_janus), "instruction": "{prompt}", "attention": "sdpa"}
     found = examined(lambda parts: one_sided(replace(parts, planner=parts.renderer)), renderer=other)
-    assert named(found, "deviation") == {"renderer.image.deviation": "deviation"}
+    assert named(found, "sampler gap") == {"renderer.image.sampler_gap": "sampler gap"}
 
 
 class Judge:
@@ -424,13 +427,15 @@ def test_a_judge_that_always_says_the_same(examined: Examined) -> None:
 
 def test_a_judge_that_nearly_says_the_same(examined: Examined) -> None:
     found = examined(judged(lambda n: 0.5 + n % 4 * 1e-5), 5)
-    assert named(found, "constant rewards", "constant groups", "spread") == {"reward_deviation": "spread"}
+    assert named(found, "constant rewards", "constant groups", "spread") == {"group_std": "spread"}
 
 
 def test_a_far_too_high_learning_rate(examined: Examined) -> None:
-    found = named(examined(honest, 5, optimizer={"rate": 0.03, "schedule": "constant"}, updates=4), "clipped", "ratio", "kl", "deviation")
+    found = named(
+        examined(honest, 5, optimizer={"learning_rate": 0.03, "schedule": "constant"}, updates=4), "clipped", "ratio", "kl", "sampler gap"
+    )
     assert {"plan.clipped": "clipped", "plan.ratio": "ratio", "plan.kl": "kl", "image.kl": "kl"}.items() <= found.items()
-    assert "deviation" not in found.values()
+    assert "sampler gap" not in found.values()
 
 
 def test_gradients_that_are_lost(examined: Examined) -> None:
@@ -441,7 +446,7 @@ def test_gradients_that_are_lost(examined: Examined) -> None:
         policy.module.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
 
     found = examined(losing, 2)
-    assert [(f.rule.name, f.step) for f in found if f.rule.name in ("gradient", "deviation")][:2] == [("gradient", 1), ("deviation", 2)]
+    assert [(f.rule.name, f.step) for f in found if f.rule.name in ("gradient", "sampler gap")][:2] == [("gradient", 1), ("sampler gap", 2)]
 
 
 def test_chains_that_are_cut(examined: Examined) -> None:
@@ -467,7 +472,7 @@ def test_a_policy_that_collapses(recorded: Callable[..., list[Row]]) -> None:
             policy.module.model.model.generation_head.vision_head.weight *= 50.0 if step == 5 else 1.0
 
     rows = recorded(honest, 10, sharpen)
-    found = named(examine(rows[:5] * 3 + rows[5:], config()), "entropy", "duplicate plans", "duplicate images")
+    found = named(examine_run(rows[:5] * 3 + rows[5:], config()), "entropy", "duplicate plans", "duplicate images")
     assert found == {
         **{"plan.entropy": "entropy", "image.entropy": "entropy"},
         **{"duplicates.plan": "duplicate plans", "duplicates.image": "duplicate images"},
@@ -565,8 +570,8 @@ def test_a_wrong_scorer_stops_a_run_in_its_first_step(registry: Registry, make: 
     settings = make(**SHORT, output=str(tmp_path), name="run", save_samples=0)
     parts = build(registry, settings)
     one_sided(parts)
-    with pytest.raises(Gotr1Error, match=r"step 1, deviation: image\.deviation .* \(limit 0\.0001\)") as stopped:
-        session.train(settings, registry=registry, parts=parts, cpu=True)
+    with pytest.raises(Gotr1Error, match=r"step 1, sampler gap: image\.sampler_gap .* \(limit 0\.0001\)") as stopped:
+        start.train(settings, registry=registry, parts=parts, cpu=True)
     assert stopped.value.code == 1
     assert "gotr1 check" in str(stopped.value.hint)
     assert checkpoints(tmp_path / "run") == {}
@@ -575,12 +580,12 @@ def test_a_wrong_scorer_stops_a_run_in_its_first_step(registry: Registry, make: 
 def test_a_warning_is_given_once_also_across_a_resume(registry: Registry, make: Make, tmp_path: Path, capsys: Captured) -> None:
     """The tiny Janus writes no boxes, which is known in step 5."""
     settings = make(**SHORT, steps=6, output=str(tmp_path), name="run", save_samples=0, checkpoint={"every": 0})
-    session.train(settings, registry=registry, cpu=True)
+    start.train(settings, registry=registry, cpu=True)
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     about = [line for line in warned if line.startswith("warning: step 5, regions: 0 regions per chain over 5 steps")]
     assert len(about) == 1
     assert about[0].endswith("What to do: look at samples/ and at the reward expression; ri and spa pay for boxes that are right")
-    session.resume(tmp_path / "run", ["steps=8"], registry=registry, cpu=True)
+    start.resume(tmp_path / "run", ["steps=8"], registry=registry, cpu=True)
     assert not set(capsys.readouterr().err.splitlines()) & set(warned)
     causes = [f["metric"] for f in told(tmp_path / "run", capsys, 1)["findings"]]
     assert "regions" in causes
@@ -607,9 +612,9 @@ def written(tmp_path: Path) -> Path:
 
 
 def test_the_limits_are_those_of_the_run_s_config(written: Path, capsys: Captured) -> None:
-    (written / "metrics.jsonl").write_text(json.dumps({"step": 1, **HEALTHY, "plan.deviation": 0.01}) + "\n")
-    assert [f["rule"] for f in told(written, capsys, 1)["findings"]] == ["deviation"]
-    (written / "config.yaml").write_text(dump(config(deviation_limit=0.02)))
+    (written / "metrics.jsonl").write_text(json.dumps({"step": 1, **HEALTHY, "plan.sampler_gap": 0.01}) + "\n")
+    assert [f["rule"] for f in told(written, capsys, 1)["findings"]] == ["sampler gap"]
+    (written / "config.yaml").write_text(dump(config(sampler_gap_limit=0.02)))
     assert told(written, capsys, 0)["findings"] == []
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.checkpoint import checkpoints, read_state
 from gotr1_core.cli.main import call
 from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
+from gotr1_core.runs.checkpoint import checkpoints, read_state
 
 
 def test_a_short_run_leaves_everything(miniature_run: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_short_run_leaves_everything(miniature_run: Path) -> None:
     steps = [row for row in rows if "seconds" in row]
     assert [row["step"] for row in steps] == [1, 2, 3]
     # Sampler and scorer compute the same in float32, in another order: rounding is far below the limit of issue and docs.
-    found = [row[name] for row in steps for name in ("plan.worst_deviation", "image.worst_deviation") if name in row]
+    found = [row[name] for row in steps for name in ("plan.worst_sampler_gap", "image.worst_sampler_gap") if name in row]
     assert found
     assert max(found) <= 1e-4
     assert all(row["plan.ratio"] == pytest.approx(1, abs=1e-6) for row in steps if "plan.ratio" in row)  # one update per rollout

@@ -18,18 +18,18 @@ import torch
 import yaml
 from torch import nn
 
-from gotr1_core.card import Card, Piece
 from gotr1_core.cli.main import call
-from gotr1_core.config import LoraConfig, RunConfig, validate
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import LoraConfig, RunConfig, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.exporting import export
 from gotr1_core.hookspecs import Component
-from gotr1_core.layers import read_yaml
-from gotr1_core.lora import add_lora, layers
 from gotr1_core.plugins import Registry
-from gotr1_core.restore import restore
+from gotr1_core.policies.lora import add_lora, layers
+from gotr1_core.runs.restore import restore
+from gotr1_core.runs.start import train
 from gotr1_core.samples import PLAN, Sample, Sampling, SegmentName
-from gotr1_core.session import train
+from gotr1_core.workflows.export import export
+from gotr1_core.workflows.model_card import Card, Piece
 
 
 class Letters:
@@ -73,7 +73,7 @@ def configured(base: Path, output: Path, **changed: Any) -> RunConfig:
         "sampling": {"guidance_scale": 2.0, "max_chain_tokens": 8},
         "evaluation": {"every": 0, "prompts": 4},
         "checkpoint": {"every": 1},
-        "optimizer": {"rate": 0.3, "schedule": "constant"},
+        "optimizer": {"learning_rate": 0.3, "schedule": "constant"},
         "lora": {"rank": 2, "alpha": 4},
         "output": str(output),
         "name": "mine",
@@ -90,7 +90,7 @@ def run(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def full(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of full weights, one step; not to be changed."""
-    config = configured(tiny_janus, tmp_path_factory.mktemp("full"), lora=None, steps=1, optimizer={"rate": 0.01})
+    config = configured(tiny_janus, tmp_path_factory.mktemp("full"), lora=None, steps=1, optimizer={"learning_rate": 0.01})
     return train(config, registry=Registry(), cpu=True).folder
 
 

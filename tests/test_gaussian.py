@@ -11,54 +11,55 @@ from gaussian import STEPS, WINDOW, GaussianModule, GaussianRenderer
 from torch.distributions import Normal, kl_divergence
 
 from gotr1_core import gaussian
-from gotr1_core.config import SegmentConfig
+from gotr1_core.config.models import SegmentConfig
+from gotr1_core.judges import Judges
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges, roll_out
-from gotr1_core.samples import IMAGE, Prompt, Sampling, Scored
-from gotr1_core.testing.enumerable import TinyPolicy
-from gotr1_core.testing.subject import Subject
-from gotr1_core.testing.updates import Student
+from gotr1_core.rollout import RolloutSettings, roll_out
+from gotr1_core.samples import IMAGE, ActionStats, Prompt, Sampling
 from gotr1_rl.grpo import Grpo, GrpoOptions, normalised
+from gotr1_testing.enumerable import TinyPolicy
+from gotr1_testing.subject import Subject
+from gotr1_testing.updates import Student
 
 SHAPE = (3, 2, 4, 5)  # rows, actions, and two latent dimensions
 
 
 def some() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Actions, means, other means and deviations, in float64."""
+    """Actions, means, other means and stds, in float64."""
     torch.manual_seed(0)
     action, mean, other = torch.randn(3, *SHAPE, dtype=torch.float64)
     return action, mean, other, torch.rand(SHAPE[:2], dtype=torch.float64) + 0.5
 
 
 def test_densities_are_torchs_averaged_over_latent_dimensions() -> None:
-    action, mean, other, deviation = some()
-    one, two = (Normal(m, deviation[..., None, None].expand_as(m)) for m in (mean, other))
+    action, mean, other, std = some()
+    one, two = (Normal(m, std[..., None, None].expand_as(m)) for m in (mean, other))
     # The same formula summed in another order: rounding of float64.
-    torch.testing.assert_close(gaussian.log_prob(action, mean, deviation), one.log_prob(action).mean((2, 3)), rtol=1e-12, atol=0)
-    torch.testing.assert_close(gaussian.entropy(deviation), one.entropy().mean((2, 3)), rtol=1e-12, atol=0)
-    torch.testing.assert_close(gaussian.divergence(mean, other, deviation), kl_divergence(one, two).mean((2, 3)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gaussian.log_prob(action, mean, std), one.log_prob(action).mean((2, 3)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gaussian.entropy(std), one.entropy().mean((2, 3)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gaussian.divergence(mean, other, std), kl_divergence(one, two).mean((2, 3)), rtol=1e-12, atol=0)
 
 
 def test_the_divergence_is_what_sampling_estimates() -> None:
     """E[log p - log q] under p, of ten thousand draws, within 4.5 standard errors."""
-    _, mean, other, deviation = some()
+    _, mean, other, std = some()
     torch.manual_seed(1)
-    drawn = mean + deviation[..., None, None] * torch.randn(10_000, *SHAPE, dtype=torch.float64)
-    gap = torch.stack([gaussian.log_prob(x, mean, deviation) - gaussian.log_prob(x, other, deviation) for x in drawn])
+    drawn = mean + std[..., None, None] * torch.randn(10_000, *SHAPE, dtype=torch.float64)
+    gap = torch.stack([gaussian.log_prob(x, mean, std) - gaussian.log_prob(x, other, std) for x in drawn])
     error = gap.std(0) / len(gap) ** 0.5
-    assert ((gap.mean(0) - gaussian.divergence(mean, other, deviation)).abs() < 4.5 * error).all()
+    assert ((gap.mean(0) - gaussian.divergence(mean, other, std)).abs() < 4.5 * error).all()
 
 
 def test_a_normalised_log_ratio_is_the_shift_along_the_noise() -> None:
     """GRPO-Guard's point: σ (log ρ + |Δμ|² / 2σ²) is the mean of Δμ·z over latent dimensions, without σ and without bias."""
-    noise, before, now, deviation = some()
-    action = before + deviation[..., None, None] * noise
-    ratio = gaussian.log_prob(action, now, deviation) - gaussian.log_prob(action, before, deviation)
-    scored = Scored(ratio, ratio, mean=now, deviation=deviation, moved=gaussian.divergence(now, before, deviation))
+    noise, before, now, std = some()
+    action = before + std[..., None, None] * noise
+    ratio = gaussian.log_prob(action, now, std) - gaussian.log_prob(action, before, std)
+    scored = ActionStats(ratio, ratio, mean=now, std=std, moved=gaussian.divergence(now, before, std))
     found = normalised(scored, ratio)
     assert found is not None
     torch.testing.assert_close(found, ((now - before) * noise).mean((2, 3)), rtol=0, atol=1e-12)  # rounding of float64
-    assert normalised(Scored(ratio, ratio), ratio) is None
+    assert normalised(ActionStats(ratio, ratio), ratio) is None
 
 
 def student(algorithm: Grpo, kl: float = 0.0, updates: int = 1) -> Student:
@@ -95,8 +96,8 @@ def test_the_divergence_in_the_loss_is_the_exact_one() -> None:
         now = subject.score(drawn)
     assert now.mean is not None
     assert start.mean is not None
-    assert now.deviation is not None
-    expected = ((now.mean - start.mean) ** 2).mean(-1) / (2 * now.deviation**2)
+    assert now.std is not None
+    expected = ((now.mean - start.mean) ** 2).mean(-1) / (2 * now.std**2)
     # k3 of mean log-probabilities would be of the square of that: far away.
     assert made.update()["image.kl"] == pytest.approx(expected[drawn.mask].mean().item(), rel=1e-5)
     assert expected[drawn.mask].mean() > 1e-6
@@ -107,14 +108,14 @@ def test_normalised_ratios_change_the_gradient_by_the_noise_alone(normalise: boo
     """With one update the ratio is 1 and the gradient of a log-ratio that of log p, or σ times it."""
     made = student(Grpo(GrpoOptions(scale=False, normalise=normalise)))
     subject, drawn = made.subject, made.drawn
-    credit = made.algorithm.credit(made.batch.totals).image.flatten()
+    advantages = made.algorithm.advantages(made.batch.rewards).image.flatten()
     scored = subject.score(drawn)
     assert scored.mean is not None
-    assert scored.deviation is not None
-    scored = replace(scored, moved=gaussian.divergence(scored.mean, scored.mean.detach(), scored.deviation))
-    loss = made.algorithm.loss(IMAGE, scored, scored.log_prob.detach(), None, credit, drawn.mask, SegmentConfig())
-    weight = scored.deviation if normalise else torch.ones_like(scored.deviation)
-    objective = (weight * scored.log_prob * credit.float().unsqueeze(1))[drawn.mask].sum()
+    assert scored.std is not None
+    scored = replace(scored, moved=gaussian.divergence(scored.mean, scored.mean.detach(), scored.std))
+    loss = made.algorithm.loss(IMAGE, scored, scored.log_prob.detach(), None, advantages, drawn.mask, SegmentConfig())
+    weight = scored.std if normalise else torch.ones_like(scored.std)
+    objective = (weight * scored.log_prob * advantages.float().unsqueeze(1))[drawn.mask].sum()
     parameters = [*subject.trained.values()]
     expected = torch.autograd.grad(objective, parameters, retain_graph=True)
     found = torch.autograd.grad(-loss.sums[IMAGE], parameters)
@@ -129,8 +130,8 @@ def test_a_run_tells_a_renderer_its_groups(letters_judge: Any) -> None:
     def windows(*, step: int = 3, of: slice = slice(None), **more: Any) -> dict[tuple[int, ...], int]:
         judges = Judges({"letters": letters_judge}, Expression.parse("letters * bright"))
         sampling = Sampling(guidance_scale=1.0, max_chain_tokens=2)
-        settings = {"plans": 3, "images": 2, "sampling": sampling, "seed": (0, step), "first": 20 + (of.start or 0)}
-        batch = roll_out(TinyPolicy(), GaussianRenderer(), judges, prompts[of], **(settings | more))  # type: ignore[arg-type]
+        settings = RolloutSettings(sampling, **{"seed": (0, step), "plans": 3, "images": 2, **more})
+        batch = roll_out(TinyPolicy(), GaussianRenderer(), judges, prompts[of], settings, first=20 + (of.start or 0))
         assert batch.images is not None
         first = batch.images.tensors["mask"].int().argmax(1).tolist()
         return {batch.samples[at].lineage: window for at, window in zip(batch.place.tolist(), first, strict=True)}

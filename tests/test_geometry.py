@@ -11,11 +11,13 @@ import pytest
 from accelerate import Accelerator
 
 import gotr1_core.update as updating
-from gotr1_core.build import build, check, component, training_prompts
 from gotr1_core.cli.main import call
-from gotr1_core.config import ComponentConfig, RunConfig, dump
+from gotr1_core.components.build import build, make_component
+from gotr1_core.components.limits import check_context, check_groups, check_limits, step_sizes
+from gotr1_core.components.preflight import check
+from gotr1_core.components.prompts import prompts_of
+from gotr1_core.config.models import ComponentConfig, RunConfig, dump
 from gotr1_core.errors import UsageError
-from gotr1_core.geometry import check_context, check_credit, check_geometry, geometry
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 
@@ -58,9 +60,9 @@ def test_a_dry_run_counts_as_a_hand_does(make: Make, tmp_path: Path, capsys: pyt
 def test_a_real_step_does_what_the_dry_run_says(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a divergence, so that no plan is without a gradient; and nothing pruned."""
     config = make(**TREE, segments={"plan": {"kl": 0.1}}, prune=False)
-    assert geometry(config, 1, check(registry, config)) == SHAPE
+    assert step_sizes(config, 1, check(registry, config).sizes) == SHAPE
     counted = {"chunks": 0, "slices": 0}
-    trainer = Trainer(config, build(registry, config), training_prompts(registry, config.prompts), Accelerator(cpu=True))
+    trainer = Trainer(config, build(registry, config), prompts_of(registry, config.prompts)[0], Accelerator(cpu=True))
     draw, cut = trainer.parts.planner.plan, updating.slices
 
     def plan(*arguments: Any, **more: Any) -> Any:
@@ -86,7 +88,7 @@ def test_a_real_step_does_what_the_dry_run_says(registry: Registry, make: Make, 
 
 
 def test_several_processes_share_the_prompts(make: Make) -> None:
-    shared = geometry(make(**TREE), 3, {})
+    shared = step_sizes(make(**TREE), 3, {})
     assert shared["prompts per process"] == 2
     assert shared["rollout chunks per process"] == 1
     assert shared["micro-batches per update and process"] == 2  # 8 plans
@@ -118,7 +120,7 @@ def test_several_processes_share_the_prompts(make: Make) -> None:
 )
 def test_numbers_that_do_not_go_together(make: Make, changed: Any, processes: int, message: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_geometry(make(**changed), processes)
+        check_limits(make(**changed), processes)
     assert (caught.value.message, caught.value.hint) == (message, hint)
 
 
@@ -126,7 +128,7 @@ def test_numbers_that_do_not_go_together(make: Make, changed: Any, processes: in
     "changed", [{"groups": 6}, {"evaluation": {"every": 0, "prompts": 7}}, {"evaluation": {"prompts": 6, "best_of": 8, "batch": 8}}]
 )
 def test_numbers_that_do(make: Make, changed: Any) -> None:
-    check_geometry(make(**{"evaluation": {"every": 0}, **changed}), 3 if "groups" in changed else 1)
+    check_limits(make(**{"evaluation": {"every": 0}, **changed}), 3 if "groups" in changed else 1)
 
 
 def test_chains_that_leave_no_room_for_a_prompt(registry: Registry, make: Make) -> None:
@@ -146,7 +148,7 @@ def test_chains_that_leave_no_room_for_a_prompt(registry: Registry, make: Make) 
         ({"plans": 1, "images": 1, "train": "renderer"}, "has no samples of a prompt to compare", "nearest: images=2"),
         ({"plans": 1, "images": 2, "train": "planner"}, "has no samples of a prompt to compare", "nearest: plans=2"),
         ({"plans": 1, "images": 2, "segments": {"image": {"weight": 0}}}, "has no samples of a prompt to compare", "nearest: plans=2"),
-        ({"plans": 4, "images": 1, "algorithm": {"name": "grpo", "credit": "split"}}, "credit 'split'", "two or more images"),
+        ({"plans": 4, "images": 1, "algorithm": {"name": "grpo", "advantages": "split"}}, "advantages=split", "two or more images"),
         (
             {"train": "planner", "segments": {"plan": {"weight": 0}}},
             "train=planner, and nothing of it has a weight",
@@ -157,7 +159,7 @@ def test_chains_that_leave_no_room_for_a_prompt(registry: Registry, make: Make) 
 def test_trees_without_a_difference(make: Make, changed: Any, message: str, hint: str) -> None:
     config = make(**changed)
     with pytest.raises(UsageError) as caught:
-        check_credit(component(Registry(), "algorithm", config.algorithm), config)
+        check_groups(make_component(Registry(), "algorithm", config.algorithm), config)
     assert message in caught.value.message
     assert hint in str(caught.value.hint)
 
@@ -169,12 +171,12 @@ def test_trees_without_a_difference(make: Make, changed: Any, message: str, hint
         {"plans": 1, "images": 2},  # the image learns
         {"plans": 1, "images": 2, "train": "renderer"},
         {"plans": 2, "images": 1, "train": "renderer"},
-        {"plans": 2, "images": 2, "algorithm": {"name": "grpo", "credit": "split"}},
+        {"plans": 2, "images": 2, "algorithm": {"name": "grpo", "advantages": "split"}},
     ],
 )
 def test_trees_with_one(make: Make, changed: Any) -> None:
     config = make(**changed)
-    check_credit(component(Registry(), "algorithm", ComponentConfig(**config.algorithm.model_dump())), config)
+    check_groups(make_component(Registry(), "algorithm", ComponentConfig(**config.algorithm.model_dump())), config)
 
 
 def test_the_command_line_refuses_them_before_anything_is_there(make: Make, refused: Any, tmp_path: Path) -> None:

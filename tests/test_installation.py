@@ -18,10 +18,10 @@ import huggingface_hub.constants as hub
 import pytest
 import torch
 
-from gotr1_core import installation
 from gotr1_core.cli.main import call
+from gotr1_core.doctor import environment
+from gotr1_core.doctor.environment import diagnose
 from gotr1_core.hookspecs import Diagnosis, hookimpl
-from gotr1_core.installation import diagnose
 from gotr1_core.plugins import Registry
 
 Captured = pytest.CaptureFixture[str]
@@ -102,7 +102,7 @@ def test_gpus(diagnosed: Diagnosed) -> None:
 
 @pytest.mark.parametrize(("disk", "way"), [("runs", "output=DIR"), ("models", "HF_HOME")])
 def test_a_disk_without_room(diagnosed: Diagnosed, monkeypatch: pytest.MonkeyPatch, disk: str, way: str) -> None:
-    monkeypatch.setitem(installation.ROOM, disk, 1e9)
+    monkeypatch.setitem(environment.ROOM, disk, 1e9)
     failed = [d for d in diagnosed().values() if not d.healthy]
     assert [d.name for d in failed] == [f"disk of {disk}"]
     assert way in failed[0].hint

@@ -12,10 +12,11 @@ from PIL import Image
 
 from gotr1_core.chain import parse
 from gotr1_core.errors import UsageError
+from gotr1_core.judges import Judges, averaged, judge_reward, offers
+from gotr1_core.pictures.sample_files import Picture
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges, apart, averaged, offers
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
-from gotr1_core.score import Picture, score
+from gotr1_core.workflows.judging import score
 
 nan = math.nan
 
@@ -90,7 +91,7 @@ def test_told_apart(pair: tuple[Table, Table]) -> None:
     assert rows == [{"qwen-vl.sem": 0.5}] * 2
     assert judges.settled(rows).tolist() == [False, False]
     rows = [{**row, **more} for row, more in zip(rows, judges.score(samples("ab"), IMAGE), strict=True)]
-    assert close(judges.totals(rows).tolist(), [0.3, 0.3])
+    assert close(judges.total_rewards(rows).tolist(), [0.3, 0.3])
     assert (pair[0].asked, pair[1].asked) == ([("sem",)], [("pi",)])  # no more than is wanted
 
 
@@ -112,7 +113,7 @@ def test_names_that_are_known(pair: tuple[Table, Table]) -> None:
     both = Judges({"qwen-vl": pair[0], "internvl": pair[1]}, Expression.parse("pi"), also=frozenset({"internvl.sem"}))
     assert both.offered().keys() == {"sem", "pi", "qwen-vl.sem", "qwen-vl.pi", "internvl.sem", "internvl.pi"}
     assert both.score(samples("a"), PLAN) == [{"internvl.sem": 0.1}]
-    assert apart("gotr1-judges:qwen-vl", "pi") == "qwen-vl.pi"
+    assert judge_reward("gotr1-judges:qwen-vl", "pi") == "qwen-vl.pi"
 
 
 def test_pictures_of_one_prompt_are_a_group(pair: tuple[Table, Table], tmp_path: Path) -> None:
@@ -128,5 +129,5 @@ def test_pictures_of_one_prompt_are_a_group(pair: tuple[Table, Table], tmp_path:
 
 def test_totals_need_every_name_of_theirs(pair: tuple[Table, Table]) -> None:
     judges = Judges({"qwen-vl": pair[0], "internvl": pair[1]}, Expression.parse("pi"))
-    totals = judges.totals(judges.score(samples("cd"), IMAGE))
-    assert torch.equal(totals, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    rewards = judges.total_rewards(judges.score(samples("cd"), IMAGE))
+    assert torch.equal(rewards, torch.tensor([0.5, 0.5], dtype=torch.float64))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from gotr1_core.config import LoraConfig
+from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import UsageError
-from gotr1_core.lora import add_lora, layers, merged_state
+from gotr1_core.policies.lora import add_lora, layers, merged_state
 from gotr1_core.samples import PLAN, Prompt, Sampling
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from gotr1_core import session
-from gotr1_core.checkpoint import checkpoints
-from gotr1_core.config import RunConfig
+from gotr1_core.config.models import RunConfig
+from gotr1_core.engine.out_of_memory import GB, Usage, explained, fitting, is_out_of_memory, out_of_memory, usage
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.memory import GB, Usage, explained, fitting, is_out_of_memory, out_of_memory, usage
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import checkpoints
 
 Make = Callable[..., RunConfig]
 
@@ -143,7 +143,7 @@ def test_a_run_that_does_not_fit(make: Make, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"groups": 128, "plans": 16, "rollout_groups": 128, "evaluation": {"every": 0}, "save_samples": 0}
     heard = Cramped()
     with pytest.raises(Gotr1Error, match="out of memory in phase 'rollout': 128 groups of 16 plans x 1 images") as caught:
-        session.train(make(**settings, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
+        start.train(make(**settings, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
     assert heard.outcome == "failed"
     assert re.search(r"[\d.]+ of [\d.]+ GB in use, 0\.\d+ GB more were asked for", caught.value.message)
     found = re.match(r"rollout_groups=(\d+) would fit by estimate or ", str(caught.value.hint))
@@ -158,5 +158,5 @@ def test_weights_that_do_not_fit(make: Make, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("gotr1_janus.policy.JanusPolicy.__init__", full)
     with pytest.raises(Gotr1Error, match="out of memory in phase 'loading': the weights"):
-        session.train(make(output=str(tmp_path), name="run"), cpu=True)
+        start.train(make(output=str(tmp_path), name="run"), cpu=True)
     assert list(tmp_path.iterdir()) == []

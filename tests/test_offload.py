@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gotr1_core import loop, rollout
-from gotr1_core.build import build, check, training_prompts
+from gotr1_core.components.build import build
+from gotr1_core.components.preflight import check
+from gotr1_core.components.prompts import prompts_of
 from gotr1_core.errors import UsageError
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
@@ -28,7 +30,7 @@ def started(registry: Registry, make: Any) -> Any:
         torch.manual_seed(0)  # peft draws A from the global generator
         accelerator = Accelerator(cpu=cpu)
         parts = build(registry, config, device=accelerator.device)
-        return Trainer(config, parts, training_prompts(registry, config.prompts), accelerator)
+        return Trainer(config, parts, prompts_of(registry, config.prompts)[0], accelerator)
 
     return start
 
@@ -62,7 +64,7 @@ def test_the_one_at_work_is_brought_and_nothing_else_changes(started: Any, monke
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     seen.clear()
-    trainer.evaluate(trainer.source.prompts("validation", 2, 0))
+    trainer.evaluate_prompts(trainer.source.prompts("validation", 2, 0))
     assert seen == ["planner", "renderer"]
 
 

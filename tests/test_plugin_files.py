@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.build import component
-from gotr1_core.config import ComponentConfig, RunConfig, SftConfig, dump, validate
+from gotr1_core.components.build import make_component
+from gotr1_core.config.merge import overrides, read_yaml
+from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.layers import overrides, read_yaml
 from gotr1_core.plugins import Provided, Registry
 
 JUDGE = """
@@ -68,11 +68,11 @@ def test_a_file_is_a_plugin(tmp_path: Path) -> None:
     assert registry.find("judge", "my_judge.py:mine") == found
     assert registry.files == [file]
     assert [plugin.id for plugin in registry.loaded] == ["my_judge.py:my_judge"]
-    made = component(registry, "judge", ComponentConfig(name="mine", bonus=2))
+    made = make_component(registry, "judge", ComponentConfig(name="mine", bonus=2))
     assert made.options.bonus == 2
     assert type(made).__module__ == "my_judge"
     with pytest.raises(UsageError, match=r"unknown key judge\.bonsu"):
-        component(registry, "judge", ComponentConfig(name="mine", bonsu=2))
+        make_component(registry, "judge", ComponentConfig(name="mine", bonsu=2))
     assert not (tmp_path / "__pycache__").exists()
 
 
@@ -80,7 +80,7 @@ def test_a_target_may_name_the_stem(tmp_path: Path) -> None:
     source = JUDGE.replace('f"{__name__}:MyJudge", f"{__name__}:Options"', '"my-judge:MyJudge", "my-judge:Options"')
     registry = Registry([])
     registry.add_file(written(tmp_path, source, "my-judge.py"))
-    assert component(registry, "judge", ComponentConfig(name="mine")).options.bonus == 0
+    assert make_component(registry, "judge", ComponentConfig(name="mine")).options.bonus == 0
 
 
 def test_the_same_file_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from gotr1_core.build import component
-from gotr1_core.config import ComponentConfig
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Component, hookimpl
 from gotr1_core.plugins import Provided, Registry, options_of
@@ -295,10 +295,10 @@ def test_where_there_is_nothing_the_hint_says_so() -> None:
 
 def test_a_component_is_called_with_its_options() -> None:
     found = registry(providing(judge(), judge("bare", options=None)))
-    made = component(found, "judge", ComponentConfig(name="toy", threshold=0.25))
+    made = make_component(found, "judge", ComponentConfig(name="toy", threshold=0.25))
     assert isinstance(made, Judge)
     assert made.options == Options(threshold=0.25)
-    assert component(found, "judge", ComponentConfig(name="bare")).options is None
+    assert make_component(found, "judge", ComponentConfig(name="bare")).options is None
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_target_that_is_not_there_is_said(target: str, tmp_path: Path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     found = registry(providing(Component("judge", "toy", target)))
     with pytest.raises(Gotr1Error, match="cannot be") as caught:
-        component(found, "judge", ComponentConfig(name="toy"))
+        make_component(found, "judge", ComponentConfig(name="toy"))
     assert caught.value.code == 1  # the plugin's fault, not the user's
     assert "install" in (caught.value.hint or "")
 

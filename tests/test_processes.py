@@ -28,11 +28,11 @@ from safetensors.torch import load as parse
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gotr1_core import session
-from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, damage
 from gotr1_core.cli.launch import ERRORS, LAUNCHED, told
 from gotr1_core.cli.main import BUG, call
 from gotr1_core.errors import UsageError
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import CHECKPOINTS, checkpoints, damage
 
 HERE = Path(__file__).parent
 
@@ -193,7 +193,7 @@ def test_one_sided_cases_are_what_they_say(results: Path) -> None:
 
 def test_the_schedule_goes_by_updates(results: Path) -> None:
     """Ten updates of linear warm-up over three and a cosine to 0; each step shows the rate of its second."""
-    rates = [row["rate"] for row in result(results, 2, "full").metrics]
+    rates = [row["learning_rate"] for row in result(results, 2, "full").metrics]
     expected = [0.01 * 2 / 3, *(0.005 * (1 + math.cos(math.pi * (done - 3) / 7)) for done in (3, 5, 7, 9))]
     assert rates == pytest.approx(expected)
 
@@ -528,4 +528,4 @@ def test_what_is_made_by_hand_is_shared_as_well(tmp_path: Path) -> None:
     """A config's geometry is checked where components are not the config's."""
     settings = driver.config(groups=4, evaluation={"best_of": 3, "batch": 2, "prompts": 4})
     with pytest.raises(UsageError, match="cannot hold best_of=3"):
-        session.train(settings, parts=driver.build(driver.registry(), driver.config()), cpu=True)
+        start.train(settings, parts=driver.build(driver.registry(), driver.config()), cpu=True)

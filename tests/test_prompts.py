@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.build import FilePrompts, held_out_prompts, read_prompts, training_prompts
-from gotr1_core.config import PromptsConfig
+from gotr1_core.components.prompts import FilePrompts, prompts_of, read_prompts
+from gotr1_core.config.models import PromptsConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Prompt
@@ -63,6 +63,6 @@ def test_without_a_source_the_last_prompts_of_a_file_are_held_out(tmp_path: Path
     file = tmp_path / "mine.txt"
     file.write_text("one\ntwo\nthree\nfour\n", encoding="utf-8")
     chosen = PromptsConfig(file=file, held_out=1)
-    trained = training_prompts(Registry(), chosen).prompts("train", 4, 0)
+    trained = prompts_of(Registry(), chosen)[0].prompts("train", 4, 0)
     assert [p.text for p in trained] == ["one", "two", "three", "one"]
-    assert [p.text for p in held_out_prompts(Registry(), chosen)] == ["four"]
+    assert [p.text for p in prompts_of(Registry(), chosen)[1]] == ["four"]

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from gotr1_core.cli.main import call
+from gotr1_core.pictures.sample_files import write_samples
 from gotr1_core.samples import IMAGE, Prompt, Sample, SegmentName
-from gotr1_core.testing import JUDGE, RELIABILITY
-from gotr1_core.testing.finding import Finding
-from gotr1_core.testing.judges import Court
-from gotr1_core.testing.reliability import SECONDS, directions, order_pairs, pair_accuracy
-from gotr1_core.tracking import write_samples
 from gotr1_scenes.judge import ScenesJudge
+from gotr1_testing import JUDGE, RELIABILITY
+from gotr1_testing.finding import Finding
+from gotr1_testing.judges import Court
+from gotr1_testing.reliability import SECONDS, directions, order_pairs, pair_accuracy
 
 nan = math.nan
 CHECK = {check.name: check for check in RELIABILITY}
@@ -71,7 +71,7 @@ def test_one_that_does_not_answer() -> None:
 
 def test_one_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 12.0 * 60])
-    monkeypatch.setattr("gotr1_core.testing.reliability.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("gotr1_testing.reliability.time.perf_counter", lambda: next(now))
     finding = run("keeps-up", lambda score, sample: score)
     assert (finding.measured, finding.passed) == (60, False)
 

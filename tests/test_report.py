@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.config import RunConfig, dump, validate
-from gotr1_core.report import write_report
+from gotr1_core.config.models import RunConfig, dump, validate
+from gotr1_core.runs.report import write_report
 
-STEP = {"reward": 0.5, "plan.entropy": 1.0, "plan.deviation": 1e-7, "nan": 0.0, "seconds": 1.0}
+STEP = {"reward": 0.5, "plan.entropy": 1.0, "plan.sampler_gap": 1e-7, "nan": 0.0, "seconds": 1.0}
 
 
 class Reader(HTMLParser):
@@ -21,7 +21,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.feed(page)
+        self.step(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -50,7 +50,7 @@ def test_everything_is_on_the_page(run: Path) -> None:
     assert "3 of 3 steps" in page.text
     assert "change+1.000 ± nan" in page.text.replace("\n", "")  # one pair is known: a mean without an interval
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
-    assert charts == ["reward", "plan.entropy", "plan.deviation", "seconds"]
+    assert charts == ["reward", "plan.entropy", "plan.sampler_gap", "seconds"]
     assert sum(tag == "polyline" for tag, _ in page.tags) == 5  # the gap makes two lines of one
     (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert picture["src"] == "samples/held-out-after/000-plan.png"
@@ -60,12 +60,12 @@ def test_everything_is_on_the_page(run: Path) -> None:
 
 
 def test_findings_come_first(run: Path) -> None:
-    row = {"step": 4, **STEP, "plan.deviation": 0.5}
+    row = {"step": 4, **STEP, "plan.sampler_gap": 0.5}
     with (run / "metrics.jsonl").open("a") as file:
         print(json.dumps(row), file=file)
     page = Reader(write_report(run).read_text(encoding="utf-8"))
-    assert "step 4, deviation: plan.deviation 0.5" in page.text
-    assert page.text.index("step 4, deviation") < page.text.index("Held-out prompts")
+    assert "step 4, sampler gap: plan.sampler_gap 0.5" in page.text
+    assert page.text.index("step 4, sampler gap") < page.text.index("Held-out prompts")
 
 
 def test_a_run_that_has_hardly_begun(run: Path) -> None:

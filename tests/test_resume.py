@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from gotr1_core import session
-from gotr1_core.checkpoint import CHECKPOINTS, EMA, OPTIMIZER, TRAINABLE, checkpoints
-from gotr1_core.config import RunConfig, dump, validate
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import RunConfig, dump, validate
+from gotr1_core.engine.interrupts import Interrupted
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import Estimate
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.layers import read_yaml
 from gotr1_core.loop import Trainer
-from gotr1_core.restore import checkpoint_of
-from gotr1_core.stop import Interrupted
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import CHECKPOINTS, EMA_FILE, OPTIMIZER, TRAINABLE, checkpoints
+from gotr1_core.runs.restore import checkpoint_of
 
 Make = Callable[..., RunConfig]
 
@@ -36,7 +36,7 @@ TEN: dict[str, Any] = {
     "reward": "value * bright",
     "updates": 2,
     "segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.5, "kl": 0.02}},
-    "optimizer": {"rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "ema": 0.9},
+    "optimizer": {"learning_rate": 0.01, "schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "ema": 0.9},
     "evaluation": {"every": 3, "prompts": 3},
     "checkpoint": {"every": 2, "keep": 3},
     "save_samples": 3,
@@ -65,7 +65,7 @@ def same(one: Path, other: Path) -> None:
 
 
 def started(config: RunConfig, **more: Any) -> Path:
-    return session.train(config, cpu=True, **more).folder
+    return start.train(config, cpu=True, **more).folder
 
 
 def killed(config: RunConfig, folder: Path, moment: str) -> Path:
@@ -91,11 +91,11 @@ def test_a_killed_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, lora: Any,
     written = [row["step"] for row in rows(run) if "evaluation" not in row]
     assert max(checkpoints(run)) == last < max(written)  # there are metrics that no checkpoint knows of
     assert (run / CHECKPOINTS / "step-000006.part").exists() == (moment == "checkpoint 6")
-    assert session.resume(run, cpu=True).folder == run
+    assert start.resume(run, cpu=True).folder == run
     same(whole, run)
     assert list(checkpoints(run))[-3:] == [8, 9, 10]
     tensors = checkpoints(run)[10] / "planner"
-    assert {f.name for f in tensors.iterdir()} == {TRAINABLE, OPTIMIZER, EMA}
+    assert {f.name for f in tensors.iterdir()} == {TRAINABLE, OPTIMIZER, EMA_FILE}
     [resumed] = json.loads((run / "environment.json").read_text())["resumed"]
     assert (resumed["from"], resumed["changed"]) == (f"step-00000{last}", {})
 
@@ -126,7 +126,7 @@ def begun(make: Make, tmp_path: Path) -> Callable[..., Path]:
     def begin(at: int, *, saved: bool = True) -> Path:
         config = make(**SHORT, output=str(tmp_path), name="run")
         with pytest.raises(Interrupted if saved else SystemExit):
-            session.train(config, listeners=[Stopping(at, None if saved else SystemExit())], cpu=True)
+            start.train(config, listeners=[Stopping(at, None if saved else SystemExit())], cpu=True)
         return tmp_path / "run"
 
     return begin
@@ -138,9 +138,9 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make: Make, begun: An
     run = begun(2)
     assert [row.get("evaluation") for row in rows(run)] == ["before", None, None]
     with pytest.raises(Interrupted):
-        session.resume(run, listeners=[Stopping(3)], cpu=True)
+        start.resume(run, listeners=[Stopping(3)], cpu=True)
     assert rows(run)[-1]["step"] == 3
-    session.resume(run, cpu=True)
+    start.resume(run, cpu=True)
     same(whole, run)
     assert [r["from"] for r in json.loads((run / "environment.json").read_text())["resumed"]] == ["step-000002", "step-000003"]
 
@@ -152,7 +152,7 @@ def test_without_a_checkpoint_a_run_starts_over(make: Make, begun: Any, tmp_path
     assert checkpoints(run) == {}
     assert len(rows(run)) == 2
     heard = Stopping(0)
-    session.resume(run, listeners=[heard], cpu=True)
+    start.resume(run, listeners=[heard], cpu=True)
     assert heard.evaluations == ["held-out", "after"]
     same(whole, run)
 
@@ -161,12 +161,12 @@ def test_a_finished_run_is_done(make: Make, tmp_path: Path) -> None:
     """It goes on with more steps, as if they had been asked for at once: nothing else depends on how many there are."""
     run = started(make(**SHORT, output=str(tmp_path), name="run"))
     with pytest.raises(UsageError, match="has done 3 of 3 steps") as caught:
-        session.resume(run, cpu=True)
+        start.resume(run, cpu=True)
     assert caught.value.hint is not None
     assert caught.value.hint.startswith("steps=6 ")
     with pytest.raises(UsageError, match="has done 3 of 2 steps"):
-        session.resume(run, ["steps=2"], cpu=True)
-    session.resume(run, ["steps=4"], cpu=True)
+        start.resume(run, ["steps=2"], cpu=True)
+    start.resume(run, ["steps=4"], cpu=True)
     four = started(make(**SHORT, steps=4, output=str(tmp_path), name="four"))
     one, other = (files(checkpoints(folder)[4] / "planner") for folder in (run, four))
     assert one == other
@@ -204,7 +204,7 @@ def stopped(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs")
     config = make(**SHORT, checkpoint={"every": 1}, output=str(output), name="run")
     with pytest.raises(Interrupted):
-        session.train(config, listeners=[Stopping(2)], cpu=True)
+        start.train(config, listeners=[Stopping(2)], cpu=True)
     return output / "run"
 
 
@@ -214,36 +214,36 @@ def run(stopped: Path, tmp_path: Path) -> Path:
 
 
 def test_every_fixed_key_is_refused(stopped: Path) -> None:
-    assert CHANGES.keys() == set(session.FIXED)
+    assert CHANGES.keys() == set(start.FIXED)
     for key, word in CHANGES.items():
         with pytest.raises(UsageError, match=f"^{key}.* cannot change when a run is resumed") as caught:
-            session.resumed_config(stopped, [word])
+            start.resumed_config(stopped, [word])
         assert caught.value.hint == "start a new run with it"
 
 
 def test_sampling_is_fixed_where_evaluation_draws_with_it(make: Make, stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^sampling\.temperature cannot change"):
-        session.resumed_config(stopped, ["sampling.temperature=0.5"])
+        start.resumed_config(stopped, ["sampling.temperature=0.5"])
     own = make(evaluation={"sampling": {"temperature": 0.0}})
     (tmp_path / "config.yaml").write_text(dump(own))
-    assert session.resumed_config(tmp_path, ["sampling.temperature=0.5"])[1] == {"sampling.temperature": (1.0, 0.5)}
+    assert start.resumed_config(tmp_path, ["sampling.temperature=0.5"])[1] == {"sampling.temperature": (1.0, 0.5)}
 
 
 def test_what_may_change_is_said_and_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gotr1_core.cli.main import call
 
     # The divergence's reference is the starting model, which is known to be the same.
-    words = ["optimizer.rate=0.001", "segments.plan.kl=0.1", "checkpoint.keep=1"]
+    words = ["optimizer.learning_rate=0.001", "segments.plan.kl=0.1", "checkpoint.keep=1"]
     assert call(["train", "--resume", str(run), *words, "--cpu"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{run}\n"
     lines = [line for line in err.splitlines() if " -> " in line]
-    assert lines == ["segments.plan.kl: 0.0 -> 0.1", "optimizer.rate: 0.01 -> 0.001", "checkpoint.keep: 2 -> 1"]
+    assert lines == ["segments.plan.kl: 0.0 -> 0.1", "optimizer.learning_rate: 0.01 -> 0.001", "checkpoint.keep: 2 -> 1"]
     [resumed] = json.loads((run / "environment.json").read_text())["resumed"]
-    assert resumed["changed"] == {"optimizer.rate": [0.01, 0.001], "segments.plan.kl": [0.0, 0.1], "checkpoint.keep": [2, 1]}
+    assert resumed["changed"] == {"optimizer.learning_rate": [0.01, 0.001], "segments.plan.kl": [0.0, 0.1], "checkpoint.keep": [2, 1]}
     assert resumed["packages"]["torch"]
     config = validate(RunConfig, read_yaml(run / "config.yaml"))
-    assert (config.optimizer.rate, config.segments.plan.kl) == (0.001, 0.1)
+    assert (config.optimizer.learning_rate, config.segments.plan.kl) == (0.001, 0.1)
     assert "plan.kl" in rows(run)[-2]
 
 
@@ -251,7 +251,7 @@ def test_what_may_change_is_said_and_kept(run: Path, capsys: pytest.CaptureFixtu
 def test_what_is_refused_leaves_no_trace(run: Path, words: list[str]) -> None:
     before = files(run)
     with pytest.raises(UsageError):
-        session.resume(run, words, cpu=True)
+        start.resume(run, words, cpu=True)
     assert files(run) == before
 
 
@@ -261,7 +261,7 @@ def test_what_is_refused_leaves_no_trace(run: Path, words: list[str]) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="is no run"):
-            session.resume(folder)
+            start.resume(folder)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,22 +274,22 @@ def test_a_run_that_another_process_trains(run: Path) -> None:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(UsageError, match="is being trained by another process"):
-            session.resume(run, ["steps=4"], cpu=True)
+            start.resume(run, ["steps=4"], cpu=True)
         assert part.exists()  # what the other process is writing
         assert files(run) == before
         other.communicate()
-    session.resume(run, cpu=True)
+    start.resume(run, cpu=True)
     assert not part.exists()
 
 
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(stopped: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = run / CHECKPOINTS / "step-000002" / "planner" / TRAINABLE
     tensors.write_bytes(tensors.read_bytes()[:-100])
-    session.resume(run, cpu=True)
+    start.resume(run, cpu=True)
     warning = f"warning: {tensors.parent.parent} is damaged: planner/{TRAINABLE} is not what was saved; going on from step-000001"
     assert warning in capsys.readouterr().err.splitlines()
     other = Path(shutil.copytree(stopped, run.with_name("other")))
-    session.resume(other, cpu=True)
+    start.resume(other, cpu=True)
     same(run, other)
 
 
@@ -300,10 +300,10 @@ def test_a_corrupted_checkpoint_is_an_error(run: Path) -> None:
     content[-7] ^= 1
     tensors.write_bytes(content)
     with pytest.raises(UsageError, match=f"step-000002 is damaged: planner/{TRAINABLE} is not what was saved") as caught:
-        session.resume(run, cpu=True)
+        start.resume(run, cpu=True)
     assert "remove this one" in str(caught.value.hint)
     shutil.rmtree(tensors.parent.parent)
-    session.resume(run, cpu=True)
+    start.resume(run, cpu=True)
     assert max(checkpoints(run)) == 3
 
 
@@ -311,13 +311,13 @@ def test_a_corrupted_checkpoint_is_an_error(run: Path) -> None:
 def test_a_damaged_file_is_named(run: Path, name: str) -> None:
     (run / name).write_text('{"step"\n')
     with pytest.raises(UsageError, match=name):
-        session.resume(run, cpu=True)
+        start.resume(run, cpu=True)
 
 
 def test_scores_of_the_untrained_model_cannot_be_had_again(run: Path) -> None:
     (run / "held-out.json").unlink()
     with pytest.raises(UsageError, match=r"held-out.json lacks the evaluation 'before'"):
-        session.resume(run, cpu=True)
+        start.resume(run, cpu=True)
 
 
 @pytest.mark.parametrize("part", ["model.lm_head.weight", "model.model.vqmodel.post_quant_conv.weight"], ids=["trained", "frozen"])
@@ -333,14 +333,14 @@ def test_another_starting_model_is_refused(run: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Trainer, "__init__", changed)
     before = files(run)
     with pytest.raises(UsageError, match="weights that the planner starts from are not those that this run started from"):
-        session.resume(run, cpu=True)
+        start.resume(run, cpu=True)
     assert files(run) == before
 
 
 def test_no_run_is_overwritten(make: Make, stopped: Path) -> None:
     before = files(stopped)
     with pytest.raises(UsageError, match="is there already") as caught:
-        session.train(make(**SHORT, output=str(stopped.parent), name="run"), cpu=True)
+        start.train(make(**SHORT, output=str(stopped.parent), name="run"), cpu=True)
     assert caught.value.hint is not None
     assert f"gotr1 train --resume {stopped}" in caught.value.hint
     assert files(stopped) == before

@@ -139,10 +139,10 @@ def same(a: float, b: float) -> bool:
 
 
 def assert_agrees(oracle: Oracle, table: list[Values]) -> None:
-    totals = Expression.parse(oracle.text).evaluate(columns(table))
-    assert totals.shape == (len(table),) and totals.dtype == torch.float64
-    assert not totals.isinf().any()
-    for total, row in zip(totals.tolist(), table, strict=True):
+    rewards = Expression.parse(oracle.text).evaluate(columns(table))
+    assert rewards.shape == (len(table),) and rewards.dtype == torch.float64
+    assert not rewards.isinf().any()
+    for total, row in zip(rewards.tolist(), table, strict=True):
         want = oracle.value(row)
         assert same(total, want) or total == pytest.approx(want, rel=1e-9, abs=1e-300), (oracle.text, row)
 
@@ -168,8 +168,8 @@ def test_settled_is_zero_whatever_comes(oracle: Oracle, table: list[Values], lat
     known = {name: now[name] for name in have}
     settled = expression.settled(known, (size,))
     assert settled.dtype == torch.bool and settled.shape == (size,)
-    totals = expression.evaluate({name: known.get(name, then[name]) for name in NAMES})
-    assert (totals[settled] == 0).all()
+    rewards = expression.evaluate({name: known.get(name, then[name]) for name in NAMES})
+    assert (rewards[settled] == 0).all()
     # And it is as sharp as evaluation on NaN.
     blank = torch.full((size,), NAN)
     assert torch.equal(settled, expression.evaluate({name: known.get(name, blank) for name in NAMES}) == 0)

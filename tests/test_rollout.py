@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from gotr1_core.batch import Batch, join_batches
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluation import draw, evaluate
+from gotr1_core.evaluation import draw_samples, evaluate
+from gotr1_core.judges import Judges
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Batch, Judges, join_batches, roll_out
+from gotr1_core.rollout import RolloutSettings, roll_out
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, Sampling, SegmentName, join
 
 PROMPTS = [Prompt(text, str(i)) for i, text in enumerate(["a", "a red cat on a mat", "dogs", "b c d"])]
@@ -30,10 +32,12 @@ class Broken:
         return {"broken": [math.nan if len(s.chain.raw) % 4 == 1 else 1.0 for s in samples]}
 
 
-def tree(policy: Any, judge: Any, reward: str = "letters * bright", **changed: Any) -> Batch:
-    settings: dict[str, Any] = {"plans": N, "images": M, "sampling": SAMPLING, "seed": (0, 3), "first": 20}
+def tree(
+    policy: Any, judge: Any, reward: str = "letters * bright", prompts: Sequence[Prompt] = PROMPTS, first: int = 20, **changed: Any
+) -> Batch:
+    settings = RolloutSettings(SAMPLING, **{"seed": (0, 3), "plans": N, "images": M, **changed})
     judges = Judges({"letters": judge, "broken": Broken()}, Expression.parse(reward))
-    return roll_out(policy, policy, judges, changed.pop("prompts", PROMPTS), **(settings | changed))
+    return roll_out(policy, policy, judges, prompts, settings, first=first)
 
 
 ROUNDING = 1e-4
@@ -78,7 +82,7 @@ def test_lineage_order(policy: Any, letters_judge: Any) -> None:
     batch = tree(policy, letters_judge)
     assert [s.lineage for s in batch.samples] == [(20 + i, j, k) for i in range(4) for j in range(N) for k in range(M)]
     assert [s.prompt for s in batch.samples] == [p for p in PROMPTS for _ in range(N * M)]
-    assert batch.totals.flatten().tolist() == [s.reward for s in batch.samples]
+    assert batch.rewards.flatten().tolist() == [s.reward for s in batch.samples]
     assert batch.images is not None
     parent = batch.images.tensors["parent"]
     for row, at in enumerate(batch.place.tolist()):
@@ -93,7 +97,7 @@ def test_lineage_order(policy: Any, letters_judge: Any) -> None:
 
 def test_pruning_changes_no_reward_and_no_other_sample(policy: Any, letters_judge: Any) -> None:
     pruned, full = tree(policy, letters_judge), tree(policy, letters_judge, prune=False)
-    assert torch.allclose(pruned.totals, full.totals, atol=ROUNDING, rtol=0)
+    assert torch.allclose(pruned.rewards, full.rewards, atol=ROUNDING, rtol=0)
     assert pruned.images is not None
     assert full.images is not None
     assert 0 < len(pruned.images) < len(full.images) == len(full.samples)
@@ -111,7 +115,7 @@ def test_pruning_changes_no_reward_and_no_other_sample(policy: Any, letters_judg
 def test_nothing_left_to_draw(policy: Any, letters_judge: Any) -> None:
     batch = tree(policy, letters_judge, reward="0 * bright")
     assert batch.images is None
-    assert batch.totals.eq(0).all()
+    assert batch.rewards.eq(0).all()
     assert all(s.image is None for s in batch.samples)
     assert batch.segments(torch.tensor([1, 2]))[0].keys() == {PLAN}
     kept = batch.keep([2])
@@ -130,8 +134,8 @@ def test_pictures_that_no_score_needs_are_drawn_for_a_renderer_that_learns(polic
     assert idle.images is None
     assert learning.images is not None
     assert unpruned.images is not None
-    assert torch.equal(idle.totals, learning.totals)
-    assert idle.totals.unique().numel() > 1
+    assert torch.equal(idle.rewards, learning.rewards)
+    assert idle.rewards.unique().numel() > 1
     seen = tree(policy, letters_judge, renderer_learns=False)  # here a score does
     assert seen.images is not None
 
@@ -152,7 +156,7 @@ def test_missing_scores_make_missing_totals(policy: Any, letters_judge: Any) -> 
 
 
 def test_a_reward_without_names(policy: Any, letters_judge: Any) -> None:
-    assert tree(policy, letters_judge, reward="0.5").totals.eq(0.5).all()
+    assert tree(policy, letters_judge, reward="0.5").rewards.eq(0.5).all()
 
 
 def test_only_wanted_scores_are_computed(policy: Any, letters_judge: Any) -> None:
@@ -160,7 +164,7 @@ def test_only_wanted_scores_are_computed(policy: Any, letters_judge: Any) -> Non
     assert all(s.scores.keys() == {"letters"} for s in batch.samples)
     assert letters_judge.seen == [4 * N]  # asked once a plan, not once an image
     judges = Judges({"letters": letters_judge}, Expression.parse("letters"), also=frozenset({"bright"}))
-    wider = roll_out(policy, policy, judges, PROMPTS[:1], plans=2, images=1, sampling=SAMPLING, seed=(0,))
+    wider = roll_out(policy, policy, judges, PROMPTS[:1], RolloutSettings(SAMPLING, seed=(0,), plans=2))
     assert all(s.scores.keys() == {"letters", "bright"} for s in wider.samples)
     with pytest.raises(UsageError, match="sparkle"):
         Judges({"letters": letters_judge}, Expression.parse("letters"), also=frozenset({"sparkle"}))
@@ -229,11 +233,11 @@ def test_join_pads_at_the_right(policy: Any) -> None:
 
 def test_evaluation_draws_what_draw_draws(policy: Any, letters_judge: Any) -> None:
     judges = Judges({"letters": letters_judge}, Expression.parse("letters"))
-    judged = evaluate(policy, policy, judges, PROMPTS, sampling=SAMPLING, seed=5, batch=3)
-    drawn = draw(policy, policy, PROMPTS, sampling=SAMPLING, seed=5, batch=2)
+    judged = evaluate(policy, policy, judges, PROMPTS, RolloutSettings(SAMPLING, seed=(5,), chunk=3))
+    drawn = draw_samples(policy, policy, PROMPTS, sampling=SAMPLING, seed=5, batch=2)
     for a, b in zip(judged, drawn, strict=True):
         assert (a.chain, a.lineage) == (b.chain, b.lineage)
         same_image(a, b)
-    best = evaluate(policy, policy, judges, PROMPTS, sampling=SAMPLING, seed=5, best_of=3)
+    best = evaluate(policy, policy, judges, PROMPTS, RolloutSettings(SAMPLING, seed=(5,), plans=3, chunk=64))
     assert all(b.reward >= a.reward for a, b in zip(judged, best, strict=True))
     assert [s.prompt for s in best] == PROMPTS

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from gotr1_core import session
-from gotr1_core.build import build
-from gotr1_core.checkpoint import checkpoints, damage
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, dump
+from gotr1_core.components.build import build
+from gotr1_core.config.models import RunConfig, dump
+from gotr1_core.engine.interrupts import Interrupted
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Component, hookimpl
 from gotr1_core.plugins import Registry
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import checkpoints, damage
 from gotr1_core.samples import IMAGE, PLAN, Sample, SegmentName
-from gotr1_core.stop import Interrupted
 from gotr1_janus.policy import JanusPolicy
 
 Make = Callable[..., RunConfig]
@@ -76,7 +76,7 @@ EVERYTHING = ["started", "evaluated", "evaluated", "step", "saved", "step", "eva
 
 def test_hooks_come_in_their_order_with_what_they_promise(config: RunConfig) -> None:
     heard = Heard()
-    run = session.train(config, listeners=[heard], cpu=True)
+    run = start.train(config, listeners=[heard], cpu=True)
     assert heard.names == EVERYTHING
     assert {given["run"] for _, given in heard.events} == {run.folder}
     started, finished = heard.events[0][1], heard.events[-1][1]
@@ -104,10 +104,10 @@ def test_the_outcome_of_a_run_that_ends_early(config: RunConfig, error: BaseExce
     heard = Heard("step", error)
     other = Heard()
     with pytest.raises((SystemExit, Interrupted)):
-        session.train(config, listeners=[other, heard], cpu=True)
+        start.train(config, listeners=[other, heard], cpu=True)
     assert heard.events[-1][1]["outcome"] == other.events[-1][1]["outcome"] == outcome
     again = Heard()
-    session.resume(config.output / "run", listeners=[again], cpu=True)
+    start.resume(config.output / "run", listeners=[again], cpu=True)
     assert again.events[0][1]["step"] == 0
     assert again.names == ["started", *EVERYTHING[3:]]
 
@@ -116,13 +116,13 @@ def test_a_listener_that_fails_hears_no_more(config: RunConfig, registry: Regist
     """Of this run; others do, a plugin that is installed too, and the run goes on. In the next run it hears again."""
     broken, other, plugin = Heard("evaluated"), Heard(), Heard()
     registry.add(plugin, "gotr1-heard")
-    session.train(config, registry=registry, listeners=[broken, other], cpu=True)
+    start.train(config, registry=registry, listeners=[broken, other], cpu=True)
     assert broken.names == ["started", "evaluated"]
     assert other.names == plugin.names == EVERYTHING
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: Heard")]
     assert warnings == ["warning: Heard failed in gotr1_evaluated and hears no more of this run: ValueError: no room"]
     plugin.fails = "started"
-    session.resume(config.output / "run", ["steps=4"], registry=registry, listeners=[broken], cpu=True)
+    start.resume(config.output / "run", ["steps=4"], registry=registry, listeners=[broken], cpu=True)
     assert broken.names == ["started", "evaluated", "started", "step", "evaluated"]
     assert plugin.names == [*EVERYTHING, "started"]
     assert plugin.events[-1][1]["step"] == 3
@@ -133,7 +133,7 @@ def test_strict_plugins_stop_the_run(config: RunConfig, monkeypatch: pytest.Monk
     monkeypatch.setenv("GOTR1_STRICT_PLUGINS", "1")
     other = Heard()
     with pytest.raises(ValueError, match="no\nroom"):
-        session.train(config, listeners=[other, Heard("saved")], cpu=True)
+        start.train(config, listeners=[other, Heard("saved")], cpu=True)
     assert other.events[-1][1]["outcome"] == "failed"
     assert list(checkpoints(config.output / "run")) == [1]
 
@@ -214,7 +214,7 @@ def test_judges_that_do_not_go_together_cost_no_weights(
 ) -> None:
     monkeypatch.setattr(JanusPolicy, "__init__", no_weights)
     with pytest.raises(UsageError) as caught:
-        session.train(make(**{**SMALL, **changed, "output": str(tmp_path), "name": "run"}), registry=more, cpu=True)
+        start.train(make(**{**SMALL, **changed, "output": str(tmp_path), "name": "run"}), registry=more, cpu=True)
     assert message in caught.value.message
     assert hint in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
@@ -223,7 +223,7 @@ def test_judges_that_do_not_go_together_cost_no_weights(
 def test_rewards_that_nobody_knows_stop_a_run_before_it_trains(make: Make, more: Registry, tmp_path: Path) -> None:
     heard = Heard()
     with pytest.raises(Gotr1Error, match="lost") as caught:
-        session.train(
+        start.train(
             make(**{**SMALL, "judge": ["lost"], "reward": "lost", "output": str(tmp_path), "name": "run"}),
             registry=more,
             listeners=[heard],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gotr1_core.sampling import decode, guide, pick, score, seed_for, uniforms
+from gotr1_core.sampling import apply_guidance, decode, sample_token, seed_for, token_stats, uniforms
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
 
@@ -22,7 +22,7 @@ def logits_of(*probabilities: float) -> Tensor:
 def test_frequencies_follow_the_softmax(temperature: float) -> None:
     torch.manual_seed(0)
     logits, draws = torch.randn(1, 12) * 2, 40_000
-    token, _ = pick(logits.expand(draws, -1), uniforms([5], draws)[0], temperature)
+    token, _ = sample_token(logits.expand(draws, -1), uniforms([5], draws)[0], temperature)
     expected = torch.softmax(logits[0].double() / temperature, -1) * draws
     chi = ((torch.bincount(token, minlength=12) - expected) ** 2 / expected).sum().item()
     # Chi-square with 11 degrees of freedom exceeds 38 once in ten thousand; the seed is fixed. At another temperature it is > 1000.
@@ -34,7 +34,7 @@ def test_frequencies_follow_the_softmax(temperature: float) -> None:
 def test_log_probability_is_that_of_the_tempered_softmax() -> None:
     torch.manual_seed(0)
     logits = torch.randn(50, 9)
-    token, chosen = pick(logits, uniforms([1], 50)[0], 0.7)
+    token, chosen = sample_token(logits, uniforms([1], 50)[0], 0.7)
     expected = torch.log_softmax(logits / 0.7, -1)[torch.arange(50), token]
     assert torch.equal(chosen, expected)
 
@@ -42,7 +42,7 @@ def test_log_probability_is_that_of_the_tempered_softmax() -> None:
 @pytest.mark.parametrize("uniform", [0.0, 0.25, 0.5, ALMOST_ONE])
 @pytest.mark.parametrize("probabilities", [(0.0, 0.5, 0.5, 0.0), (0.0, 1.0, 0.0, 0.0), (0.3, 0.0, 0.7, 0.0)])
 def test_impossible_tokens_are_never_picked(uniform: float, probabilities: tuple[float, ...]) -> None:
-    token, chosen = pick(logits_of(*probabilities), torch.tensor([uniform], dtype=torch.float64), 1.0)
+    token, chosen = sample_token(logits_of(*probabilities), torch.tensor([uniform], dtype=torch.float64), 1.0)
     assert probabilities[token.item()] > 0
     assert chosen.isfinite().all()
 
@@ -52,13 +52,13 @@ def test_u_near_one_picks_the_last_possible_token_whatever_the_sum_rounds_to() -
     torch.manual_seed(0)
     logits = torch.randn(400, 4096) * 3
     logits[:, -96:] = -math.inf
-    token, chosen = pick(logits, torch.full((400,), ALMOST_ONE, dtype=torch.float64), 1.0)
+    token, chosen = sample_token(logits, torch.full((400,), ALMOST_ONE, dtype=torch.float64), 1.0)
     assert chosen.isfinite().all()
     assert (token < 4000).all()
 
 
 def test_greedy_takes_the_mode() -> None:
-    token, chosen = pick(torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([0.99], dtype=torch.float64), 0.0)
+    token, chosen = sample_token(torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([0.99], dtype=torch.float64), 0.0)
     assert token.item() == 1
     assert chosen.item() == 0
 
@@ -84,10 +84,10 @@ def test_seed_for_tells_lineages_apart() -> None:
 
 def test_guidance_formula() -> None:
     c, u = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 3.0])
-    assert torch.equal(guide(c, u, 5.0), torch.tensor([6.0, -17.0]))
-    assert torch.equal(guide(c, u, 1.0), c)
-    assert torch.equal(guide(c, u, 0.0), u)
-    assert guide(c, None, 5.0) is c
+    assert torch.equal(apply_guidance(c, u, 5.0), torch.tensor([6.0, -17.0]))
+    assert torch.equal(apply_guidance(c, u, 1.0), c)
+    assert torch.equal(apply_guidance(c, u, 0.0), u)
+    assert apply_guidance(c, None, 5.0) is c
 
 
 def chain_model(table: Tensor, rows: int) -> Callable[[Tensor | None], Tensor]:
@@ -175,17 +175,17 @@ def head_and_hidden() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 def test_the_score_is_what_the_sampler_said(temperature: float, scale: float) -> None:
     head, hidden, other, _ = head_and_hidden()
     with torch.no_grad():
-        tokens, said = pick(guide(head(hidden), head(other), scale), uniforms([0], 23)[0], temperature)
-    log_prob, entropy = score(head, hidden, tokens, temperature=temperature, unconditional=other, guidance_scale=scale)
+        tokens, said = sample_token(apply_guidance(head(hidden), head(other), scale), uniforms([0], 23)[0], temperature)
+    log_prob, entropy = token_stats(head, hidden, tokens, temperature=temperature, unconditional=other, guidance_scale=scale)
     assert torch.equal(log_prob, said)  # the same operations on the same shapes
-    log_probs = torch.log_softmax(guide(head(hidden), head(other), scale).double() / temperature, -1)
+    log_probs = torch.log_softmax(apply_guidance(head(hidden), head(other), scale).double() / temperature, -1)
     # float32 rounding of a sum of eleven terms below 3 nats
     assert torch.allclose(entropy.double(), -(log_probs.exp() * log_probs).sum(-1), atol=1e-5)
 
 
 def test_temperature_zero_is_scored_at_one() -> None:
     head, hidden, _, tokens = head_and_hidden()
-    assert torch.equal(score(head, hidden, tokens, temperature=0.0)[0], score(head, hidden, tokens, temperature=1.0)[0])
+    assert torch.equal(token_stats(head, hidden, tokens, temperature=0.0)[0], token_stats(head, hidden, tokens, temperature=1.0)[0])
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 22])
@@ -193,7 +193,7 @@ def test_chunks_change_neither_value_nor_gradient(chunk: int) -> None:
     results = []
     for size in (chunk, 4096):
         head, hidden, other, tokens = head_and_hidden()
-        log_prob, entropy = score(head, hidden, tokens, temperature=0.9, unconditional=other, guidance_scale=3.0, chunk=size)
+        log_prob, entropy = token_stats(head, hidden, tokens, temperature=0.9, unconditional=other, guidance_scale=3.0, chunk=size)
         (log_prob.sum() + 0.3 * entropy.sum()).backward()
         gradients = [hidden.grad, other.grad, *(p.grad for p in head.parameters())]
         assert all(g is not None and g.abs().max() > 0 for g in gradients)
@@ -205,6 +205,6 @@ def test_chunks_change_neither_value_nor_gradient(chunk: int) -> None:
 
 def test_nothing_to_score() -> None:
     head, hidden, _, tokens = head_and_hidden()
-    log_prob, entropy = score(head, hidden[:0], tokens[:0], temperature=1.0)
+    log_prob, entropy = token_stats(head, hidden[:0], tokens[:0], temperature=1.0)
     assert log_prob.shape == entropy.shape == (0,)
     assert log_prob.dtype == torch.float32

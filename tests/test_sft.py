@@ -12,27 +12,27 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gotr1_core.chain import parse
-from gotr1_core.checkpoint import EMA, TRAINABLE
-from gotr1_core.config import SftConfig, validate
+from gotr1_core.config.models import SftConfig, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
+from gotr1_core.runs.checkpoint import EMA_FILE, TRAINABLE
 from gotr1_core.samples import Example, Prompt
-from gotr1_core.sft import from_examples, from_source, read_examples, train_supervised
+from gotr1_core.workflows.sft import from_examples, from_source, read_examples, train_supervised
 
 
 def config(model: Path, output: Path, **changed: Any) -> SftConfig:
     data = {"policy": {"name": "janus", "model": str(model), "instruction": "{prompt}", "attention": "eager", "drop_conditions": 0.3}}
     data |= {"data": "scenes", "steps": 6, "batch": 4, "micro_batch": 4, "sort_window": 2, "save_every": 3, "output": str(output)}
-    return validate(SftConfig, data | {"optimizer": {"rate": 1e-3, "warmup": 2, "weight_decay": 0.1}} | changed)
+    return validate(SftConfig, data | {"optimizer": {"learning_rate": 1e-3, "warmup": 2, "weight_decay": 0.1}} | changed)
 
 
 def run(config: SftConfig, steps: int) -> tuple[Any, list[dict[str, Any]]]:
     """So many steps, then the process is gone; returns the policy and the rows."""
-    from gotr1_core.build import component
+    from gotr1_core.components.build import make_component
 
     registry = Registry()
-    policy = component(registry, "planner", config.policy)
-    source = component(registry, "source", config.data)  # type: ignore[arg-type]
+    policy = make_component(registry, "planner", config.policy)
+    source = make_component(registry, "source", config.data)  # type: ignore[arg-type]
     rows = []
     for row in train_supervised(config, policy, from_source(source, config.batch, config.seed, config.sort_window)):
         rows.append(row)
@@ -66,9 +66,9 @@ def test_it_goes_on_bit_for_bit(tiny_janus: Path, tmp_path: Path, lora: dict[str
 
 
 def run_none(config: SftConfig) -> Any:
-    from gotr1_core.build import component
+    from gotr1_core.components.build import make_component
 
-    return component(Registry(), "planner", config.policy)
+    return make_component(Registry(), "planner", config.policy)
 
 
 def test_a_save_that_was_killed_between_its_renames_is_put_back(tiny_janus: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_damaged_save_is_said(tiny_janus: Path, tmp_path: Path, name: str) -> 
 
 def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> None:
     """With adapters too: the saved model is a whole one, which others can load."""
-    settings = config(tiny_janus, tmp_path / "run", lora={"rank": 2}, steps=3, optimizer={"rate": 1e-2})
+    settings = config(tiny_janus, tmp_path / "run", lora={"rank": 2}, steps=3, optimizer={"learning_rate": 1e-2})
     policy, _ = run(settings, 3)
     loaded = run_none(
         settings.model_copy(update={"policy": settings.policy.model_copy(update={"model": str(tmp_path / "run/model/weights")})})
@@ -106,14 +106,14 @@ def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> 
 
 def test_what_is_saved_for_others_is_the_average(tiny_janus: Path, tmp_path: Path) -> None:
     """In a whole run, and in one that was begun again from what it had saved."""
-    optimizer = {"rate": 1e-2, "ema": 0.9}
+    optimizer = {"learning_rate": 1e-2, "ema": 0.9}
     policy, _ = run(config(tiny_janus, tmp_path / "whole", optimizer=optimizer), 6)
     parts = config(tiny_janus, tmp_path / "parts", optimizer=optimizer)
     run(parts, 3)
     run(parts, 6)
-    for name in (EMA, TRAINABLE):
+    for name in (EMA_FILE, TRAINABLE):
         assert (tmp_path / "parts/model" / name).read_bytes() == (tmp_path / "whole/model" / name).read_bytes()
-    average = load_file(tmp_path / "whole/model" / EMA)
+    average = load_file(tmp_path / "whole/model" / EMA_FILE)
     weights = str(tmp_path / "whole/model/weights")
     shipped = parameters(run_none(parts.model_copy(update={"policy": parts.policy.model_copy(update={"model": weights})})))
     assert all(torch.equal(shipped[name], tensor) for name, tensor in average.items())
@@ -121,7 +121,7 @@ def test_what_is_saved_for_others_is_the_average(tiny_janus: Path, tmp_path: Pat
 
 
 def test_a_finished_stage_lowers_the_loss(tiny_janus: Path, tmp_path: Path) -> None:
-    _, rows = run(config(tiny_janus, tmp_path, steps=15, save_every=15, batch=8, micro_batch=8, optimizer={"rate": 5e-3}), 15)
+    _, rows = run(config(tiny_janus, tmp_path, steps=15, save_every=15, batch=8, micro_batch=8, optimizer={"learning_rate": 5e-3}), 15)
     for name in ("plan", "image"):
         assert sum(row[name] for row in rows[-3:]) < 0.9 * sum(row[name] for row in rows[:3])
 
@@ -150,10 +150,10 @@ def test_batches_across_an_epoch() -> None:
 
 
 def test_batches_of_a_source() -> None:
-    from gotr1_core.build import component
-    from gotr1_core.config import ComponentConfig
+    from gotr1_core.components.build import make_component
+    from gotr1_core.config.models import ComponentConfig
 
-    source = component(Registry(), "source", ComponentConfig(name="scenes"))
+    source = make_component(Registry(), "source", ComponentConfig(name="scenes"))
     one, other = from_source(source, 3, 0, 2), from_source(source, 3, 0, 2)
     later = other(3)
     assert [[e.prompt for e in one(s)] for s in range(4)][3] == [e.prompt for e in later]

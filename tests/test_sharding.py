@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from gotr1_core.build import check
-from gotr1_core.config import RunConfig
+from gotr1_core.components.limits import check_limits, step_sizes
+from gotr1_core.components.preflight import check
+from gotr1_core.config.models import RunConfig
+from gotr1_core.engine.fsdp import PassKind, blocks, common
 from gotr1_core.errors import UsageError
-from gotr1_core.geometry import check_geometry, geometry
 from gotr1_core.plugins import Registry
-from gotr1_core.sharding import Kind, blocks, common
 
 Make = Callable[..., RunConfig]
-PLAN: Kind = ("plan",)
-BOTH: Kind = ("image", "plan")
+PLAN: PassKind = ("plan",)
+BOTH: PassKind = ("image", "plan")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ BOTH: Kind = ("image", "plan")
 )
 def test_what_cannot_be_spread(make: Make, changed: Any, processes: int | None, message: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        check_geometry(make(shard=True, **changed), processes)
+        check_limits(make(shard=True, **changed), processes)
     assert caught.value.message == message
     assert hint in str(caught.value.hint)
 
@@ -40,8 +40,8 @@ def test_what_cannot_be_spread(make: Make, changed: Any, processes: int | None, 
 def test_a_torch_that_is_too_old(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.12.1+cu128")
     with pytest.raises(UsageError, match=r"shard=true needs torch 2.13 or newer, not 2.12.1\+cu128"):
-        check_geometry(make(shard=True), 3)
-    check_geometry(make(), 3)
+        check_limits(make(shard=True), 3)
+    check_limits(make(), 3)
 
 
 def test_where_nobody_trains_shares_do_not_matter(registry: Registry, make: Make) -> None:
@@ -50,7 +50,7 @@ def test_where_nobody_trains_shares_do_not_matter(registry: Registry, make: Make
 
 
 def test_the_command_line_refuses_it_in_two_lines(refused: Any, make: Make, tmp_path: Any) -> None:
-    from gotr1_core.config import dump
+    from gotr1_core.config.models import dump
 
     file = tmp_path / "config.yaml"
     file.write_text(dump(make(shard=True, output=str(tmp_path / "runs"))))
@@ -62,8 +62,8 @@ def test_the_command_line_refuses_it_in_two_lines(refused: Any, make: Make, tmp_
 
 
 def test_the_geometry_says_what_a_process_has(make: Make) -> None:
-    assert geometry(make(), 3, {})["trained weights per process"] == "all"
-    assert geometry(make(shard=True), 3, {})["trained weights per process"] == "1/3"
+    assert step_sizes(make(), 3, {})["trained weights per process"] == "all"
+    assert step_sizes(make(shard=True), 3, {})["trained weights per process"] == "1/3"
 
 
 def test_blocks_are_the_elements_of_the_outermost_lists_that_train() -> None:
@@ -91,6 +91,6 @@ def test_blocks_are_the_elements_of_the_outermost_lists_that_train() -> None:
         ([[], []], []),
     ],
 )
-def test_processes_agree_on_passes(sequences: Sequence[Sequence[Kind]], agreed: list[Kind]) -> None:
+def test_processes_agree_on_passes(sequences: Sequence[Sequence[PassKind]], agreed: list[PassKind]) -> None:
     """Each finds its own slices among them, in their order; idle ones are as few as its heads tell."""
     assert common(sequences) == agreed

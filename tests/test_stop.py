@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from gotr1_core import session
-from gotr1_core.checkpoint import CHECKPOINTS, checkpoints, read_state
-from gotr1_core.config import RunConfig
+from gotr1_core.config.models import RunConfig
+from gotr1_core.engine.interrupts import Interrupted, Stop, ending
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.stop import Interrupted, Stop, ending
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import CHECKPOINTS, checkpoints, read_state
 
 Make = Callable[..., RunConfig]
 SMALL = ["groups=2", "plans=2", "prompts.held_out=2", "evaluation.greedy=false", "evaluation.best_of=0"]
@@ -106,7 +106,7 @@ def test_a_run_is_stopped_again_and_again(training: Any, tmp_path: Path) -> None
     assert third.finish()[-2:] == ["error: interrupted in the middle of a step", f"hint: gotr1 train --resume {run} goes on"]
     assert max(checkpoints(run)) == done
     assert {path.name for path in (run / CHECKPOINTS).iterdir()} == {path.name for path in checkpoints(run).values()}
-    assert session.resumed_config(run, [])[1] == {}
+    assert start.resumed_config(run, [])[1] == {}
 
 
 # -- where a run can be stopped ---------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def config(make: Make, tmp_path: Path) -> RunConfig:
 def test_a_stop_while_it_evaluates_keeps_the_evaluation(config: RunConfig, tmp_path: Path) -> None:
     heard = Signalling(2)
     with pytest.raises(Interrupted, match="after step 2 of 3"):
-        session.train(config, listeners=[heard], cpu=True)
+        start.train(config, listeners=[heard], cpu=True)
     assert heard.outcome == "interrupted"
     state = read_state(checkpoints(tmp_path / "run")[2])
     assert not state["pending"]
@@ -149,7 +149,7 @@ def test_a_stop_while_it_evaluates_keeps_the_evaluation(config: RunConfig, tmp_p
 
 def test_a_stop_in_the_last_evaluation_is_too_late(config: RunConfig) -> None:
     heard = Signalling(3)
-    run = session.train(config, listeners=[heard], cpu=True)
+    run = start.train(config, listeners=[heard], cpu=True)
     assert heard.outcome == "finished"
     assert "after" in run.records.held_out
 
@@ -157,11 +157,11 @@ def test_a_stop_in_the_last_evaluation_is_too_late(config: RunConfig) -> None:
 def test_before_the_first_step_it_leaves_at_once(config: RunConfig, tmp_path: Path) -> None:
     heard = Signalling(0, KeyboardInterrupt)
     with pytest.raises(Interrupted, match="before the first step was saved") as caught:
-        session.train(config, listeners=[heard], cpu=True)
+        start.train(config, listeners=[heard], cpu=True)
     assert caught.value.code == 130
     assert heard.outcome == "interrupted"
     assert checkpoints(tmp_path / "run") == {}
-    session.resume(tmp_path / "run", cpu=True)
+    start.resume(tmp_path / "run", cpu=True)
     assert list(checkpoints(tmp_path / "run")) == [2, 3]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gotr1_core.testing import Case, PlannerContract, RendererContract, TinyPolicy
+from gotr1_testing import Case, PlannerContract, RendererContract, TinyPolicy
 
 
 class TestTinyPlanner(PlannerContract):

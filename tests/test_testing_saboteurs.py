@@ -10,13 +10,13 @@ import pytest
 import saboteurs as broken
 from gaussian import GaussianModule, GaussianRenderer
 
-from gotr1_core.config import SegmentConfig
+from gotr1_core.config.models import SegmentConfig
 from gotr1_core.hookspecs import Kind
 from gotr1_core.samples import IMAGE
-from gotr1_core.testing import Case, Finding, RendererContract, TinyPolicy
-from gotr1_core.testing.exact import gradient, rewarded, some_totals, tree
-from gotr1_core.testing.examine import checks_of, subject_of
 from gotr1_rl.grpo import Grpo, GrpoOptions
+from gotr1_testing import Case, Finding, RendererContract, TinyPolicy
+from gotr1_testing.exact import gradient, rewarded, some_totals, tree
+from gotr1_testing.examine import checks_of, subject_of
 
 CASE = Case(max_chain_tokens=2, many=1000)
 
@@ -141,6 +141,6 @@ def test_the_ratio_does_not_tell(module: type[broken.TinyModule]) -> None:
     batch = rewarded(tree(wrong), some_totals())
     _, statistics = gradient(Grpo(GrpoOptions()), wrong, batch, {IMAGE: SegmentConfig()})
     assert statistics["image.ratio"] == 1.0
-    assert statistics["image.deviation"] > 0.05
+    assert statistics["image.sampler_gap"] > 0.05
     _, honest = gradient(Grpo(GrpoOptions()), TinyPolicy(), batch, {IMAGE: SegmentConfig()})
-    assert honest["image.deviation"] < 1e-6
+    assert honest["image.sampler_gap"] < 1e-6

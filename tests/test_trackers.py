@@ -11,10 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from gotr1_core import session
-from gotr1_core.config import RunConfig, dump
+from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.tracking import SHOWN
+from gotr1_core.pictures.sample_files import SHOWN
+from gotr1_core.runs import start
 
 Make = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {"groups": 2, "plans": 2, "prompts": {"source": "scenes", "held_out": 2}, "checkpoint": {"every": 1}}
@@ -31,10 +31,10 @@ class Killed:
             raise SystemExit
 
 
-def killed_and_resumed(config: RunConfig) -> session.Run:
+def killed_and_resumed(config: RunConfig) -> start.Run:
     with pytest.raises(SystemExit):
-        session.train(config, listeners=[Killed()], cpu=True)
-    return session.resume(config.output / str(config.name), cpu=True)
+        start.train(config, listeners=[Killed()], cpu=True)
+    return start.resume(config.output / str(config.name), cpu=True)
 
 
 def without_secrets(run: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_tracker_that_fails_is_dropped(config: Any, monkeypatch: pytest.Monkey
 
     breaking = Breaking(TensorBoardTracker)
     monkeypatch.setattr(TensorBoardTracker, "log", lambda *arguments, **more: breaking.log(*arguments, **more))
-    run = session.train(config("tensorboard"), cpu=True)
+    run = start.train(config("tensorboard"), cpu=True)
     assert "after" in run.records.held_out
     assert breaking.logged == 3  # before, and two steps
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: Tracker" in line]
@@ -124,7 +124,7 @@ def test_a_tracker_that_fails_is_dropped(config: Any, monkeypatch: pytest.Monkey
 
 def test_a_tracker_that_is_not_installed_is_refused(config: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is loaded or made; accelerate would go on without a word."""
-    monkeypatch.setattr("gotr1_core.trackers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("gotr1_core.runs.trackers.importlib.util.find_spec", lambda name: None)
     file = tmp_path / "config.yaml"
     file.write_text(dump(config("trackio")))
     error, hint = refused(["train", str(file)])
@@ -134,5 +134,5 @@ def test_a_tracker_that_is_not_installed_is_refused(config: Any, refused: Any, t
 
 
 def test_secrets_stay_out_of_a_run(config: Any) -> None:
-    run = session.train(config(None), cpu=True)
+    run = start.train(config(None), cpu=True)
     without_secrets(run.folder)

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from gotr1_core.chain import parse
-from gotr1_core.config import RunConfig, validate
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.layers import read_yaml
+from gotr1_core.pictures.sample_files import SHOWN, as_row, overlay, write_samples
 from gotr1_core.plugins import Registry
+from gotr1_core.runs.records import Records, check_free, environment, locked, new_folder
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.tracking import SHOWN, Records, as_row, check_free, environment, locked, new_folder, overlay, write_samples
 
 CHAIN = "a <|obj_start|>rød katt<|obj_end|> <|box_start|>(0,0),(500,999)<|box_end|>, left"
 
@@ -124,7 +125,7 @@ def test_two_that_ask_for_a_name_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     """The name was free when it was asked for, and is taken when the folder is there: the first keeps it."""
     chosen = config(tmp_path, name="one")
     first = new_folder(Registry(), chosen)
-    monkeypatch.setattr("gotr1_core.tracking.check_free", lambda config: None)
+    monkeypatch.setattr("gotr1_core.runs.records.check_free", lambda config: None)
     with pytest.raises(UsageError, match="one is there already"):
         new_folder(Registry(), chosen)
     assert list(tmp_path.iterdir()) == [first]

@@ -13,16 +13,19 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 import gotr1_core.loop as loop
-from gotr1_core import session
-from gotr1_core.build import build, held_out_prompts, make_sampling, training_prompts
-from gotr1_core.checkpoint import read_state
-from gotr1_core.doctor import examine
+from gotr1_core.batch import Batch
+from gotr1_core.components.build import build
+from gotr1_core.components.prompts import prompts_of
+from gotr1_core.config.models import make_sampling
+from gotr1_core.doctor.rules import examine_run
 from gotr1_core.evaluation import evaluate
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
-from gotr1_core.restore import restore
-from gotr1_core.rollout import Batch
+from gotr1_core.rollout import RolloutSettings
+from gotr1_core.runs import start
+from gotr1_core.runs.checkpoint import read_state
+from gotr1_core.runs.restore import restore
 from gotr1_core.samples import Prompt, Sample
 
 
@@ -41,7 +44,7 @@ def trainer(registry: Registry, make: Any) -> Any:
     def started(source: Any = None, **changed: Any) -> Trainer:
         config = make(**changed)
         torch.manual_seed(0)  # peft draws A from the global generator
-        return Trainer(config, build(registry, config), source or training_prompts(registry, config.prompts), Accelerator(cpu=True))
+        return Trainer(config, build(registry, config), source or prompts_of(registry, config.prompts)[0], Accelerator(cpu=True))
 
     return started
 
@@ -84,7 +87,7 @@ def test_a_run_of_three_steps(registry: Registry, make: Any, trainer: Any, tmp_p
     settings |= {"evaluation": {"every": 2, "prompts": 4, "metric": "value", "greedy": True, "best_of": 2}}
     settings |= {"segments": {"plan": {"kl": 0.01}, "image": {"weight": 0.5, "kl": 0.01}}, "output": str(tmp_path), "name": "one"}
     config, heard = make(**settings), Heard()
-    run = session.train(config, registry=registry, listeners=[heard], cpu=True)
+    run = start.train(config, registry=registry, listeners=[heard], cpu=True)
 
     before = [("evaluated", 0, "before"), ("evaluated", 0, "before, greedy"), ("evaluated", 0, "before, best of 2")]
     steps = [("step", 1, ""), ("step", 2, ""), ("evaluated", 2, "held-out"), ("step", 3, ""), ("evaluated", 3, "after")]
@@ -94,29 +97,30 @@ def test_a_run_of_three_steps(registry: Registry, make: Any, trainer: Any, tmp_p
     assert all(len(column) == 6 for row in held_out.values() for column in row.values())
     assert {"value", "bright", "pi", "ri", "sem", "spa", "correct", "reward"} <= held_out["after"].keys()
     for row in heard.metrics:
-        assert row["plan.worst_deviation"] <= 1e-4
-        assert row["image.worst_deviation"] <= 1e-4
-        assert {"seconds.rollout", "seconds.scoring", "seconds.update", "plan.kl", "image.entropy", "reward.value"} <= row.keys()
+        assert row["plan.worst_sampler_gap"] <= 1e-4
+        assert row["image.worst_sampler_gap"] <= 1e-4
+        assert {"seconds.rollout", "seconds.forward", "seconds.update", "plan.kl", "image.entropy", "reward.value"} <= row.keys()
         assert sum(v for k, v in row.items() if k.startswith("seconds.")) >= 0.85 * row["seconds"]
     assert heard.metrics[2]["plan.kl"] > 0
 
     scores = [sum(s.scores["value"] for s in heard.samples[event][:4]) / 4 for event in (steps[2], steps[4])]
-    last = read_state(run.folder / "checkpoints" / "step-000003")
-    assert last["step"] == 3
-    assert last["best"] == {"step": 2 if scores[0] >= scores[1] else 3, "score": pytest.approx(max(scores))}
+    state = read_state(run.folder / "checkpoints" / "step-000003")
+    assert state["step"] == 3
+    assert state["best"] == {"step": 2 if scores[0] >= scores[1] else 3, "score": pytest.approx(max(scores))}
     found, parts, sampling = restore(registry, run.folder / "checkpoints" / "step-000003", judged=True)
     assert found == config
     assert sampling == make_sampling(config.sampling)
-    prompts = held_out_prompts(registry, config.prompts)
-    again = evaluate(parts.planner, parts.renderer, parts.judges, prompts, sampling=sampling, seed=config.evaluation.seed)
+    prompts = prompts_of(registry, config.prompts)[1]
+    how = RolloutSettings(sampling, seed=(config.evaluation.seed,), chunk=64)
+    again = evaluate(parts.planner, parts.renderer, parts.judges, prompts, how)
     assert same(heard.samples[steps[4]], again)
     set_seed(config.seed)  # as for the run: peft draws A from the global generator
     untrained = build(registry, config)
-    base = evaluate(untrained.planner, untrained.renderer, untrained.judges, prompts, sampling=sampling, seed=config.evaluation.seed)
+    base = evaluate(untrained.planner, untrained.renderer, untrained.judges, prompts, how)
     assert not same(heard.samples[steps[4]], base)
     assert same(heard.samples[before[0]], base)
-    start, end = (dict(found.planner.module.named_parameters()) for found in (untrained, parts))
-    changed = {name for name, parameter in end.items() if not torch.equal(parameter, start[name])}
+    first, last = (dict(found.planner.module.named_parameters()) for found in (untrained, parts))
+    changed = {name for name, parameter in last.items() if not torch.equal(parameter, first[name])}
     assert changed
     assert all("lora_" in name for name in changed) == bool(lora)
 
@@ -126,12 +130,12 @@ def test_runs_repeat(trainer: Any) -> None:
     found = []
     for _ in range(2):
         one = trainer()
-        rewards = [one.step(step)[1].totals for step in range(2)]
+        rewards = [one.step(step)[1].rewards for step in range(2)]
         found.append((rewards, parameters(one)))
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
     assert all(torch.equal(p, found[1][1][name]) for name, p in found[0][1].items())
     other = trainer(seed=1)
-    assert not torch.equal(other.step(0)[1].totals, found[0][0][0])
+    assert not torch.equal(other.step(0)[1].rewards, found[0][0][0])
 
 
 def test_every_step_has_new_prompts_and_samples(trainer: Any) -> None:
@@ -144,7 +148,7 @@ def test_every_step_has_new_prompts_and_samples(trainer: Any) -> None:
 
 def test_a_run_learns(trainer: Any) -> None:
     """Ten steps towards letters: the sampled reward rises by more than three standard errors of its own noise."""
-    one = trainer(reward="letters", groups=4, plans=8, optimizer={"rate": 0.01, "schedule": "constant"})
+    one = trainer(reward="letters", groups=4, plans=8, optimizer={"learning_rate": 0.01, "schedule": "constant"})
     rewards = [one.step(step)[0]["reward"] for step in range(12)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
 
@@ -188,14 +192,14 @@ def test_frozen_parts_stay(trainer: Any) -> None:
 def test_a_planner_and_a_renderer_of_their_own(trainer: Any, tiny_janus: Path) -> None:
     """Two policies: two modules, two optimizers, and chains handed over as text."""
     other = {"name": "janus", "model": str(tiny_janus), "instruction": "{prompt}", "attention": "sdpa"}
-    one = trainer(renderer=other, renderer_optimizer={"rate": 0.001})
+    one = trainer(renderer=other, renderer_optimizer={"learning_rate": 0.001})
     assert not one.parts.unified
     assert one.learners.keys() == {"planner", "renderer"}
-    assert one.learners["renderer"].settings.rate == 0.001
+    assert one.learners["renderer"].settings.learning_rate == 0.001
     start = [{n: p.detach().clone() for n, p in part.module.named_parameters()} for part in (one.parts.planner, one.parts.renderer)]
     metrics, _ = one.step(0)
-    assert metrics["planner.plan.worst_deviation"] <= 1e-4
-    assert metrics["renderer.image.worst_deviation"] <= 1e-4
+    assert metrics["planner.plan.worst_sampler_gap"] <= 1e-4
+    assert metrics["renderer.image.worst_sampler_gap"] <= 1e-4
     for part, before in zip((one.parts.planner, one.parts.renderer), start, strict=True):
         assert any(not torch.equal(p, before[n]) for n, p in part.module.named_parameters())
 
@@ -240,7 +244,7 @@ def test_refill_gives_up(trainer: Any) -> None:
 def found_in(one: Trainer, steps: int) -> list[str]:
     """What the doctor finds in the metrics of some steps."""
     rows = [{"step": step + 1, **one.step(step)[0]} for step in range(steps)]
-    return [f"{finding.rule.name}: {finding.measured}" for finding in examine(rows, one.config) if finding.rule.stops]
+    return [f"{finding.rule.name}: {finding.measured}" for finding in examine_run(rows, one.config) if finding.rule.stops]
 
 
 @pytest.mark.parametrize("how", ["keep", "skip"])

@@ -11,15 +11,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from gotr1_core.config import LoraConfig, OptimizerConfig, RunConfig, SegmentConfig, validate
-from gotr1_core.credit import Credit
-from gotr1_core.lora import add_lora
-from gotr1_core.optim import make_optimizer
+from gotr1_core.advantages import Advantages
+from gotr1_core.batch import Batch, micro_batches
+from gotr1_core.config.models import LoraConfig, OptimizerConfig, RunConfig, SegmentConfig, validate
+from gotr1_core.engine.metrics import Clock
+from gotr1_core.engine.optim import make_optimizer
+from gotr1_core.judges import Judges
+from gotr1_core.policies.lora import add_lora
 from gotr1_core.reference import Reference
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Batch, Judges, roll_out
+from gotr1_core.rollout import RolloutSettings, roll_out
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling, SegmentName
-from gotr1_core.update import Clock, Learner, counts, slices, update
+from gotr1_core.update import Learner, counts, update
 from gotr1_rl.grpo import Grpo, GrpoOptions
 
 PROMPTS = [Prompt(text) for text in ("a", "a red cat", "two dogs", "b c")]
@@ -48,18 +51,20 @@ class Recorded:
         with torch.no_grad():
             for name, parameter in policy.module.named_parameters():
                 parameter.copy_(self.start[name])
-        settings = OptimizerConfig(rate=rate, schedule="constant", clip=1e6)
+        settings = OptimizerConfig(learning_rate=rate, schedule="constant", max_grad_norm=1e6)
         trained = [p for p in policy.module.parameters() if p.requires_grad]
         optimizer = make_optimizer(policy.module, settings) if adam else torch.optim.SGD(trained, lr=rate)
         reference = Reference(policy.module) if any(s.kl for s in segments.values()) else None
         return Learner(policy, policy.module, optimizer, settings, segments, reference, **more)
 
     def update(
-        self, learner: Learner, settings: RunConfig, credit: Credit | None = None, options: GrpoOptions | None = None
+        self, learner: Learner, settings: RunConfig, advantages: Advantages | None = None, options: GrpoOptions | None = None
     ) -> dict[str, float]:
         algorithm = Grpo(options or GrpoOptions())
         accelerator = Accelerator(cpu=True)
-        return update(accelerator, learner, algorithm, self.batch, credit or algorithm.credit(self.batch.totals), settings, Clock())
+        return update(
+            accelerator, learner, algorithm, self.batch, advantages or algorithm.advantages(self.batch.rewards), settings, Clock()
+        )
 
     def moved(self) -> dict[str, Tensor]:
         """By how much each parameter differs from its start."""
@@ -70,7 +75,7 @@ class Recorded:
 def record(policy: Any, judge: Any, *, images: int = 2, **more: Any) -> Recorded:
     judges = Judges({"letters": judge}, Expression.parse("letters * bright"))
     sampling = Sampling(guidance_scale=3.0, max_chain_tokens=8)
-    drawn = roll_out(policy, policy, judges, PROMPTS, plans=4, images=images, sampling=sampling, seed=(0, 0), **more)
+    drawn = roll_out(policy, policy, judges, PROMPTS, RolloutSettings(sampling, seed=(0, 0), plans=4, images=images, **more))
     return Recorded(policy, drawn, {name: p.detach().clone() for name, p in policy.module.named_parameters()})
 
 
@@ -117,18 +122,18 @@ def test_slices_do_not_change_an_adam_step(recorded: Recorded) -> None:
         assert ((found[0] - other).abs() > 1e-6).double().mean() < 2e-3
 
 
-def whole_gradient(recorded: Recorded, segments: Mapping[SegmentName, SegmentConfig], credit: Credit) -> dict[str, Tensor]:
+def whole_gradient(recorded: Recorded, segments: Mapping[SegmentName, SegmentConfig], advantages: Advantages) -> dict[str, Tensor]:
     """Of the loss written out: everything scored at once, no row left out, each segment divided by its own count."""
     batch, module = recorded.batch, recorded.policy.module
     rollouts: dict[SegmentName, Rollout] = {PLAN: batch.plans}
     if batch.images is not None:
         rollouts[IMAGE] = batch.images
     scored = module(rollouts)
-    advantages = {PLAN: credit.plan.flatten(), IMAGE: credit.image.flatten()[batch.place]}
+    row_advantages = {PLAN: advantages.plan.flatten(), IMAGE: advantages.image.flatten()[batch.place]}
     tokens = {PLAN: batch.plans.tensors["mask"].sum(), IMAGE: torch.tensor(9 * len(batch.samples))}
     loss = torch.zeros(())
     for name, settings in segments.items():
-        gain = (scored[name].log_prob * advantages[name].float().unsqueeze(1))[rollouts[name].tensors["mask"]].sum()
+        gain = (scored[name].log_prob * row_advantages[name].float().unsqueeze(1))[rollouts[name].tensors["mask"]].sum()
         loss = loss - settings.weight * gain / tokens[name]
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
@@ -138,32 +143,32 @@ def whole_gradient(recorded: Recorded, segments: Mapping[SegmentName, SegmentCon
 @pytest.mark.parametrize("segments", [BOTH, {PLAN: SegmentConfig()}, {IMAGE: SegmentConfig()}], ids=["both", "plan", "image"])
 def test_the_update_is_the_gradient_of_the_loss(recorded: Recorded, segments: Mapping[SegmentName, SegmentConfig]) -> None:
     """On-policy GRPO is -advantage x log p over all tokens of a segment; pruned images count in the denominator."""
-    credit = Grpo(GrpoOptions()).credit(recorded.batch.totals)
+    advantages = Grpo(GrpoOptions()).advantages(recorded.batch.rewards)
     learner = recorded.learner(segments)
-    expected = whole_gradient(recorded, segments, credit)
+    expected = whole_gradient(recorded, segments, advantages)
     recorded.update(learner, config())
     near({n: -g for n, g in expected.items()}, recorded.moved())
 
 
 def test_rows_without_advantage_are_skipped_and_missed_by_nobody(recorded: Recorded) -> None:
-    credit = Grpo(GrpoOptions()).credit(recorded.batch.totals)
-    plan, image = credit.plan.clone(), credit.image.clone()
+    advantages = Grpo(GrpoOptions()).advantages(recorded.batch.rewards)
+    plan, image = advantages.plan.clone(), advantages.image.clone()
     plan[:, 1:], image[:, 1:], image[2, 0] = 0, 0, 0
-    sparse = Credit(plan, image)
+    sparse = Advantages(plan, image)
     learner = recorded.learner()
-    parts = slices(recorded.batch, sparse, learner, config())
+    parts = micro_batches(recorded.batch, sparse, learner, config())
     assert sum(len(part.segments[PLAN]) for part in parts) == 4
     expected = whole_gradient(recorded, BOTH, sparse)
     recorded.update(learner, config(), sparse)
     near({n: -g for n, g in expected.items()}, recorded.moved())
     kl = recorded.learner({PLAN: SegmentConfig(kl=0.1), IMAGE: SegmentConfig()})
-    assert sum(len(part.segments[PLAN]) for part in slices(recorded.batch, sparse, kl, config())) == 16  # a divergence is everywhere
+    assert sum(len(part.segments[PLAN]) for part in micro_batches(recorded.batch, sparse, kl, config())) == 16  # a divergence is everywhere
 
 
 def test_a_batch_without_any_advantage_moves_nothing(recorded: Recorded) -> None:
-    nothing = Credit(torch.zeros(4, 4), torch.zeros(4, 4, 2))
+    nothing = Advantages(torch.zeros(4, 4), torch.zeros(4, 4, 2))
     learner = recorded.learner(adam=True)
-    assert slices(recorded.batch, nothing, learner, config()) == []
+    assert micro_batches(recorded.batch, nothing, learner, config()) == []
     recorded.update(learner, config(), nothing)
     assert recorded.moved() == {}
 
@@ -202,17 +207,17 @@ def test_with_one_update_the_ratio_is_one(recorded: Recorded, ratio: Any) -> Non
     for name in (PLAN, IMAGE):
         assert found[f"{name}.ratio"] == 1.0
         assert found[f"{name}.clipped"] == 0.0
-        assert found[f"{name}.deviation"] <= found[f"{name}.worst_deviation"] <= 1e-4
+        assert found[f"{name}.sampler_gap"] <= found[f"{name}.worst_sampler_gap"] <= 1e-4
 
 
 def test_with_two_updates_the_ratio_leaves_one(recorded: Recorded) -> None:
     small = recorded.update(recorded.learner(rate=0.02), config(updates=2))
     assert small["plan.ratio"] != 1.0
     assert abs(small["plan.ratio"] - 1) < 0.1
-    assert small["plan.worst_deviation"] <= 1e-4  # measured before the first update only
+    assert small["plan.worst_sampler_gap"] <= 1e-4  # measured before the first update only
     large = recorded.update(recorded.learner(rate=2.0), config(updates=2))
     assert large["plan.clipped"] > 0.05
-    assert large["plan.worst_deviation"] <= 1e-4
+    assert large["plan.worst_sampler_gap"] <= 1e-4
 
 
 def test_what_was_not_sampled_is_not_scored_alike(recorded: Recorded) -> None:
@@ -220,7 +225,7 @@ def test_what_was_not_sampled_is_not_scored_alike(recorded: Recorded) -> None:
     warmer = replace(recorded.batch.plans, sampling=replace(recorded.batch.plans.sampling, temperature=1.2))
     recorded.batch = replace(recorded.batch, plans=warmer)
     found = recorded.update(recorded.learner(), config())
-    assert found["plan.worst_deviation"] > 0.05
+    assert found["plan.worst_sampler_gap"] > 0.05
     assert found["plan.ratio"] == 1.0  # and the ratio does not
 
 
@@ -228,7 +233,7 @@ def test_updates_are_counted(recorded: Recorded) -> None:
     learner = recorded.learner(rate=0.01)
     found = recorded.update(learner, config(updates=3))
     assert learner.updates == 3
-    assert found["rate"] == 0.01
+    assert found["learning_rate"] == 0.01
 
 
 # -- the reference ----------------------------------------------------------------------------------------------------------
@@ -236,7 +241,7 @@ def test_updates_are_counted(recorded: Recorded) -> None:
 
 def test_the_divergence_begins_at_zero_and_has_a_gradient(recorded: Recorded) -> None:
     segments: Mapping[SegmentName, SegmentConfig] = {PLAN: SegmentConfig(kl=1.0), IMAGE: SegmentConfig(kl=1.0)}
-    nothing = Credit(torch.zeros(4, 4), torch.zeros(4, 4, 2))
+    nothing = Advantages(torch.zeros(4, 4), torch.zeros(4, 4, 2))
     learner = recorded.learner(segments, rate=1e-3)
     begun = recorded.update(learner, config(), nothing)
     assert begun["plan.kl"] == begun["image.kl"] == 0.0  # the same numbers, computed twice
@@ -307,7 +312,7 @@ def test_truncated_chains_can_be_masked(recorded: Recorded) -> None:
     without = replace(recorded.batch.plans, tensors={**recorded.batch.plans.tensors, "mask": mask})
     recorded.batch = replace(recorded.batch, plans=without)
     learner = recorded.learner(segments)
-    expected = whole_gradient(recorded, segments, Grpo(GrpoOptions()).credit(recorded.batch.totals))
+    expected = whole_gradient(recorded, segments, Grpo(GrpoOptions()).advantages(recorded.batch.rewards))
     near({n: -g for n, g in expected.items()}, masked)
     assert divisors(counts(recorded.batch, learner, Grpo(GrpoOptions()), config()))[PLAN] == mask.sum()
 
@@ -321,7 +326,7 @@ def test_all_chains_truncated_and_masked_move_nothing(recorded: Recorded) -> Non
 
 
 def test_an_entropy_bonus_raises_entropy(recorded: Recorded) -> None:
-    nothing = Credit(torch.zeros(4, 4), torch.zeros(4, 4, 2))
+    nothing = Advantages(torch.zeros(4, 4), torch.zeros(4, 4, 2))
     segments: Mapping[SegmentName, SegmentConfig] = {PLAN: SegmentConfig(entropy=1.0), IMAGE: SegmentConfig(entropy=1.0)}
     learner = recorded.learner(segments, rate=0.05)
     found = [recorded.update(learner, config(), nothing) for _ in range(4)]

@@ -12,7 +12,7 @@ from gotr1_core.chain import parse
 from gotr1_core.cli.view import View, trend
 from gotr1_core.samples import Prompt, Sample
 
-METRICS = {"reward": 0.5, "reward.pi": 0.25, "plan.deviation": 1e-7, "seconds": 2.0, "seconds.rollout": 1.5, "seconds.update": 0.5}
+METRICS = {"reward": 0.5, "reward.pi": 0.25, "plan.sampler_gap": 1e-7, "seconds": 2.0, "seconds.rollout": 1.5, "seconds.update": 0.5}
 SAMPLE = Sample(Prompt("a"), parse(""), None, scores={"pi": 0.75}, reward=0.5)
 
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gotr1_core.errors import UsageError
-from gotr1_core.weights import DEADLINE, find_weights
+from gotr1_core.policies.hub import DEADLINE, find_weights
 
 NAME = "owner/model"
 KEY = "planner.model"

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ROLE = re.compile(r":(?:class|func|meth|mod):`([^`]+)`")
 # Modules told in full, beside the public names of all others.
 IN_FULL = (
-    *("chain", "samples", "protocols", "hookspecs", "reward", "credit", "sampling", "rollout"),
+    *("chain", "samples", "protocols", "hookspecs", "reward", "advantages", "sampling", "rollout"),
     *("loop", "session", "checkpoint", "evaluation"),
 )
 # Where a component's options are written in a config.
@@ -78,7 +78,7 @@ def cli() -> str:
 
 def settings() -> str:
     """Every key of a run's and of stage one's config, and every component's options."""
-    from gotr1_core.config import RunConfig, SftConfig
+    from gotr1_core.config.models import RunConfig, SftConfig
 
     parts = [
         "# Configuration",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gotr1_core.components.resolve import resolve_config
 from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import KINDS, Kind
 from gotr1_core.plugins import Registry, nearest
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from gotr1_core.protocols import Planner, Renderer
     from gotr1_core.samples import Sampling
 
-DEFAULT_PRESET = "scenes"
 
 _files: list[Path] = []
 _debug = [False]
@@ -85,37 +85,8 @@ PresetName = Annotated[
     str | None, typer.Option(help="A named config to start from; scenes if nothing else is named.", autocompletion=names("preset"))
 ]
 PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: text, one a line, or JSONL.")]
-Batch = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def load_config(
-    registry: Registry, config: Path | None, preset: str | None, named: Mapping[str, Any], words: Sequence[str]
-) -> dict[str, Any]:
-    """Preset (and its variants), then file, then options, then KEY=VALUE words, each over what comes before; plugin files are loaded.
-
-    Where neither a preset, a file nor a component is named, the preset ``scenes`` is taken.
-    """
-    from gotr1_core.layers import VARIANTS, layered, overrides, read_yaml
-
-    own = with_plugins(registry, read_yaml(config)) if config else {}
-    given = {key: value for key, value in named.items() if value is not None}
-    own = layered(own, given, overrides(words)) if VARIANTS in own else own  # such as a copy of a preset
-    if preset is None and config is None and not given.keys() & {"planner", "renderer", "judge"}:
-        preset = DEFAULT_PRESET
-    data: dict[str, Any] = read_yaml(registry.preset(preset)) if preset else {}
-    return with_plugins(registry, layered(data, own, given, overrides(words)))
-
-
-def with_plugins(registry: Registry, data: dict[str, Any]) -> dict[str, Any]:
-    """Loads the plugin files that a config names, and names those of --plugin in it too, so that the run's own config has them."""
-    named = data.get("plugins") or []
-    named = [named] if isinstance(named, str) else named
-    if not isinstance(named, list) or not all(isinstance(file, str) for file in named):
-        return data  # which validation will tell
-    for file in named:
-        registry.add_file(Path(file))
-    return {**data, "plugins": [str(file) for file in registry.files]} if registry.files else data
 
 
 def config_or_words(first: str | None, words: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -146,9 +117,9 @@ def drawing(
 
     Where nothing is to be ``planned`` the planner need not be named, and is not loaded.
     """
-    from gotr1_core.build import make_sampling, policies, renderer_alone
-    from gotr1_core.config import RunConfig, validate
-    from gotr1_core.restore import restore
+    from gotr1_core.components.build import policies, renderer_alone
+    from gotr1_core.config.models import RunConfig, make_sampling, validate
+    from gotr1_core.runs.restore import restore
 
     if checkpoint is not None:
         given = [f"--{key}" for key, value in {**named, "preset": preset}.items() if value is not None]
@@ -156,7 +127,7 @@ def drawing(
             raise UsageError(f"{given[0]} has no meaning with --checkpoint", hint="the run's own components draw; leave out one of both")
         _, parts, sampling = restore(registry, checkpoint, words, device=device())
         return parts.planner, parts.renderer, sampling
-    data = load_config(registry, None, preset, named, words)
+    data = resolve_config(registry, None, preset, named, words)
     if not planned and "renderer" in data:
         data = {"planner": data["renderer"], **data}
     config = validate(RunConfig, {"judge": [], **data})

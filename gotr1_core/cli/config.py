@@ -19,14 +19,13 @@ from gotr1_core.cli.common import (
     RendererName,
     Words,
     config_or_words,
-    load_config,
     registry,
-    with_plugins,
 )
 from gotr1_core.cli.options import ComponentCommand
+from gotr1_core.components.resolve import resolve_config, with_plugins
 
 if TYPE_CHECKING:
-    from gotr1_core.config import SftConfig
+    from gotr1_core.config.models import SftConfig
     from gotr1_core.hookspecs import Kind
 
 app = typer.Typer(help="Shows and checks configs. Nothing is trained.", no_args_is_help=True)
@@ -60,8 +59,8 @@ def show(
     path, words = config_or_words(config, override or [])
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
     own = {"prompts": {"file": str(prompts)} if prompts else None}
-    data = load_config(registry(), path, preset, {**named, **own}, words)
-    from gotr1_core.config import RunConfig, dump, validate
+    data = resolve_config(registry(), path, preset, {**named, **own}, words)
+    from gotr1_core.config.models import RunConfig, dump, validate
 
     settings = validate(RunConfig, data)
     print(json.dumps(settings.model_dump(mode="json"), ensure_ascii=False) if as_json else dump(settings).rstrip("\n"))
@@ -72,7 +71,7 @@ def print_schema(stage: StageOption = Stage.train) -> None:
     """Prints the JSON Schema of a config. Options of components are in `gotr1 show KIND NAME --json`."""
     import json
 
-    from gotr1_core.config import RunConfig, SftConfig
+    from gotr1_core.config.models import RunConfig, SftConfig
 
     schema = SftConfig.model_json_schema() if stage is Stage.sft else RunConfig.model_json_schema()
     print(json.dumps(schema, indent=2, ensure_ascii=False))
@@ -84,10 +83,10 @@ def validate(
     stage: StageOption = Stage.train,
 ) -> None:
     """Checks configs: keys, names, options and the reward. Loads no weights."""
-    from gotr1_core.build import check
-    from gotr1_core.config import RunConfig, SftConfig
-    from gotr1_core.config import validate as validated
-    from gotr1_core.layers import layered, read_yaml
+    from gotr1_core.components.preflight import check
+    from gotr1_core.config.merge import layered, read_yaml
+    from gotr1_core.config.models import RunConfig, SftConfig
+    from gotr1_core.config.models import validate as validated
 
     for number, path in enumerate(configs):
         if number:
@@ -101,7 +100,7 @@ def validate(
 
 
 def _check_sft(config: SftConfig) -> None:
-    from gotr1_core.config import ComponentConfig
+    from gotr1_core.config.models import ComponentConfig
     from gotr1_core.errors import UsageError
     from gotr1_core.plugins import options_of
 

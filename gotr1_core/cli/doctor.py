@@ -27,7 +27,7 @@ def _installation(*, as_json: bool) -> bool:
     from dataclasses import asdict
 
     from gotr1_core.cli.tables import table
-    from gotr1_core.installation import diagnose
+    from gotr1_core.doctor.environment import diagnose
 
     found = list(diagnose(registry()))
     if as_json:
@@ -41,17 +41,17 @@ def _installation(*, as_json: bool) -> bool:
 def _run(folder: Path, *, as_json: bool) -> bool:
     import json
 
-    from gotr1_core.config import RunConfig, validate
-    from gotr1_core.doctor import examine
-    from gotr1_core.layers import read_yaml
-    from gotr1_core.tracking import CONFIG
+    from gotr1_core.config.merge import read_yaml
+    from gotr1_core.config.models import RunConfig, validate
+    from gotr1_core.doctor.rules import examine_run
+    from gotr1_core.runs.records import CONFIG
 
     if not (folder / CONFIG).is_file():
         raise UsageError(f"{folder} is no run", hint="give the folder that `gotr1 train` named")
     config = validate(RunConfig, read_yaml(folder / CONFIG))
     rows = _metrics(folder)
     steps = sum("evaluation" not in row for row in rows)
-    found = examine(rows, config)
+    found = examine_run(rows, config)
     if as_json:
         told = [
             {
@@ -77,7 +77,7 @@ def _run(folder: Path, *, as_json: bool) -> bool:
 
 def _metrics(folder: Path) -> Sequence[Mapping[str, Any]]:
     """The rows of a run's metrics, all of them numbers but the names of evaluations."""
-    from gotr1_core.tracking import METRICS, Records
+    from gotr1_core.runs.records import METRICS, Records
 
     path = folder / METRICS
     if not path.is_file():

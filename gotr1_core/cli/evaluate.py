@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gotr1_core.cli.common import Batch, Json, PresetName, drawing, names, registry
+from gotr1_core.cli.common import BatchSize, Json, PresetName, drawing, names, registry
 
 if TYPE_CHECKING:
     from gotr1_core.evaluation import Estimate
@@ -20,23 +20,23 @@ def command(
     preset: PresetName = None,
     count: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
     seed: Annotated[int, typer.Option(help="Evaluations of the same seed draw the same.")] = 1,
-    batch: Batch = 64,
+    batch: BatchSize = 64,
     as_json: Json = False,
 ) -> None:
     """Draws a benchmark's prompts and measures them. Numbers have 95 % intervals."""
     import json
     from collections import defaultdict
 
-    from gotr1_core.build import component
     from gotr1_core.cli.tables import table
-    from gotr1_core.config import ComponentConfig
-    from gotr1_core.evaluation import draw, estimate
-    from gotr1_core.tracking import null_for_nan
+    from gotr1_core.components.build import make_component
+    from gotr1_core.config.models import ComponentConfig
+    from gotr1_core.evaluation import draw_samples, estimate
+    from gotr1_core.pictures.sample_files import null_for_nan
 
-    suite = component(registry(), "benchmark", ComponentConfig(name=benchmark))
+    suite = make_component(registry(), "benchmark", ComponentConfig(name=benchmark))
     planner, renderer, sampling = drawing(registry(), checkpoint, preset, {}, override or [])
     assert planner is not None  # as it is to plan
-    samples = draw(planner, renderer, suite.prompts(count), sampling=sampling, seed=seed, batch=batch)
+    samples = draw_samples(planner, renderer, suite.prompts(count), sampling=sampling, seed=seed, batch=batch)
     measured = suite.measure(samples)
     rows: dict[str, dict[str, Estimate]] = defaultdict(dict)
     for category in ["all", *dict.fromkeys(s.prompt.category for s in samples)]:

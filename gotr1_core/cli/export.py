@@ -18,7 +18,7 @@ def command(
     """Writes what a run trained where peft or transformers can load it, with a model card."""
     import json
 
-    from gotr1_core.exporting import export
+    from gotr1_core.workflows.export import export
 
     checkpoint, step = export(registry(), run, out, merged=merge)
     print(json.dumps({"folder": str(out), "checkpoint": str(checkpoint), "step": step}, ensure_ascii=False))

@@ -30,10 +30,10 @@ def command(
     """Plans and draws a prompt, or draws your own chain for it. Writes PNG, the chain as JSON, and the boxes drawn over the picture."""
     import json
 
-    from gotr1_core.checkpoint import writing
     from gotr1_core.cli.progress import progress
-    from gotr1_core.generation import generate
-    from gotr1_core.tracking import write_samples
+    from gotr1_core.pictures.sample_files import write_samples
+    from gotr1_core.runs.checkpoint import writing
+    from gotr1_core.workflows.generation import generate
 
     if number < 1:
         raise UsageError(f"-n {number}: there is nothing to draw", hint="give 1 or more")

@@ -185,7 +185,7 @@ def told(message: str, hint: str | None) -> bool:
     """Leaves an error to the launcher, if this process has one."""
     if LAUNCHED not in os.environ or not os.environ.get(ERRORS):
         return False
-    from gotr1_core.checkpoint import write_atomically
+    from gotr1_core.engine.files import write_atomically
 
     now = time.time()
     said = {"message": message, "hint": hint, "time": now, "timestamp": int(now)}

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.cli import check, common, config, doctor, evaluate, export, generate, plugins, score, sft, show, train
+from gotr1_core.cli import common, config, doctor, evaluate, export, generate, plugins, score, sft, show, train
 from gotr1_core.cli import list as list_
 from gotr1_core.cli.launch import LAUNCHED, LaunchCommand, end, told
 from gotr1_core.cli.options import ComponentCommand
@@ -45,7 +45,6 @@ app.command("show")(show.command)
 app.add_typer(config.app, name="config")
 app.command("plugins")(plugins.command)
 app.command("doctor")(doctor.command)
-app.command("check")(check.command)
 
 
 def _version(wanted: bool) -> None:

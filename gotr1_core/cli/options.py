@@ -37,7 +37,7 @@ def _named(given: Mapping[str, Any]) -> Iterator[tuple[Kind, str, str]]:
     words = [word for word in (given.get("config"), *(given.get("override") or ())) if word and "=" in word]
     said = {key: value for key, value in given.items() if value}
     if words:
-        from gotr1_core.layers import merge, overrides
+        from gotr1_core.config.merge import merge, overrides
 
         said = merge(said, overrides(words))
     source = said["prompts"].get("source") if isinstance(said.get("prompts"), Mapping) else None

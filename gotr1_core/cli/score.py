@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gotr1_core.cli.common import Batch, Json, JudgeNames, registry, with_plugins
+from gotr1_core.cli.common import BatchSize, Json, JudgeNames, registry
+from gotr1_core.components.resolve import with_plugins
 from gotr1_core.errors import Gotr1Error, UsageError
 
 if TYPE_CHECKING:
+    from gotr1_core.pictures.sample_files import Picture
     from gotr1_core.samples import Sample
-    from gotr1_core.score import Picture, ScoreConfig
+    from gotr1_core.workflows.judging import ScoreConfig
 
 
 def command(
@@ -27,7 +29,7 @@ def command(
     judge: JudgeNames = None,
     chain: Annotated[str | None, typer.Option(metavar="TEXT|FILE", help="The plan that they were drawn from.")] = None,
     reward: Annotated[str | None, typer.Option(help="Also the total of the scores, such as 'pi * (sem + spa) / 2 * ri'.")] = None,
-    batch: Batch = 64,
+    batch: BatchSize = 64,
     as_json: Json = False,
 ) -> None:
     """Scores pictures with judges alone. Without a chain, only what needs the picture."""
@@ -38,12 +40,14 @@ def command(
     if not paths:
         raise UsageError("there are no pictures", hint="give PNG or JPEG files, or a folder of them")
     config = _config(judge, reward, [word for word in override if Path(word) not in paths])
-    from gotr1_core.build import check_labels, make_judge
     from gotr1_core.cli.common import device
     from gotr1_core.cli.progress import progress
+    from gotr1_core.components.build import make_judge
+    from gotr1_core.components.preflight import check_labels
+    from gotr1_core.pictures.sample_files import find_pictures
     from gotr1_core.plugins import options_of
     from gotr1_core.reward import Expression
-    from gotr1_core.score import find_pictures, score
+    from gotr1_core.workflows.judging import score
 
     check_labels(config.judge)
     for part in config.judge:  # what is quick to check, before pictures are read and judges made
@@ -76,9 +80,9 @@ def _is_there(path: Path) -> bool:
 
 
 def _config(judge: Sequence[str] | None, reward: str | None, words: Sequence[str]) -> ScoreConfig:
-    from gotr1_core.config import validate
-    from gotr1_core.layers import merge, overrides
-    from gotr1_core.score import ScoreConfig
+    from gotr1_core.config.merge import merge, overrides
+    from gotr1_core.config.models import validate
+    from gotr1_core.workflows.judging import ScoreConfig
 
     changed = overrides(words)
     unknown = sorted(changed.keys() - {"judge", "reward", "plugins"})
@@ -117,7 +121,7 @@ def _check_any(samples: Sequence[Sample], config: ScoreConfig) -> None:
 
 
 def _rows(pictures: Sequence[Picture], samples: Sequence[Sample], *, rewarded: bool) -> list[Mapping[str, Any]]:
-    from gotr1_core.tracking import null_for_nan
+    from gotr1_core.pictures.sample_files import null_for_nan
 
     return [
         {

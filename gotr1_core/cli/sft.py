@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gotr1_core.cli.common import ConfigOrWord, config_or_words, device, registry, with_plugins
+from gotr1_core.cli.common import ConfigOrWord, config_or_words, device, registry
+from gotr1_core.components.resolve import with_plugins
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from gotr1_core.config import SftConfig
-    from gotr1_core.sft import Batches
+    from gotr1_core.config.models import SftConfig
+    from gotr1_core.workflows.sft import Batches
 
 LOGGED = 20  # steps between rows of the log
 
@@ -25,12 +26,13 @@ def command(
     import json
     import sys
 
-    from gotr1_core.build import component
-    from gotr1_core.checkpoint import write_atomically, writing
     from gotr1_core.cli.progress import progress
-    from gotr1_core.config import SftConfig, validate
-    from gotr1_core.layers import merge, overrides, read_yaml
-    from gotr1_core.sft import train_supervised
+    from gotr1_core.components.build import make_component
+    from gotr1_core.config.merge import merge, overrides, read_yaml
+    from gotr1_core.config.models import SftConfig, validate
+    from gotr1_core.engine.files import write_atomically
+    from gotr1_core.runs.checkpoint import writing
+    from gotr1_core.workflows.sft import train_supervised
 
     path, words = config_or_words(config, override or [])
     settings = validate(SftConfig, with_plugins(registry(), merge(read_yaml(path) if path else {}, overrides(words))))
@@ -38,7 +40,7 @@ def command(
     import torch
 
     torch.manual_seed(settings.seed)  # what LoRA draws
-    policy = component(registry(), settings.kind, settings.policy, key="policy", device=device())
+    policy = make_component(registry(), settings.kind, settings.policy, key="policy", device=device())
     log = _log(settings.output)
     rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     with progress("training", settings.steps) as report, writing(settings.output, again="run it again: it goes on from its last save"):
@@ -55,13 +57,13 @@ def command(
 
 def _batches(settings: SftConfig) -> Batches:
     """What is trained on; read before any weight is loaded."""
-    from gotr1_core.build import component
-    from gotr1_core.config import ComponentConfig
-    from gotr1_core.sft import from_examples, from_source, read_examples
+    from gotr1_core.components.build import make_component
+    from gotr1_core.config.models import ComponentConfig
+    from gotr1_core.workflows.sft import from_examples, from_source, read_examples
 
     registry().find(settings.kind, settings.policy.name)  # a wrong name before a source is made
     if isinstance(settings.data, ComponentConfig):
-        return from_source(component(registry(), "source", settings.data), settings.batch, settings.seed, settings.sort_window)
+        return from_source(make_component(registry(), "source", settings.data), settings.batch, settings.seed, settings.sort_window)
     return from_examples(read_examples(settings.data), settings.batch, settings.seed, settings.sort_window)
 
 

@@ -60,7 +60,7 @@ def _print(found: Provided) -> None:
 
 def _facts(found: Provided) -> dict[str, Any]:
     from gotr1_core.cli.options import schema_of
-    from gotr1_core.layers import read_yaml
+    from gotr1_core.config.merge import read_yaml
 
     component = found.component
     facts: dict[str, Any] = {

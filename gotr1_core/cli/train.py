@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,16 +22,16 @@ from gotr1_core.cli.common import (
     RendererName,
     Words,
     config_or_words,
-    load_config,
     registry,
 )
 from gotr1_core.cli.launch import LAUNCHED, launch, read, words_of
+from gotr1_core.components.resolve import resolve_config
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
     from gotr1_core.cli.view import View
-    from gotr1_core.config import RunConfig
-    from gotr1_core.run import Run
+    from gotr1_core.config.models import RunConfig
+    from gotr1_core.runs.recorder import Run
 
 
 def command(
@@ -45,7 +45,7 @@ def command(
     preset: PresetName = None,
     prompts: PromptsFile = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a run, from its last checkpoint.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the geometry of a step; start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the sizes of a step; start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU although there is a GPU.")] = False,
 ) -> None:
@@ -63,21 +63,25 @@ def command(
                 hint="a run goes on with its own config; change it by KEY=VALUE",
             )
         return _resume(resume, words, processes, dry_run=dry_run, as_json=as_json, cpu=cpu)
-    data = load_config(registry(), path, preset, {**named, **own}, words)
-    from gotr1_core.config import RunConfig, validate
+    data = resolve_config(registry(), path, preset, {**named, **own}, words)
+    from gotr1_core.config.models import RunConfig, validate
 
     settings = validate(RunConfig, data)
     if dry_run:
         return _show(settings, processes, as_json=as_json)
     if processes is not None:
         return _launch(settings, processes, cpu=cpu)
-    from gotr1_core.session import train
+    from gotr1_core.cli.view import training_view
+    from gotr1_core.runs.start import train
 
-    _watched(lambda view: train(settings, registry=registry(), listeners=[view], cpu=cpu), settings.steps)
+    with training_view(settings.steps) as view:
+        run = train(settings, registry=registry(), listeners=[view], cpu=cpu, launched=LAUNCHED in os.environ)
+    _end(run, view)
 
 
 def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as_json: bool, cpu: bool) -> None:
-    from gotr1_core.session import resume, resumed_config
+    from gotr1_core.cli.view import training_view
+    from gotr1_core.runs.start import resume, resumed_config
 
     settings, changed = resumed_config(folder, words)
     if LAUNCHED not in os.environ:  # else the launcher has said so
@@ -87,15 +91,17 @@ def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as
         return _show(settings, processes, as_json=as_json)
     if processes is not None:
         return _launch(settings, processes, cpu=cpu, resume=folder, words=words)
-    _watched(lambda view: resume(folder, words, registry=registry(), listeners=[view], cpu=cpu), settings.steps)
+    with training_view(settings.steps) as view:
+        run = resume(folder, words, registry=registry(), listeners=[view], cpu=cpu, launched=LAUNCHED in os.environ)
+    _end(run, view)
 
 
-def _watched(train: Callable[[View], Run], steps: int) -> None:
-    """Trains in this process, under the live view if it is the one that shows it."""
-    from gotr1_core.cli.run import watched
-    from gotr1_core.distributed import leave
+def _end(run: Run, view: View) -> None:
+    """Shows what the run came to, and leaves the other processes, if there are any."""
+    from gotr1_core.cli.view import show_result
+    from gotr1_core.engine.collectives import leave
 
-    watched(train, steps, live=sys.stderr.isatty() and os.environ.get("RANK", "0") == "0")
+    show_result(run, live=view.live is not None)
     leave()
 
 
@@ -103,9 +109,9 @@ def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None
     """Trains in several processes, once everything that can be checked beforehand is."""
     from tempfile import TemporaryDirectory
 
-    from gotr1_core.build import check
-    from gotr1_core.config import dump
-    from gotr1_core.tracking import check_free
+    from gotr1_core.components.preflight import check
+    from gotr1_core.config.models import dump
+    from gotr1_core.runs.records import check_free
 
     for file in config.plugins:
         registry().add_file(file)
@@ -125,16 +131,16 @@ def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None
 
 def _show(config: RunConfig, processes: Any, *, as_json: bool) -> None:
     """What would run, on stdout."""
-    from gotr1_core.build import check
-    from gotr1_core.config import dump
-    from gotr1_core.geometry import geometry
+    from gotr1_core.components.limits import step_sizes
+    from gotr1_core.components.preflight import check
+    from gotr1_core.config.models import dump
 
     count = 1 if processes is None else processes.num_processes
-    shape: dict[str, Any] = geometry(config, count, check(registry(), config, count))
+    sizes: dict[str, Any] = step_sizes(config, count, check(registry(), config, count).sizes)
     if as_json:
-        print(json.dumps({"config": config.model_dump(mode="json"), "geometry": shape}))
+        print(json.dumps({"config": config.model_dump(mode="json"), "sizes": sizes}))
         return
     print(dump(config), end="")
-    print("\n# geometry of a step")
-    for name, value in shape.items():
+    print("\n# sizes of a step")
+    for name, value in sizes.items():
         print(f"# {name:<38}{'not known beforehand' if value is None else value}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +15,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gotr1_core.evaluation import summary
+from gotr1_core.evaluation import REWARD, estimate, paired, summary
 from gotr1_core.hookspecs import hookimpl
+from gotr1_core.pictures.sample_files import null_for_nan
+from gotr1_core.runs.recorder import Run
+from gotr1_core.runs.report import REPORT
+from gotr1_core.runs.restore import checkpoint_of
 from gotr1_core.samples import Sample
-from gotr1_core.tracking import null_for_nan
 
 BARS = "▁▂▃▄▅▆▇█"
 PHASES = ("rollout", "scoring", "update")
@@ -84,9 +89,9 @@ class View:
 
     def _rewards(self) -> Table:
         table = Table("", "now", "trend", box=None)
-        for name in sorted(n for n in self.history if n.startswith("reward") and n != "reward_deviation"):
+        for name in sorted(n for n in self.history if n.startswith("reward") and n != "group_std"):
             table.add_row(name, f"{self.history[name][-1]:.3f}", trend(self.history[name]))
-        for name in ("plan.deviation", "image.deviation", "gradient_norm"):
+        for name in ("plan.sampler_gap", "image.sampler_gap", "gradient_norm"):
             if name in self.history:
                 table.add_row(name, f"{self.history[name][-1]:.2g}", trend(self.history[name]))
         if "seconds" in self.history:
@@ -96,3 +101,33 @@ class View:
             shown = ", ".join(f"{n} {v:.3f}" for n, v in means.items())
             table.add_row(f"{name}, step {step}", "", shown)
         return table
+
+
+def training_view(steps: int) -> View:
+    """The live view of a training in this process: shown on a terminal, and by the first process alone."""
+    return View(Console(stderr=True), steps, live=sys.stderr.isatty() and os.environ.get("RANK", "0") == "0")
+
+
+def show_result(run: Run, *, live: bool) -> None:
+    """Prints the run's folder on stdout; where the view was ``live`` also held-out scores before and after, and where everything lies."""
+    if run.main:
+        if live:
+            _result(Console(stderr=True), run)
+        print(run.folder)
+
+
+def _result(console: Console, run: Run) -> None:
+    rows = run.records.held_out
+    names = [REWARD, *(n for n in rows["before"] if n != REWARD)]
+    table = Table("held-out", *names, title=f"{len(rows['before'][REWARD])} held-out prompts")
+    for name, row in rows.items():
+        table.add_row(name, *[f"{estimate(row[n]).mean:.3f}" for n in names])
+    change = {n: paired(rows["before"][n], rows["after"][n]) for n in names}
+    table.add_section()
+    table.add_row("change", *[f"{change[n].mean:+.3f} ± {change[n].half_width:.3f}" for n in names])
+    console.print(table)
+    _, best = checkpoint_of(run.folder)
+    where = {"run": run.folder, "look": run.folder / REPORT, "best": best, "pictures": run.folder / "samples"}
+    draw = f'gotr1 generate "a red circle above a blue square" --checkpoint {run.folder}'
+    for name, what in {**where, "draw": draw}.items():
+        console.print(f"{name:<12}{what}", soft_wrap=True, highlight=False, markup=False)

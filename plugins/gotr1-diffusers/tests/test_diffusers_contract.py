@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gotr1_core import gaussian
 from gotr1_core.samples import IMAGE, Rollout
-from gotr1_core.testing import Case, Finding, RendererContract, Subject
-from gotr1_core.testing.examine import checks_of
-from gotr1_core.testing.subject import PROMPTS
 from gotr1_diffusers.steps import Step, Steps
+from gotr1_testing import Case, Finding, RendererContract, Subject
+from gotr1_testing.examine import checks_of
+from gotr1_testing.subject import PROMPTS
 
 CASE = Case(prompts=PROMPTS[:3], temperatures=(0.7, 1.3), many=64, denoising_steps=4)
 BRIEF = Case(prompts=PROMPTS[:3], temperatures=(1.0,), guidance=(3.0,), many=64, denoising_steps=5)
@@ -92,7 +92,7 @@ class WrongLast(Steps):
         if prev is not None:
             push = self.push.clone()
             push[-1] *= 1.5
-            return Steps(self.timesteps, self.keep, push, self.deviation).step(output, t, x, prev)
+            return Steps(self.timesteps, self.keep, push, self.std).step(output, t, x, prev)
         return super().step(output, t, x, noise=noise)
 
 
@@ -152,9 +152,9 @@ def test_the_divergence_is_what_sampling_estimates(renderer: str, request: pytes
         other = subject.score(drawn)
     assert mine.mean is not None
     assert other.mean is not None
-    assert mine.deviation is not None
+    assert mine.std is not None
     gap = (mine.log_prob - other.log_prob)[drawn.mask].double()
-    exact = gaussian.divergence(mine.mean, other.mean, mine.deviation)[drawn.mask].double()
+    exact = gaussian.divergence(mine.mean, other.mean, mine.std)[drawn.mask].double()
     error = (gap - exact).std() / len(gap) ** 0.5
     assert exact.mean() > 10 * error  # or the test could not fail
     assert (gap - exact).mean().abs() < 4.5 * error

@@ -14,7 +14,7 @@ from gotr1_core.chain import Chain, Region
 from gotr1_core.errors import UsageError
 from gotr1_core.protocols import Planner, Renderer
 from gotr1_core.samples import IMAGE, Example, Prompt, Rollout, Sampling, join
-from gotr1_core.testing.subject import CHAINS, PROMPTS
+from gotr1_testing.subject import CHAINS, PROMPTS
 
 SAMPLING = Sampling(guidance_scale=3.0, denoising_steps=5)
 QUIET = replace(SAMPLING, image_temperature=0.0)
@@ -93,8 +93,8 @@ def test_noise_is_added_where_it_is_asked_for(make: Callable[..., Any], name: st
     cold, warm, hot = (drawn(policy, replace(SAMPLING, image_temperature=t)) for t in (0.0, 0.5, 1.0))
     assert cold.tensors["step"].shape == (3, 0)
     assert warm.tensors["step"].shape == hot.tensors["step"].shape
-    table = policy.module.steps(SAMPLING).deviation
-    half = policy.module.steps(replace(SAMPLING, image_temperature=0.5)).deviation
+    table = policy.module.steps(SAMPLING).std
+    half = policy.module.steps(replace(SAMPLING, image_temperature=0.5)).std
     assert torch.allclose(half[:-1] / table[:-1], torch.full((4,), 0.5).double())
     assert not torch.equal(warm.tensors["after"], hot.tensors["after"])
 

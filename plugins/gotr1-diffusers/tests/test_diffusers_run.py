@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from gotr1_core.build import component
-from gotr1_core.checkpoint import checkpoints, fingerprint
 from gotr1_core.cli.main import call
-from gotr1_core.config import ComponentConfig, RunConfig, validate
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig, RunConfig, validate
+from gotr1_core.engine.tensors import fingerprint
+from gotr1_core.judges import Judges
 from gotr1_core.plugins import Registry
-from gotr1_core.restore import restore
 from gotr1_core.reward import Expression
-from gotr1_core.rollout import Judges, roll_out
+from gotr1_core.rollout import RolloutSettings, roll_out
+from gotr1_core.runs.checkpoint import checkpoints
+from gotr1_core.runs.restore import restore
+from gotr1_core.runs.start import train
 from gotr1_core.samples import Prompt, Rollout, Sampling
-from gotr1_core.session import train
-from gotr1_core.testing.subject import CHAINS, PROMPTS
+from gotr1_testing.subject import CHAINS, PROMPTS
 
 PLUGIN = Path(__file__).parent / "boxes_plugin.py"
 SAMPLING = {"guidance_scale": 2.0, "denoising_steps": 4}
@@ -50,7 +53,7 @@ def configured(name: str, base: Path, output: Path, **changed: Any) -> RunConfig
         "sampling": SAMPLING,
         "evaluation": {"every": 0, "prompts": 4},
         "segments": {"image": {"kl": 0.01, "clip_low": 1e-4, "clip_high": 1e-4}},
-        "renderer_optimizer": {"rate": 1e-3, "schedule": "constant"},
+        "renderer_optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
         "lora": None,
         "output": str(output),
         "name": "mine",
@@ -80,7 +83,7 @@ def test_a_renderer_learns_alone(base: tuple[str, Path], tmp_path: Path) -> None
     assert len(steps) == 2
     assert 0 < steps[0]["pruned"] < 1
     for row in steps:
-        assert row["image.worst_deviation"] < 1e-3  # float32, over deviations down to a tenth, guided
+        assert row["image.worst_sampler_gap"] < 1e-3  # float32, over deviations down to a tenth, guided
         reported = {m[1] for key in row if (m := re.fullmatch(r"image\.step_(\d)\.ratio", key))}
         assert reported
         for step in reported:
@@ -100,7 +103,7 @@ def test_a_renderer_learns_alone(base: tuple[str, Path], tmp_path: Path) -> None
 
 
 def restored_base(name: str, model: Path) -> Any:
-    return component(Registry(), "renderer", ComponentConfig(name=name, model=str(model), **OWN[name]))
+    return make_component(Registry(), "renderer", ComponentConfig(name=name, model=str(model), **OWN[name]))
 
 
 @pytest.mark.parametrize("changed", [{"rollout_groups": 1}, {"micro_batch": 12}, {"gradient_checkpointing": True}])
@@ -119,11 +122,11 @@ def test_pruning_changes_no_other_picture(tiny_sdxl: Path) -> None:
     """Neither what is drawn of the others, nor which of their steps train."""
     registry = Registry()
     registry.add_file(PLUGIN)
-    planner, judge = (component(registry, kind, ComponentConfig(name=name)) for kind, name in (("planner", "boxes"), ("judge", "red")))
+    planner, judge = (make_component(registry, kind, ComponentConfig(name=name)) for kind, name in (("planner", "boxes"), ("judge", "red")))
     judges = Judges({"red": judge}, Expression.parse("boxed * red"))
-    prompts, how = [Prompt(text) for text in ("a", "b", "c")], {"plans": 4, "images": 2, "seed": (0, 1), "sampling": Sampling(**SAMPLING)}
+    prompts, how = [Prompt(text) for text in ("a", "b", "c")], RolloutSettings(Sampling(**SAMPLING), seed=(0, 1), plans=4, images=2)
     renderer = restored_base("sdxl", tiny_sdxl)
-    pruned, whole = (roll_out(planner, renderer, judges, prompts, prune=prune, **how) for prune in (True, False))
+    pruned, whole = (roll_out(planner, renderer, judges, prompts, replace(how, prune=prune)) for prune in (True, False))
     assert pruned.images is not None
     assert whole.images is not None
     assert 0 < len(pruned.images) < len(whole.images) == 24
@@ -184,8 +187,8 @@ def test_what_is_saved_draws_the_same(base: tuple[str, Path], tmp_path: Path) ->
 
 
 def with_adapters(name: str, model: Path) -> Any:
-    from gotr1_core.config import LoraConfig
-    from gotr1_core.lora import add_lora
+    from gotr1_core.config.models import LoraConfig
+    from gotr1_core.policies.lora import add_lora
 
     policy = restored_base(name, model)
     add_lora(policy, LoraConfig(rank=2, alpha=6.0))
@@ -215,7 +218,7 @@ def test_adapters_are_merged_and_loaded(base: tuple[str, Path], tmp_path: Path) 
 
 def test_an_export_is_loaded_by_its_card(base: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, model = base
-    rate = {"rate": 0.05, "schedule": "constant"}
+    rate = {"learning_rate": 0.05, "schedule": "constant"}
     folder, _ = ran(name, model, tmp_path, steps=1, lora={"rank": 2, "alpha": 4}, renderer_optimizer=rate)
     trained = restored(folder)
     out = tmp_path / "out"
@@ -259,7 +262,15 @@ def test_check_runs(tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_stage_one_goes_on_where_it_stopped(tiny_sdxl: Path, tmp_path: Path) -> None:
     policy = f"policy={{name: sdxl, model: '{tiny_sdxl}', train_text: true}}"
-    words = [policy, "kind=renderer", "data={name: scenes, side: 64}", "batch=3", "micro_batch=2", "save_every=2", "optimizer.rate=1e-3"]
+    words = [
+        policy,
+        "kind=renderer",
+        "data={name: scenes, side: 64}",
+        "batch=3",
+        "micro_batch=2",
+        "save_every=2",
+        "optimizer.learning_rate=1e-3",
+    ]
     assert call(["sft", *words, "steps=2", f"output={tmp_path / 'a'}", "optimizer.schedule=constant"]) == 0
     for steps in (2, 3):
         assert call(["sft", *words, f"steps={steps}", f"output={tmp_path / 'b'}", "optimizer.schedule=constant"]) == 0

@@ -55,14 +55,14 @@ def test_a_ddim_step_keeps_the_marginal(spacing: str, prediction: str, steps: in
         without = found.keep * now.sqrt() * start + found.push * outputs(prediction, now, start, zero)
         growth = found.keep * (now.sqrt() * start + (1 - now).sqrt()) + found.push * outputs(prediction, now, start, one) - without
         torch.testing.assert_close(without, then.sqrt() * start, **EXACT)
-        torch.testing.assert_close(growth.square() + found.deviation.square(), 1 - then, **EXACT)
-        assert found.deviation.isfinite().all()
+        torch.testing.assert_close(growth.square() + found.std.square(), 1 - then, **EXACT)
+        assert found.std.isfinite().all()
 
 
 def test_all_noise_is_new_at_most() -> None:
     """A larger η than that would have a negative square root."""
     found, _, then = made(scheduler("trailing"), 10, 100.0)
-    torch.testing.assert_close(found.deviation.square(), 1 - then, **EXACT)
+    torch.testing.assert_close(found.std.square(), 1 - then, **EXACT)
     assert found.keep.isfinite().all()
 
 
@@ -97,7 +97,7 @@ def test_eta_1_has_the_variance_of_ddpm() -> None:
     found, *_ = made(scheduler("leading"), 1000, 1.0)
     theirs = DDPMScheduler(**BETAS, variance_type="fixed_small")
     for t in (1, 5, 500, 999):
-        assert found.deviation[999 - t].item() ** 2 == pytest.approx(float(theirs._get_variance(t)), rel=1e-3)  # float32 of 1 − ᾱ/ᾱ'
+        assert found.std[999 - t].item() ** 2 == pytest.approx(float(theirs._get_variance(t)), rel=1e-3)  # float32 of 1 − ᾱ/ᾱ'
 
 
 def test_velocity_may_begin_at_no_signal_and_noise_may_not() -> None:
@@ -122,7 +122,7 @@ def test_without_noise_it_is_eulers_method() -> None:
     theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(10)
     found, _ = flow(10, 0.0)
-    assert (found.deviation == 0).all()
+    assert (found.std == 0).all()
     x, output = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     for number, t in enumerate(theirs.timesteps):
         expected = theirs.step(output, t, x, return_dict=False)[0]
@@ -132,23 +132,23 @@ def test_without_noise_it_is_eulers_method() -> None:
 def test_the_last_step_has_no_noise_and_the_first_a_finite_one() -> None:
     found, sigmas = flow(10, 0.7)
     assert sigmas[0] == 1
-    assert (found.deviation[:-1] > 0).all()
-    assert found.deviation[-1] == 0
-    assert found.deviation.isfinite().all()
+    assert (found.std[:-1] > 0).all()
+    assert found.std[-1] == 0
+    assert found.std.isfinite().all()
     # Flow-GRPO's s at t = 1 takes 1 − t of the next step.
-    assert found.deviation[0].item() == pytest.approx(0.7 * math.sqrt(1 / (1 - sigmas[1]) * (1 - sigmas[1])), abs=1e-12)
+    assert found.std[0].item() == pytest.approx(0.7 * math.sqrt(1 / (1 - sigmas[1]) * (1 - sigmas[1])), abs=1e-12)
 
 
 def moments(steps: int, level: float, mean: float, spread: float) -> tuple[float, float]:
     """Of what is drawn, in closed form, where data is N(mean, spread²): the velocity E[ε − x₀ | x] is affine in x then."""
     found, sigmas = flow(steps, level, shift=1.0)
     m, variance = 0.0, 1.0
-    for t, keep, push, deviation in zip(sigmas[:-1], found.keep, found.push, found.deviation, strict=True):
+    for t, keep, push, std in zip(sigmas[:-1], found.keep, found.push, found.std, strict=True):
         total = (1 - t) ** 2 * spread**2 + t**2
         slope = (t - (1 - t) * spread**2) / total  # cov(ε − x₀, x) / var(x)
         offset = -mean - slope * (1 - t) * mean
         m = float(keep * m + push * (slope * m + offset))
-        variance = float((keep + push * slope) ** 2 * variance + deviation**2)
+        variance = float((keep + push * slope) ** 2 * variance + std**2)
     return m, math.sqrt(variance)
 
 
@@ -180,7 +180,7 @@ def test_the_drift_is_velocity_and_score() -> None:
         square = 0.49 * t / (1 - t)
         expected = x + (velocity - square / 2 * score) * change
         torch.testing.assert_close(found.keep[number] * x + found.push[number] * velocity, expected, **EXACT)
-        torch.testing.assert_close(found.deviation[number], (square * -change).sqrt(), **EXACT)
+        torch.testing.assert_close(found.std[number], (square * -change).sqrt(), **EXACT)
 
 
 # -- sampling and scoring ---------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_what_is_sampled_is_what_is_scored() -> None:
     done = found.step(output, t, x, noise=noise)
     again = found.step(output, t, x, done.after)
     assert torch.equal(done.log_prob, again.log_prob)
-    normal = torch.distributions.Normal(done.mean.double(), found.deviation[t][:, None, None, None].expand(4, 2, 3, 3))
+    normal = torch.distributions.Normal(done.mean.double(), found.std[t][:, None, None, None].expand(4, 2, 3, 3))
     torch.testing.assert_close(
         done.log_prob.double(), normal.log_prob(done.after.double()).mean((1, 2, 3)), rtol=0, atol=1e-5
     )  # of float32
@@ -208,4 +208,4 @@ def test_numbers_are_float32_whatever_the_model_says(dtype: torch.dtype) -> None
     found, *_ = made(scheduler("trailing"), 10, 1.0)
     x = torch.randn(1, 2, 3, 3)
     done = found.step(torch.randn(1, 2, 3, 3).to(dtype), torch.tensor([4]), x, noise=x)
-    assert {part.dtype for part in (done.after, done.mean, done.deviation, done.log_prob)} == {torch.float32}
+    assert {part.dtype for part in (done.after, done.mean, done.std, done.log_prob)} == {torch.float32}

@@ -55,6 +55,6 @@ def test_a_step_of_every_pair(planner: str, renderer: str, truth: Path, tiny_flo
     roles = {"plan": "planner", "image": "renderer"}
     for segment in segments:  # what is sampled is what is scored: the limit of float32
         prefix = "" if one else f"{roles[segment]}."
-        assert step[f"{prefix}{segment}.deviation"] <= 1e-4
+        assert step[f"{prefix}{segment}.sampler_gap"] <= 1e-4
     assert ("duplicates.plan" in step) == (planner != "file")  # nothing is sampled there
     assert {row["evaluation"] for row in rows if "evaluation" in row} == {"before", "after"}

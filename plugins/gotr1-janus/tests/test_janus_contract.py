@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gotr1_core.padding import attention
+from gotr1_core.policies.padding import attention
 from gotr1_core.samples import IMAGE, PLAN
-from gotr1_core.testing import Case, PlannerContract, RendererContract, Subject
-from gotr1_core.testing.examine import checks_of
 from gotr1_janus.layout import Sequences
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
+from gotr1_testing import Case, PlannerContract, RendererContract, Subject
+from gotr1_testing.examine import checks_of
 
 INSTRUCTION = "x <pad> {prompt}"  # a padding token that is content: masks come from lengths
 QUICK = Case(temperatures=(0.7, 1.3), many=96, max_chain_tokens=12)

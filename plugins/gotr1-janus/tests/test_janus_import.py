@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import AutoProcessor, JanusForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from gotr1_core.cli.main import call
-from gotr1_core.config import LoraConfig
+from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import Gotr1Error, UsageError
-from gotr1_core.lora import add_lora
+from gotr1_core.policies.lora import add_lora
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_janus import convert
 from gotr1_janus.cache import imported, place_of

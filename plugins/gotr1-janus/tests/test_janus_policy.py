@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gotr1_core.chain import Chain, Region, parse
-from gotr1_core.config import LoraConfig
-from gotr1_core.lora import add_lora
+from gotr1_core.config.models import LoraConfig
+from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Planner, Renderer
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Sampling
 from gotr1_janus.options import JanusOptions

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.build import check
-from gotr1_core.cli.common import load_config
 from gotr1_core.cli.main import call
-from gotr1_core.config import RunConfig, validate
+from gotr1_core.components.preflight import check
+from gotr1_core.components.resolve import resolve_config
+from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 
@@ -19,7 +19,7 @@ MINE = ["judge=scenes", "reward=pi * (sem + spa) / 2 * ri", "prompts.source=scen
 
 
 def load(name: str, *words: str) -> RunConfig:
-    return validate(RunConfig, load_config(Registry(), None, name, {}, words))
+    return validate(RunConfig, resolve_config(Registry(), None, name, {}, words))
 
 
 @pytest.mark.parametrize("size", ["1b", "7b"])
@@ -30,7 +30,7 @@ def test_the_recipe(size: str) -> None:
     assert config.lora is not None
     assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (32, 32, "all-linear")
     assert (config.steps, config.groups, config.plans, config.train) == (1000, 8, 16, "both")
-    assert (config.optimizer.rate, config.optimizer.schedule) == (1e-5, "cosine")
+    assert (config.optimizer.learning_rate, config.optimizer.schedule) == (1e-5, "cosine")
     assert (config.sampling.temperature, config.sampling.image_temperature) == (1, 1)
     assert config.reward == "pi * (sem + spa) / 2 * ri * hps"
     assert [judge.name for judge in config.judge] == ["qwen-vl", "hps"]

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gotr1_core.chain import parse
-from gotr1_core.config import RunConfig, validate
-from gotr1_core.layers import read_yaml
-from gotr1_core.padding import left_pad
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.plugins import Registry
+from gotr1_core.policies.padding import left_pad
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling
 from gotr1_core.sampling import uniforms
 from gotr1_janus.convert import import_checkpoint

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gotr1_core.padding import attention, left_pad
+from gotr1_core.policies.padding import attention, left_pad
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling
-from gotr1_core.sampling import guide
+from gotr1_core.sampling import apply_guidance
 from gotr1_janus.layout import unconditional
 from gotr1_janus.module import contexts_of
 from gotr1_janus.options import JanusOptions
@@ -75,7 +75,7 @@ def image_by_hand(policy: JanusPolicy, images: Rollout, row: int, *, hide_pads: 
     for ids, visible in ((context, None), (other, keep)):
         embeds = torch.cat([model.get_input_embeddings()(ids), model.prepare_embeddings_for_image_generation(tokens[:-1])])
         logits.append(model.model.generation_head(forward(policy, embeds, visible)[len(context) - 1 :]).double())
-    mixed = guide(logits[0], logits[1], images.sampling.guidance_scale if scale is None else scale)
+    mixed = apply_guidance(logits[0], logits[1], images.sampling.guidance_scale if scale is None else scale)
     return F.log_softmax(mixed / images.sampling.image_temperature, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 import gotr1_scenes
 from gotr1_core.chain import Region, parse
 from gotr1_core.errors import UsageError
+from gotr1_core.policies.tokenization import TAGS
 from gotr1_core.samples import Prompt, Sampling
-from gotr1_core.text import TAGS
 from gotr1_janus.options import INSTRUCTION
 from gotr1_janus.policy import JanusPolicy
 from gotr1_janus.text import Text

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from gotr1_core.cli.main import call
-from gotr1_core.testing import JUDGE, RELIABILITY, JudgeContract
-from gotr1_core.testing.judges import Court
 from gotr1_judges.detector import DetectorJudge
 from gotr1_judges.options import ClipOptions, DetectorOptions, InternJudgeOptions, QwenJudgeOptions
 from gotr1_judges.preference import ClipJudge
 from gotr1_judges.rubric import InternJudge, QwenJudge
+from gotr1_testing import JUDGE, RELIABILITY, JudgeContract
+from gotr1_testing.judges import Court
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "internvl": (InternJudge, InternJudgeOptions),

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gotr1_core.build import check, make_judges
-from gotr1_core.cli.common import load_config
-from gotr1_core.config import RunConfig, dump, validate
+from gotr1_core.components.build import make_judges
+from gotr1_core.components.preflight import check
+from gotr1_core.components.resolve import resolve_config
+from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.plugins import Registry, load
-from gotr1_core.testing import judges, reliability
 from gotr1_judges.plugin import JUDGES
 from gotr1_judges.rubrics import FIELDS, KINDS, versions
+from gotr1_testing import judges, reliability
 
 PAGE = (Path(__file__).parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in row.split(" | ")] for row in re.findall(r"^\| (.+) \|$", PAGE, re.M)]
@@ -65,7 +66,7 @@ def test_the_run_at_full_size(tiny: Callable[[str], Path], tiny_clip: Path, tiny
     words = [f"judge.internvl.model={tiny('internvl')}", f"judge.hps.model={tiny_clip}", "prompts.held_out=2", "evaluation.prompts=2"]
     words += [f"planner={{name: janus, model: '{tiny_janus}'}}", "renderer=janus", "sampling.max_chain_tokens=300", "train=both"]
     given = {"prompts": {"file": str(prompts)}}
-    settings = validate(RunConfig, load_config(Registry(), config, None, given, words))
+    settings = validate(RunConfig, resolve_config(Registry(), config, None, given, words))
     assert [(judge.name, judge.options["device"]) for judge in settings.judge] == [("internvl", "cuda:1"), ("hps", "cuda:1")]
     assert check(Registry(), settings)["parameters"] > 0
 
@@ -75,7 +76,7 @@ def test_two_judges_of_one_name(tiny: Callable[[str], Path], tiny_janus: Path, t
     config.write_text(re.findall(r"^<!-- file: ensemble.yaml -->\n```yaml\n(.*?)^```", PAGE, re.M | re.S)[0])
     words = [f"judge.internvl.model={tiny('internvl')}", f"judge.small.model={tiny('internvl')}", "judge.small.batch=3"]
     words += [f"planner={{name: janus, model: '{tiny_janus}'}}", "renderer=janus", "sampling.max_chain_tokens=300", "prompts.source=scenes"]
-    settings = validate(RunConfig, load_config(Registry(), config, None, {}, words))
+    settings = validate(RunConfig, resolve_config(Registry(), config, None, {}, words))
     check(Registry(), settings)
     judges = make_judges(Registry(), settings)
     assert {"internvl.pi", "small.pi"} <= set(judges.offered())

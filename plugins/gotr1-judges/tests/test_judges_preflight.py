@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from gotr1_core.build import check, make_judge
-from gotr1_core.cli.common import load_config
+from gotr1_core.api import component
 from gotr1_core.cli.main import call
-from gotr1_core.config import ComponentConfig, RunConfig, validate
+from gotr1_core.components.build import make_judge
+from gotr1_core.components.preflight import check
+from gotr1_core.components.resolve import resolve_config
+from gotr1_core.config.models import ComponentConfig, RunConfig, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.library import component
 from gotr1_core.plugins import Registry
 from gotr1_judges.options import ClipOptions, DetectorOptions, HpsOptions, InternJudgeOptions, QwenJudgeOptions
 from gotr1_judges.preference import ClipJudge, HpsJudge
@@ -131,10 +132,10 @@ def test_got_r1s_presets_fit(size: str, tiny: Tiny, tiny_clip: Path, tiny_janus:
     ]
     words += [f"judge.qwen-vl.model={tiny('qwen2_5_vl')}", f"judge.hps.model={tiny_clip}"]
     registry = Registry()
-    config = validate(RunConfig, load_config(registry, None, f"got-r1-{size}", {}, words))
-    found = check(registry, config)
+    config = validate(RunConfig, resolve_config(registry, None, f"got-r1-{size}", {}, words))
+    found = check(registry, config).sizes
     assert found["image_tokens"] == 9
-    alone = check(registry, validate(RunConfig, {**config.model_dump(), "judge": ["scenes"], "reward": "pi"}))
+    alone = check(registry, validate(RunConfig, {**config.model_dump(), "judge": ["scenes"], "reward": "pi"})).sizes
     assert found["parameters"] > alone["parameters"]  # a judge's weights take room, too
     assert found["context"] == alone["context"]
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from gotr1_core.chain import parse
 from gotr1_core.errors import UsageError
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.testing.judges import scenes
 from gotr1_judges.open_clip import _BLOCK, is_open_clip, load_open_clip, renamed
 from gotr1_judges.options import ClipOptions, HpsOptions, PickScoreOptions
 from gotr1_judges.preference import ClipJudge, HpsJudge, PickScoreJudge
+from gotr1_testing.judges import scenes
 
 
 def test_constants() -> None:

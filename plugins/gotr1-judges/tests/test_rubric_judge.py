@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from gotr1_core.chain import Chain, Region, draw, parse
+from gotr1_core.chain import Chain, Region, parse
+from gotr1_core.pictures.draw_chain import draw_chain
 from gotr1_core.samples import Prompt, Sample
 from gotr1_judges.asking import Question
 from gotr1_judges.rubric import RubricJudge, expectation
@@ -55,7 +56,7 @@ def test_each_reward_sees_what_it_is_about() -> None:
     assert "a red circle and a blue square" in sem.parts  # the plan without its boxes, as somebody's words
     assert "box_start" not in sem.text
     assert spa.image is not None
-    assert spa.image.tobytes() == draw(one.chain, (448, 448)).tobytes()
+    assert spa.image.tobytes() == draw_chain(one.chain, (448, 448)).tobytes()
     assert pi.image is WHITE
     assert all(question.parts[1] == one.prompt.text for question in told.asked)
 

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gotr1_core.build import check, component
 from gotr1_core.chain import Region, parse
 from gotr1_core.cli.main import call
-from gotr1_core.config import ComponentConfig, RunConfig, validate
+from gotr1_core.components.build import make_component
+from gotr1_core.components.preflight import check
+from gotr1_core.config.models import ComponentConfig, RunConfig, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.generation import generate
 from gotr1_core.hookspecs import Component, hookimpl
+from gotr1_core.pictures.sample_files import write_samples
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import Planner
+from gotr1_core.runs.start import train
 from gotr1_core.samples import IMAGE, Prompt, Sample, Sampling, SegmentName
-from gotr1_core.session import train
-from gotr1_core.tracking import write_samples
+from gotr1_core.workflows.generation import generate
 from gotr1_qwen.file import FilePlanner
 from gotr1_qwen.options import FileOptions
 
@@ -107,7 +108,7 @@ def janus(tiny_janus: Path) -> dict[str, Any]:
 def test_what_generate_writes_is_drawn_again(tiny_janus: Path, tmp_path: Path) -> None:
     """The same chains and the same seeds are the same pictures: the renderer is told what was planned, not by whom."""
     registry = Registry()
-    policy = component(registry, "planner", ComponentConfig(**janus(tiny_janus)))
+    policy = make_component(registry, "planner", ComponentConfig(**janus(tiny_janus)))
     sampling = Sampling(guidance_scale=2.0, max_chain_tokens=10)
     chains = [{"prompt": "a cat", "chain": chain} for chain in ("a cat", CAT)]
     one = FilePlanner(FileOptions(chains=write(tmp_path / "own.jsonl", chains)))
@@ -170,7 +171,7 @@ def test_a_renderer_trains_on_them(tiny_janus: Path, chains: Path, tmp_path: Pat
     run = train(config, registry=registry, cpu=True)
     (step,) = [row for row in run.records.rows if "seconds" in row]
     assert step["chain_tokens"] == 0
-    assert step["image.deviation"] < 1e-4
+    assert step["image.sampler_gap"] < 1e-4
     assert step["gradient_norm"] > 0
     sampled = [json.loads(line) for line in (tmp_path / "run/samples/held-out-after/samples.jsonl").read_text().splitlines()]
     assert [row["chain"] for row in sampled] == [DOG]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gotr1_core.padding import left_pad
-from gotr1_core.samples import PLAN, Prompt, Rollout, Scored
-from gotr1_core.testing import Case, PlannerContract, Subject
-from gotr1_core.testing.examine import checks_of
-from gotr1_core.testing.subject import PROMPTS
+from gotr1_core.policies.padding import left_pad
+from gotr1_core.samples import PLAN, ActionStats, Prompt, Rollout
 from gotr1_qwen.module import QwenModule
 from gotr1_qwen.options import QwenOptions
 from gotr1_qwen.planner import QwenPlanner
+from gotr1_testing import Case, PlannerContract, Subject
+from gotr1_testing.examine import checks_of
+from gotr1_testing.subject import PROMPTS
 
 # A padding token that is content, in what the model is told and, as text, in a prompt: masks come from lengths.
 CASE = Case(prompts=(*PROMPTS[:3], Prompt("a <|endoftext|>")), temperatures=(0.7, 1.3), many=96, max_chain_tokens=12)
@@ -78,7 +78,7 @@ def test_positions_that_count_padding_are_caught(tiny: Callable[..., Path], inst
 def test_a_shift_by_one_is_caught(tiny: Callable[..., Path], instruction: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = QwenModule.forward
 
-    def shifted(self: QwenModule, segments: dict[str, Rollout]) -> dict[str, Scored]:
+    def shifted(self: QwenModule, segments: dict[str, Rollout]) -> dict[str, ActionStats]:
         states = forward.__globals__["states_before"]
         monkeypatch.setitem(forward.__globals__, "states_before", lambda hidden, start, count: states(hidden, start - 1, count))
         scored = forward(self, segments)  # type: ignore[arg-type]

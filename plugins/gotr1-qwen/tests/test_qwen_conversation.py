@@ -12,7 +12,7 @@ import pytest
 
 from gotr1_core.chain import Chain, Region, parse
 from gotr1_core.errors import UsageError
-from gotr1_core.text import TAGS
+from gotr1_core.policies.tokenization import TAGS
 from gotr1_qwen.conversation import Conversation
 from gotr1_qwen.instruction import FIELD, read_instruction, versions
 

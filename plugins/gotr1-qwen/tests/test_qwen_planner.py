@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gotr1_core.build import component
 from gotr1_core.chain import Chain, Region, parse
 from gotr1_core.cli.main import call
-from gotr1_core.config import LoraConfig, SftConfig, validate
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import LoraConfig, SftConfig, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.lora import add_lora
 from gotr1_core.plugins import Registry
+from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Planner
 from gotr1_core.samples import PLAN, Example, Prompt, Sampling
-from gotr1_core.sft import from_examples, train_supervised
+from gotr1_core.workflows.sft import from_examples, train_supervised
 from gotr1_qwen.options import QwenOptions
 from gotr1_qwen.planner import QwenPlanner
 
@@ -166,12 +166,12 @@ def test_supervised_loss_is_minus_log_p_of_chain_and_end(planner: QwenPlanner) -
 def stage(model: Path, output: Path, **changed: Any) -> SftConfig:
     data = {"policy": {"name": "qwen", "model": str(model), "instruction": "plain", "tags": "tokens", "attention": "eager"}}
     data |= {"data": "scenes", "steps": 6, "batch": 4, "micro_batch": 2, "save_every": 3, "output": str(output)}
-    return validate(SftConfig, data | {"optimizer": {"rate": 5e-3, "warmup": 2, "weight_decay": 0.1}} | changed)
+    return validate(SftConfig, data | {"optimizer": {"learning_rate": 5e-3, "warmup": 2, "weight_decay": 0.1}} | changed)
 
 
 def learn(config: SftConfig, steps: int) -> tuple[QwenPlanner, list[dict[str, Any]]]:
     """So many steps, then the process is gone."""
-    planner = component(Registry(), "planner", config.policy)
+    planner = make_component(Registry(), "planner", config.policy)
     rows = []
     for row in train_supervised(config, planner, from_examples(examples(12), config.batch, config.seed, 1)):
         rows.append(row)

@@ -10,36 +10,36 @@ from typing import Any
 import pytest
 import torch
 
+from gotr1_core.batch import Batch
 from gotr1_core.chain import parse
-from gotr1_core.config import SegmentConfig
+from gotr1_core.config.models import SegmentConfig
 from gotr1_core.protocols import RLAlgorithm
-from gotr1_core.rollout import Batch
 from gotr1_core.samples import PLAN, Prompt, Sample
-from gotr1_core.testing import AlgorithmContract
-from gotr1_core.testing.enumerable import END, QUARTERS, groups, perfect
-from gotr1_core.testing.exact import expected, gradient
-from gotr1_core.testing.examine import checks_of
 from gotr1_rl.grpo import Grpo, GrpoOptions
 from gotr1_rl.ppo import Ppo, PpoOptions
 from gotr1_rl.rloo import Rloo, RlooOptions
+from gotr1_testing import AlgorithmContract
+from gotr1_testing.enumerable import END, QUARTERS, groups, perfect
+from gotr1_testing.exact import expected, gradient
+from gotr1_testing.examine import checks_of
 
 REWARDS = [[0.2, 0.1, 0.4], [1.0, 0.3, 0.0], [0.6, 0.2, 0.5]]
 
 
 class TestGrpo(AlgorithmContract):
-    @pytest.fixture(params=[{}, {"scale": False}, {"ratio": "sequence", "kl": "k2"}, {"credit": "split"}], ids=str)
+    @pytest.fixture(params=[{}, {"scale": False}, {"ratio": "sequence", "kl": "k2"}, {"advantages": "split"}], ids=str)
     def algorithm(self, request: Any) -> RLAlgorithm:
         return Grpo(GrpoOptions(**request.param))
 
 
 class TestRloo(AlgorithmContract):
-    @pytest.fixture(params=[{}, {"credit": "split"}], ids=str)
+    @pytest.fixture(params=[{}, {"advantages": "split"}], ids=str)
     def algorithm(self, request: Any) -> RLAlgorithm:
         return Rloo(RlooOptions(**request.param))
 
 
 class TestPpo(AlgorithmContract):
-    @pytest.fixture(params=[{}, {"credit": "split", "whiten": False}], ids=str)
+    @pytest.fixture(params=[{}, {"advantages": "split", "whiten": False}], ids=str)
     def algorithm(self, request: Any) -> RLAlgorithm:
         return Ppo(PpoOptions(**request.param))
 
@@ -86,9 +86,9 @@ def by_formula(sequences: Sequence[Sequence[int]], size: int, *, scale: bool) ->
     for group in product(sequences, repeat=size):
         rewards = [REWARDS[a][b] for a, b in group]
         mean = sum(rewards) / size
-        deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (size - 1))
+        std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (size - 1))
         for sequence, reward in zip(group, rewards, strict=True):
-            advantage = (reward - mean) / (deviation + 1e-6 if scale else 1.0)
+            advantage = (reward - mean) / (std + 1e-6 if scale else 1.0)
             for state, chosen in actions(sequence):
                 tokens += 1
                 entropy -= sum(p * math.log(p) for p in probabilities(state))
@@ -104,14 +104,14 @@ def by_formula(sequences: Sequence[Sequence[int]], size: int, *, scale: bool) ->
 @pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("size", [2, 3])
 def test_an_update_is_the_papers(size: int, scale: bool) -> None:
-    """Rewards through credit, loss and denominators to the gradient and its statistics, on every group of a perfect sample."""
+    """Rewards through advantages, loss and denominators to the gradient and its statistics, on every group of a perfect sample."""
     policy, plans = perfect(ends=True)
     rows = groups(plans, size).flatten()
     tokens = plans.tensors["tokens"]
-    totals = torch.tensor(REWARDS, dtype=torch.float64)[tokens[rows, 0], tokens[rows, 1]].view(-1, size, 1)
+    rewards = torch.tensor(REWARDS, dtype=torch.float64)[tokens[rows, 0], tokens[rows, 1]].view(-1, size, 1)
     empty = torch.zeros(0, dtype=torch.long)
     samples = tuple(Sample(Prompt(""), parse(""), None) for _ in rows)
-    batch = Batch((Prompt(""),) * len(totals), plans.rows(rows), None, empty, samples, totals)
+    batch = Batch((Prompt(""),) * len(rewards), plans.rows(rows), None, empty, samples, rewards)
     found, statistics = gradient(Grpo(GrpoOptions(scale=scale)), policy, batch, {PLAN: SegmentConfig()})
     slopes, expected_statistics = by_formula(tokens.tolist(), size, scale=scale)
     weight = found["plan_head.weight"]  # features are one-hot states, so its entries are the logits

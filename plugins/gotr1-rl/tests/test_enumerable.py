@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gotr1_core.config import SegmentConfig
-from gotr1_core.samples import PLAN, Scored
-from gotr1_core.sampling import pick, seed_for, uniforms
+from gotr1_core.config.models import SegmentConfig
+from gotr1_core.samples import PLAN, ActionStats
+from gotr1_core.sampling import sample_token, seed_for, uniforms
 from gotr1_rl.grpo import Grpo, GrpoOptions
 
 SYMBOLS, LENGTH = 3, 2
@@ -29,19 +29,19 @@ def logits_of(theta: Tensor) -> tuple[Tensor, Tensor]:
     return theta[:SYMBOLS], theta[SYMBOLS:].view(SYMBOLS, SYMBOLS)
 
 
-def scores(theta: Tensor, tokens: Tensor) -> Scored:
+def scores(theta: Tensor, tokens: Tensor) -> ActionStats:
     """Log-probabilities and entropies ``[B, 2]`` of sequences."""
     first, second = (torch.log_softmax(part, -1) for part in logits_of(theta))
     rows = torch.stack([first.expand(len(tokens), -1), second[tokens[:, 0]]], 1)
-    return Scored(rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(rows.exp() * rows).sum(-1))
+    return ActionStats(rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(rows.exp() * rows).sum(-1))
 
 
 def sample(theta: Tensor, seeds: list[int], temperature: float = 1.0) -> Tensor:
     """Sequences ``[B, 2]``, drawn as every autoregressive policy of the project draws."""
     uniform = uniforms(seeds, LENGTH)
     first, second = logits_of(theta.detach())
-    one, _ = pick(first.expand(len(seeds), -1), uniform[:, 0], temperature)
-    two, _ = pick(second[one], uniform[:, 1], temperature)
+    one, _ = sample_token(first.expand(len(seeds), -1), uniform[:, 0], temperature)
+    two, _ = sample_token(second[one], uniform[:, 1], temperature)
     return torch.stack([one, two], 1)
 
 
@@ -71,9 +71,9 @@ EXACT = {"rtol": 1e-12, "atol": 1e-14}
 """Sixteen terms of size one in float64."""
 
 
-def bandit(theta: Tensor) -> Scored:
+def bandit(theta: Tensor) -> ActionStats:
     every = torch.log_softmax(theta, -1)
-    return Scored(every[ACTIONS], -(every.exp() * every).sum().expand(ACTIONS.shape))
+    return ActionStats(every[ACTIONS], -(every.exp() * every).sum().expand(ACTIONS.shape))
 
 
 def bandit_gradient(
@@ -135,7 +135,7 @@ def ascend(settings: SegmentConfig, updates: int = 1, steps: int = 150, **option
     optimizer = torch.optim.Adam([theta], lr=0.1)
     for step in range(steps):
         tokens = sample(theta, [seed_for("ascent", step, i) for i in range(64)])
-        advantages = algorithm.credit(REWARDS[numbers(tokens)].view(8, 8, 1)).plan.flatten()
+        advantages = algorithm.advantages(REWARDS[numbers(tokens)].view(8, 8, 1)).plan.flatten()
         old = scores(theta, tokens).log_prob.detach()
         there = scores(START, tokens).log_prob if settings.kl else None
         for _ in range(updates):

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from gotr1_core.build import component
-from gotr1_core.config import ComponentConfig, SegmentConfig
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig, SegmentConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import Loss, RLAlgorithm
-from gotr1_core.samples import PLAN, Scored
+from gotr1_core.samples import PLAN, ActionStats
 from gotr1_rl.grpo import Grpo, GrpoOptions, divergence, surrogate
 
 NAN, INF = math.nan, math.inf
@@ -42,7 +42,7 @@ class Case:
 
     def loss(self, settings: SegmentConfig, **options: Any) -> Loss:
         algorithm = Grpo(GrpoOptions(**options))
-        scored = Scored(self.log_prob, self.entropy)
+        scored = ActionStats(self.log_prob, self.entropy)
         return algorithm.loss(PLAN, scored, self.old, self.reference, self.advantages, self.mask, settings)
 
     def rows(self, index: slice) -> Case:
@@ -212,9 +212,9 @@ def test_an_empty_mask_is_no_division_by_zero() -> None:
 
 
 def test_split_is_asked_for_by_option() -> None:
-    totals = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
-    assert Grpo(GrpoOptions(scale=False)).credit(totals).image.tolist() == [[[-0.75, 0.25], [0.25, 0.25]]]
-    assert Grpo(GrpoOptions(scale=False, credit="split")).credit(totals).image.tolist() == [[[-0.5, 0.5], [0.0, 0.0]]]
+    rewards = torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])
+    assert Grpo(GrpoOptions(scale=False)).advantages(rewards).image.tolist() == [[[-0.75, 0.25], [0.25, 0.25]]]
+    assert Grpo(GrpoOptions(scale=False, advantages="split")).advantages(rewards).image.tolist() == [[[-0.5, 0.5], [0.0, 0.0]]]
 
 
 # -- the divergence ---------------------------------------------------------------------------------------------------------
@@ -235,17 +235,17 @@ def test_estimates_are_never_negative(log_prob: float, reference: float) -> None
 
 def test_it_is_registered_with_its_options() -> None:
     registry = Registry()
-    made = component(registry, "algorithm", ComponentConfig(name="grpo", ratio="sequence", scale=False))
+    made = make_component(registry, "algorithm", ComponentConfig(name="grpo", ratio="sequence", scale=False))
     assert isinstance(made, Grpo)
     assert isinstance(made, RLAlgorithm)
     assert (made.options.ratio, made.options.scale, made.options.kl) == ("sequence", False, "k3")
     with pytest.raises(UsageError) as caught:
-        component(registry, "algorithm", ComponentConfig(name="grpo", ratoi="sequence"))
+        make_component(registry, "algorithm", ComponentConfig(name="grpo", ratoi="sequence"))
     assert "algorithm.ratoi" in caught.value.message
     assert "algorithm.ratio" in (caught.value.hint or "")
 
 
 def test_options_refuse_what_is_no_choice() -> None:
-    for wrong in ({"ratio": "word"}, {"kl": "k1"}, {"credit": "all"}, {"scale": "perhaps"}, {"clip": 0.2}):
+    for wrong in ({"ratio": "word"}, {"kl": "k1"}, {"advantages": "all"}, {"scale": "perhaps"}, {"clip": 0.2}):
         with pytest.raises(ValidationError):
             GrpoOptions(**wrong)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gotr1_core.config import SegmentConfig
-from gotr1_core.samples import PLAN, Scored
+from gotr1_core.config.models import SegmentConfig
+from gotr1_core.samples import PLAN, ActionStats
 from gotr1_rl.grpo import Grpo, GrpoOptions
 
 trl = pytest.importorskip("trl")
@@ -88,7 +88,7 @@ def test_the_loss_is_trls(tmp_path: Path, ratio: Any, kl: float) -> None:
     mask = torch.arange(LENGTH) < LENGTHS.unsqueeze(1)
     settings = SegmentConfig(clip_low=0.2, clip_high=0.28, kl=kl)
     leaf = log_prob.clone().requires_grad_()
-    scored = Scored(leaf, parts["entropy"])
+    scored = ActionStats(leaf, parts["entropy"])
     loss = Grpo(GrpoOptions(ratio=ratio)).loss(
         PLAN, scored, parts["old"], parts["reference"] if kl else None, parts["advantages"], mask, settings
     )

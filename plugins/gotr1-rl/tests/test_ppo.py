@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gotr1_core.build import component
-from gotr1_core.config import ComponentConfig
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
-from gotr1_core.protocols import ActorCritic, Experience, Targets
+from gotr1_core.protocols import ActorCritic, Estimates, Experience
 from gotr1_core.samples import IMAGE, PLAN, SegmentName
 from gotr1_rl.ppo import Ppo, PpoOptions
 from gotr1_rl.value import ValueHead
@@ -56,17 +56,17 @@ def episodes(seen: Experience, options: PpoOptions) -> Iterator[tuple[list[Place
     def actions(name: SegmentName, row: int) -> list[Place]:
         return [(name, row, t) for t in range(seen.masks[name].shape[1]) if seen.masks[name][row, t]] if name in seen.masks else []
 
-    totals = seen.totals.flatten().tolist()
+    rewards = seen.rewards.flatten().tolist()
     drawn = dict(zip(seen.place.tolist(), range(len(seen.place)), strict=True)) if IMAGE in seen.masks else {}
-    for plan in range(len(totals) // 2):
-        known = [s for s in (2 * plan, 2 * plan + 1) if not math.isnan(totals[s])]
+    for plan in range(len(rewards) // 2):
+        known = [s for s in (2 * plan, 2 * plan + 1) if not math.isnan(rewards[s])]
         pictures = [(s, actions(IMAGE, drawn[s])) for s in known if s in drawn]
-        if options.credit == "joint" and pictures:
-            yield from ((actions(PLAN, plan) + picture, totals[s]) for s, picture in pictures)
+        if options.advantages == "joint" and pictures:
+            yield from ((actions(PLAN, plan) + picture, rewards[s]) for s, picture in pictures)
             continue
-        yield from ((picture, totals[s]) for s, picture in pictures)
+        yield from ((picture, rewards[s]) for s, picture in pictures)
         if known and PLAN in seen.masks:
-            yield actions(PLAN, plan), sum(totals[s] for s in known) / len(known)
+            yield actions(PLAN, plan), sum(rewards[s] for s in known) / len(known)
 
 
 def slow_assess(seen: Experience, options: PpoOptions) -> tuple[dict[Place, float], dict[Place, float]]:
@@ -88,13 +88,13 @@ def slow_assess(seen: Experience, options: PpoOptions) -> tuple[dict[Place, floa
     for name in seen.masks:
         of = [a for (n, _, _), a in raw.items() if n == name]
         mean = sum(of) / len(of)
-        deviation = math.sqrt(sum((a - mean) ** 2 for a in of) / len(of))
-        white |= {place: (a - mean) / (deviation + 1e-8) for place, a in raw.items() if place[0] == name}
+        std = math.sqrt(sum((a - mean) ** 2 for a in of) / len(of))
+        white |= {place: (a - mean) / (std + 1e-8) for place, a in raw.items() if place[0] == name}
     return white, returns
 
 
-def assessed(seen: Experience, options: PpoOptions, head: ValueHead | None = None) -> Targets:
-    return Ppo(options).assess(seen, head or ValueHead(2, 0), lambda sums: sums)
+def assessed(seen: Experience, options: PpoOptions, head: ValueHead | None = None) -> Estimates:
+    return Ppo(options).estimate(seen, head or ValueHead(2, 0), lambda sums: sums)
 
 
 TRAINED: list[tuple[SegmentName, ...]] = [(PLAN, IMAGE), (PLAN,), (IMAGE,)]
@@ -102,9 +102,9 @@ HOW = [{}, {"discount": 0.9, "decay": 0.8}, {"decay": 0.0, "reward_kl": 0.1}, {"
 
 
 @pytest.mark.parametrize("names", TRAINED, ids="+".join)
-@pytest.mark.parametrize(("how", "credit", "white"), list(product(HOW, ("joint", "split"), (True, False))))
-def test_advantages_and_returns_are_those_of_the_episodes(names: Any, how: Any, credit: str, white: bool) -> None:
-    options = PpoOptions.model_validate({**how, "credit": credit, "whiten": white})
+@pytest.mark.parametrize(("how", "kind", "white"), list(product(HOW, ("joint", "split"), (True, False))))
+def test_advantages_and_returns_are_those_of_the_episodes(names: Any, how: Any, kind: str, white: bool) -> None:
+    options = PpoOptions.model_validate({**how, "advantages": kind, "whiten": white})
     seen = experience(names)
     targets = assessed(seen, options)
     advantages, returns = slow_assess(seen, options)
@@ -118,16 +118,16 @@ def test_advantages_and_returns_are_those_of_the_episodes(names: Any, how: Any, 
 
 
 def test_the_credits_differ_where_values_of_pictures_count() -> None:
-    """With discount and decay 1 a plan's tokens get the same either way: the mean of the totals less their value."""
-    plain = [assessed(experience(), PpoOptions(credit=credit, whiten=False)).advantages[PLAN] for credit in ("joint", "split")]
+    """With discount and decay 1 a plan's tokens get the same either way: the mean of the rewards less their value."""
+    plain = [assessed(experience(), PpoOptions(advantages=kind, whiten=False)).advantages[PLAN] for kind in ("joint", "split")]
     torch.testing.assert_close(*plain)
-    decayed = [assessed(experience(), PpoOptions(credit=credit, whiten=False, decay=0.9)).advantages[PLAN] for credit in ("joint", "split")]
+    decayed = [assessed(experience(), PpoOptions(advantages=kind, whiten=False, decay=0.9)).advantages[PLAN] for kind in ("joint", "split")]
     assert (decayed[0] - decayed[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("credit", ["joint", "split"])
-def test_what_is_unknown_teaches_nothing_and_what_is_pruned_teaches_zero(credit: Any) -> None:
-    targets = assessed(experience(), PpoOptions(credit=credit, whiten=False))
+@pytest.mark.parametrize("kind", ["joint", "split"])
+def test_what_is_unknown_teaches_nothing_and_what_is_pruned_teaches_zero(kind: Any) -> None:
+    targets = assessed(experience(), PpoOptions(advantages=kind, whiten=False))
     assert targets.advantages[PLAN][4].eq(0).all()
     assert targets.returns[PLAN][4].isnan().all()
     unknown = [PLACE.index(s) for s in range(12) if TOTALS.flatten()[s].isnan()]
@@ -138,7 +138,7 @@ def test_what_is_unknown_teaches_nothing_and_what_is_pruned_teaches_zero(credit:
 
 
 def test_a_step_in_which_nothing_is_known_or_drawn() -> None:
-    nothing = experience(totals=torch.full_like(TOTALS, NAN))
+    nothing = experience(rewards=torch.full_like(TOTALS, NAN))
     targets = assessed(nothing, PpoOptions())
     assert all(a.eq(0).all() for a in targets.advantages.values())
     assert all(r.isnan().all() for r in targets.returns.values())
@@ -147,7 +147,7 @@ def test_a_step_in_which_nothing_is_known_or_drawn() -> None:
     assert seen.values is not None
     bare = replace(
         seen,
-        totals=torch.zeros_like(TOTALS),
+        rewards=torch.zeros_like(TOTALS),
         place=torch.zeros(0, dtype=torch.long),
         masks=dict(seen.masks) | {IMAGE: torch.zeros(0, 0, dtype=torch.bool)},
         old=dict(seen.old) | empty,
@@ -172,7 +172,7 @@ def test_a_process_without_samples_takes_part_in_every_sum() -> None:
             assert name == "some" or not sums.any()
             return sums
 
-        targets = Ppo(options).assess(seen, ValueHead(2, 0), total)
+        targets = Ppo(options).estimate(seen, ValueHead(2, 0), total)
     assert sent["some"] == sent["none"]
     assert all(a.shape == (0, 0) for a in targets.advantages.values())
 
@@ -214,10 +214,10 @@ def test_the_penalty_follows_its_target() -> None:
         ({"discount": 0}, "discount"),
         ({"discount": 1.1}, "discount"),
         ({"decay": -0.1}, "decay"),
-        ({"credit": "both"}, "credit"),
+        ({"advantages": "both"}, "advantages"),
         ({"reward_kl_target": 1.0}, "reward_kl"),
         ({"reward_kl": 0.1, "reward_kl_target": 0}, "reward_kl_target"),
-        ({"value_rate": 0}, "value_rate"),
+        ({"value_learning_rate": 0}, "value_learning_rate"),
         ({"value_clip": 0}, "value_clip"),
         ({"value_warmup": -1}, "value_warmup"),
         ({"ratio": "sequence"}, "ratio"),
@@ -225,12 +225,12 @@ def test_the_penalty_follows_its_target() -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        component(Registry(), "algorithm", ComponentConfig.model_validate({"name": "ppo", **options}))
+        make_component(Registry(), "algorithm", ComponentConfig.model_validate({"name": "ppo", **options}))
 
 
 def test_it_is_registered_and_needs_no_group() -> None:
-    found = component(Registry(), "algorithm", ComponentConfig.model_validate({"name": "ppo", "credit": "split"}))
+    found = make_component(Registry(), "algorithm", ComponentConfig.model_validate({"name": "ppo", "advantages": "split"}))
     assert isinstance(found, ActorCritic)
-    credit = found.credit(torch.tensor([[[0.5]], [[NAN]]]))
-    assert credit.plan.tolist() == [[0.5], [0.0]]
-    assert credit.image.tolist() == [[[0.5]], [[0.0]]]
+    advantages = found.advantages(torch.tensor([[[0.5]], [[NAN]]]))
+    assert advantages.plan.tolist() == [[0.5], [0.0]]
+    assert advantages.image.tolist() == [[[0.5]], [[0.0]]]

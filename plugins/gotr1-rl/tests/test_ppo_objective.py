@@ -12,15 +12,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gotr1_core.batch import Batch
 from gotr1_core.chain import parse
-from gotr1_core.config import OptimizerConfig, RunConfig, SegmentConfig, validate
-from gotr1_core.critic import make_critic
+from gotr1_core.config.models import OptimizerConfig, RunConfig, SegmentConfig, validate
+from gotr1_core.engine.critic import make_critic
+from gotr1_core.engine.metrics import Clock
 from gotr1_core.errors import UsageError
 from gotr1_core.protocols import Experience
 from gotr1_core.reference import Reference
-from gotr1_core.rollout import Batch
-from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, Scored, SegmentName
-from gotr1_core.update import Clock, Learner, update
+from gotr1_core.samples import IMAGE, PLAN, ActionStats, Prompt, Rollout, Sample, Sampling, SegmentName
+from gotr1_core.update import Learner, update
 from gotr1_rl.ppo import Ppo, PpoOptions
 
 NAN = math.nan
@@ -47,14 +48,14 @@ class Toy(nn.Module):
             {name: nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=random)) for name, shape in shapes.items()}
         )
 
-    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, Scored]:
+    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
         return {name: self.score(name, rollout.tensors["tokens"]) for name, rollout in segments.items()}
 
-    def score(self, name: SegmentName, tokens: Tensor) -> Scored:
+    def score(self, name: SegmentName, tokens: Tensor) -> ActionStats:
         features = self.weights["embedding"][torch.cat([torch.full_like(tokens[:, :1], SYMBOLS), tokens[:, :-1]], 1)]
         log_probs = torch.log_softmax(features @ self.weights[name], -1)
         chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        return Scored(chosen, -(log_probs.exp() * log_probs).sum(-1), features)
+        return ActionStats(chosen, -(log_probs.exp() * log_probs).sum(-1), features)
 
 
 class ToyPolicy:
@@ -99,7 +100,7 @@ class Step:
         with torch.no_grad():
             for parameter in policy.module.parameters():
                 parameter += 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=random)
-        settings = OptimizerConfig(rate=rate, schedule="constant", clip=1e6)
+        settings = OptimizerConfig(learning_rate=rate, schedule="constant", max_grad_norm=1e6)
         optimizer = torch.optim.SGD(policy.module.parameters(), lr=rate)
         algorithm = Ppo(options)
         critic = make_critic(torch.device("cpu"), algorithm, "planner", policy, optimizer, settings)
@@ -117,14 +118,14 @@ class Step:
 
     def run(self, **config: Any) -> dict[str, float]:
         data = {"planner": "toy", "renderer": "toy", "judge": "toy", "steps": 9, "micro_batch": 4} | config
-        credit = self.algorithm.credit(self.batch.totals)
-        return update(Accelerator(cpu=True), self.learner, self.algorithm, self.batch, credit, validate(RunConfig, data), Clock())
+        advantages = self.algorithm.advantages(self.batch.rewards)
+        return update(Accelerator(cpu=True), self.learner, self.algorithm, self.batch, advantages, validate(RunConfig, data), Clock())
 
     def parameters(self) -> dict[str, Tensor]:
         mine = {**dict(self.learner.module.named_parameters()), **dict(self.head.named_parameters())}
         return {name: p.detach().clone() for name, p in mine.items()}
 
-    def scored(self) -> dict[SegmentName, Scored]:
+    def scored(self) -> dict[SegmentName, ActionStats]:
         assert self.batch.images is not None
         with torch.no_grad():
             return dict(self.learner.module({PLAN: self.batch.plans, IMAGE: self.batch.images}))
@@ -132,7 +133,7 @@ class Step:
 
 def slow_objective(step: Step, before: Experience, features: Mapping[SegmentName, Tensor], options: PpoOptions) -> float:
     """arXiv 1707.06347, eq. 7, with the divergence and entropy of the segments, and the values' errors on ``features``."""
-    targets = Ppo(options).assess(before, step.head, lambda sums: sums)  # test_ppo.py holds them to a slow reference
+    targets = Ppo(options).estimate(before, step.head, lambda sums: sums)  # test_ppo.py holds them to a slow reference
     advantages, returns = targets.advantages, targets.returns
     total, scored = 0.0, step.scored()
     assert before.values is not None
@@ -173,9 +174,13 @@ def seen_by(step: Step) -> Experience:
 
 CLIP = 0.02
 OPTIONS = {
-    "plain": PpoOptions(value_rate=RATE, value_clip=CLIP, value_width=3, value_gradient_clip=1e6),
-    "split": PpoOptions(value_rate=RATE, value_clip=CLIP, value_width=0, value_gradient_clip=1e6, credit="split", decay=0.8, reward_kl=0.2),
-    "joint": PpoOptions(value_rate=RATE, value_clip=CLIP, value_width=3, value_gradient_clip=1e6, decay=0.9, discount=0.95, whiten=False),
+    "plain": PpoOptions(value_learning_rate=RATE, value_clip=CLIP, value_width=3, value_max_grad_norm=1e6),
+    "split": PpoOptions(
+        value_learning_rate=RATE, value_clip=CLIP, value_width=0, value_max_grad_norm=1e6, advantages="split", decay=0.8, reward_kl=0.2
+    ),
+    "joint": PpoOptions(
+        value_learning_rate=RATE, value_clip=CLIP, value_width=3, value_max_grad_norm=1e6, decay=0.9, discount=0.95, whiten=False
+    ),
 }
 
 
@@ -234,7 +239,7 @@ def test_with_one_update_the_ratio_is_one() -> None:
 
 
 def test_during_the_warm_up_the_head_alone_learns() -> None:
-    options = PpoOptions(value_warmup=2, value_rate=0.1, value_width=0)
+    options = PpoOptions(value_warmup=2, value_learning_rate=0.1, value_width=0)
     step = Step.make(options, rate=0.1)
     start = step.parameters()
     for _ in range(2):
@@ -250,7 +255,7 @@ def test_during_the_warm_up_the_head_alone_learns() -> None:
 
 def test_the_head_learns() -> None:
     """Totals that the tokens tell: the share of variance that values explain rises from nothing towards all that the first token leaves."""
-    options = PpoOptions(value_warmup=200, value_rate=0.3, value_width=8, value_clip=None)
+    options = PpoOptions(value_warmup=200, value_learning_rate=0.3, value_width=8, value_clip=None)
     step = Step.make(options, rate=0.1)
     with torch.no_grad():
         for parameter in list(step.head.parameters())[-2:]:
@@ -258,11 +263,11 @@ def test_the_head_learns() -> None:
     assert step.batch.images is not None
     # A value sees the token before; all tokens of a sample are one symbol, so from the second on it can know the total.
     symbol = torch.arange(6) % SYMBOLS
-    totals = (symbol.double() / 2).view(3, 2, 1).expand(3, 2, 2)
+    rewards = (symbol.double() / 2).view(3, 2, 1).expand(3, 2, 2)
     plans = replace(step.batch.plans, tensors={**step.batch.plans.tensors, "tokens": symbol.view(6, 1).expand(6, 5).contiguous()})
     parent = step.batch.images.tensors["parent"]
     drawn = {**step.batch.images.tensors, "tokens": symbol[parent].view(-1, 1).expand(-1, 4).contiguous()}
-    step.batch = replace(step.batch, plans=plans, images=replace(step.batch.images, tensors=drawn), totals=totals)
+    step.batch = replace(step.batch, plans=plans, images=replace(step.batch.images, tensors=drawn), rewards=rewards)
     found = [step.run() for _ in range(200)]
     assert abs(found[0]["plan.explained_variance"]) < 1e-9
     assert found[-1]["plan.explained_variance"] > 0.5
@@ -274,7 +279,7 @@ def test_the_head_learns() -> None:
 def test_no_gradient_of_values_reaches_the_policy() -> None:
     """The same policy update whatever the head's error, once advantages are given: here all rewards are unknown."""
     step = Step.make(OPTIONS["plain"])
-    step.batch = replace(step.batch, totals=torch.full_like(TOTALS, NAN))
+    step.batch = replace(step.batch, rewards=torch.full_like(TOTALS, NAN))
     start = step.parameters()
     step.learner.segments = {PLAN: SegmentConfig(), IMAGE: SegmentConfig()}
     step.learner.reference = None

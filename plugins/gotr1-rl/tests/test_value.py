@@ -119,9 +119,9 @@ def test_whitening_is_over_what_counts() -> None:
     x, counted = 3 + 2 * some(4, 6), some(4, 6, seed=1) > 0
     found = whiten(x, counted, lambda sums: sums)
     inside = x[counted].tolist()
-    mean, deviation = statistics.fmean(inside), statistics.pstdev(inside)
+    mean, std = statistics.fmean(inside), statistics.pstdev(inside)
     # EPS beside a deviation of about 2.
-    assert found[counted].tolist() == pytest.approx([(v - mean) / deviation for v in inside], rel=1e-7, abs=1e-7)
+    assert found[counted].tolist() == pytest.approx([(v - mean) / std for v in inside], rel=1e-7, abs=1e-7)
 
 
 def test_whitening_over_two_processes_is_whitening_of_all() -> None:

@@ -25,10 +25,10 @@ from gotr1_scenes.judge import REWARDS, Found, ScenesJudge, apart, followed, loo
 from gotr1_scenes.language import phrase
 from gotr1_scenes.measure import truth
 from gotr1_scenes.painter import paint
-from gotr1_scenes.recipe.pictures import random_scene
 from gotr1_scenes.source import as_prompt
 from gotr1_scenes.wish import Wish, kept_relations
 from gotr1_scenes.world import OPPOSITE, Box, Look, Thing, any_look
+from gotr1_scenes_recipe.pictures import random_scene
 
 RED, BLUE, GREEN = Look("circle", "red"), Look("square", "blue"), Look("triangle", "green")
 RED_LEFT_OF_BLUE = Wish((RED, BLUE), (("left", 0, 1),))

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.testing import JudgeContract
-from gotr1_core.testing.judges import Court, in_any_batch, in_any_order, scenes
 from gotr1_scenes.judge import REWARDS, ScenesJudge
+from gotr1_testing import JudgeContract
+from gotr1_testing.judges import Court, in_any_batch, in_any_order, scenes
 
 
 class TestScenesJudge(JudgeContract):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gotr1_core.build import check
-from gotr1_core.config import RunConfig, flat, validate
-from gotr1_core.layers import layered, read_yaml
+from gotr1_core.components.preflight import check
+from gotr1_core.config.merge import layered, read_yaml
+from gotr1_core.config.models import RunConfig, flat, validate
 from gotr1_core.plugins import Registry
 
 
@@ -18,7 +18,7 @@ def test_ppo_is_the_preset_but_for_what_ppo_needs() -> None:
         check(registry, config)
     one, other = (flat(config.model_dump(mode="json")) for config in configs)
     changed = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
-    algorithm = {"algorithm.name", "algorithm.scale", "algorithm.value_width", "algorithm.value_rate"}
+    algorithm = {"algorithm.name", "algorithm.scale", "algorithm.value_width", "algorithm.value_learning_rate"}
     assert changed == algorithm | {"steps", "groups", "plans", "rollout_groups", "constant_groups", "constant_tolerance"}
     assert configs[0].groups * configs[0].plans == configs[1].groups * configs[1].plans
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 from gotr1_scenes.measure import EXTRA, MISSING, UNSURE, VALUES, confusion, noisy
 from gotr1_scenes.painter import BACKGROUND, paint
 from gotr1_scenes.reader import read
-from gotr1_scenes.recipe.pictures import random_scene
 from gotr1_scenes.world import CANVAS, Look, Thing
+from gotr1_scenes_recipe.pictures import random_scene
 
 SCENES = [random_scene(f"reader/{i}") for i in range(300)]
 

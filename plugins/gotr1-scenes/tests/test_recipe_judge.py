@@ -16,15 +16,17 @@ from safetensors.torch import load_file
 
 from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.testing.judges import Court, in_any_batch
 from gotr1_judges.answers import read_score
 from gotr1_scenes.annotate import annotated
 from gotr1_scenes.judge import Found, ScenesJudge, look_of, wish_in
 from gotr1_scenes.language import for_validation, names_held_out
 from gotr1_scenes.painter import BACKGROUND, paint
 from gotr1_scenes.reader import read
-from gotr1_scenes.recipe import check_judge, judge
-from gotr1_scenes.recipe.judge import (
+from gotr1_scenes.understand import wish_of
+from gotr1_scenes.wish import Wish
+from gotr1_scenes.world import CANVAS, COLORS, GRID, SHAPES, Look, Thing, holds
+from gotr1_scenes_recipe import check_judge, judge
+from gotr1_scenes_recipe.judge import (
     LIMIT,
     RUBRICS,
     batch,
@@ -39,8 +41,8 @@ from gotr1_scenes.recipe.judge import (
     subjects,
     train,
 )
-from gotr1_scenes.recipe.packing import LONGEST, forward, pack
-from gotr1_scenes.recipe.questions import (
+from gotr1_scenes_recipe.packing import LONGEST, forward, pack
+from gotr1_scenes_recipe.questions import (
     ASKS,
     EMPTY,
     KINDS,
@@ -56,13 +58,11 @@ from gotr1_scenes.recipe.questions import (
     parts_of,
     sketched_cells,
 )
-from gotr1_scenes.recipe.samples import changed, draw_samples, painted
-from gotr1_scenes.recipe.state import resume
-from gotr1_scenes.recipe.teaching import attribute, marks_of
-from gotr1_scenes.recipe.verdicts import verdict
-from gotr1_scenes.understand import wish_of
-from gotr1_scenes.wish import Wish
-from gotr1_scenes.world import CANVAS, COLORS, GRID, SHAPES, Look, Thing, holds
+from gotr1_scenes_recipe.samples import changed, draw_samples, painted
+from gotr1_scenes_recipe.state import resume
+from gotr1_scenes_recipe.teaching import attribute, marks_of
+from gotr1_scenes_recipe.verdicts import verdict
+from gotr1_testing.judges import Court, in_any_batch
 
 
 @pytest.fixture(scope="module")
@@ -465,13 +465,13 @@ def test_batches_are_of_their_step(samples: list[Sample]) -> None:
 
 
 def test_samples_of_a_policy_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gotr1_scenes.recipe.samples.CHUNK", 2)
-    monkeypatch.setattr("gotr1_scenes.recipe.samples.PLANS", 2)
+    monkeypatch.setattr("gotr1_scenes_recipe.samples.CHUNK", 2)
+    monkeypatch.setattr("gotr1_scenes_recipe.samples.PLANS", 2)
     drawn = draw_samples(tmp_path, "janus/janus", 4)
     assert len(drawn) == 4
     assert [s.lineage[0] for s in drawn] == [0, 0, 1, 1]
     assert all("things" in s.prompt.metadata and s.image is not None for s in drawn)
-    monkeypatch.setattr("gotr1_scenes.recipe.samples._policy", lambda pair: pytest.fail("it was drawn again"))
+    monkeypatch.setattr("gotr1_scenes_recipe.samples._policy", lambda pair: pytest.fail("it was drawn again"))
     again = draw_samples(tmp_path, "janus/janus", 4)
     assert [(s.chain, s.image.tobytes()) for s in again if s.image] == [(s.chain, s.image.tobytes()) for s in drawn if s.image]
     lines = check_judge.agreement(ScenesJudge(), drawn)

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from gotr1_core.build import component
-from gotr1_core.config import SftConfig, validate
-from gotr1_core.layers import read_yaml
+import gotr1_scenes_recipe as recipe
+from gotr1_core.components.build import make_component
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import SftConfig, validate
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import PLAN, Sampling
-from gotr1_scenes import recipe
-from gotr1_scenes.recipe.qwen import TAGS, make_model, make_tokenizer
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions
+from gotr1_scenes_recipe.qwen import TAGS, make_model, make_tokenizer
 
 CONFIG = Path(recipe.__file__).with_name("sft-qwen.yaml")
 
@@ -28,7 +28,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
     make_model(tokenizer, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = validate(SftConfig, read_yaml(CONFIG))
-    return component(Registry(), "planner", settings.policy.model_copy(update={"model": str(folder)}))
+    return make_component(Registry(), "planner", settings.policy.model_copy(update={"model": str(folder)}))
 
 
 def test_it_is_small(planner: Any) -> None:

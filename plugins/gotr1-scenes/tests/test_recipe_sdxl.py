@@ -19,8 +19,8 @@ from gotr1_core.chain import Chain, Region, parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_scenes.annotate import annotated
 from gotr1_scenes.painter import paint, paint_array
-from gotr1_scenes.recipe import check_sdxl, sdxl, vae
-from gotr1_scenes.recipe.pictures import random_scene
+from gotr1_scenes_recipe import check_sdxl, sdxl, vae
+from gotr1_scenes_recipe.pictures import random_scene
 
 SCENE = annotated("train", 0, 0, clean=True)
 

@@ -13,17 +13,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from gotr1_core.build import component
 from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
-from gotr1_core.config import ComponentConfig, RunConfig, validate
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig, RunConfig, validate
 from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
-from gotr1_core.testing.reliability import pair_accuracy
 from gotr1_scenes.judge import ScenesJudge
-from gotr1_scenes.recipe import check, check_judge, check_sdxl, judge, sdxl, ship
-from gotr1_scenes.recipe.samples import draw_samples
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, write_jsonl
+from gotr1_scenes_recipe import check, check_judge, check_sdxl, judge, sdxl, ship
+from gotr1_scenes_recipe.samples import draw_samples
+from gotr1_testing.reliability import pair_accuracy
 
 WEIGHTS = Registry().preset("scenes").parent.parent / "weights"
 PAIR = ["--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl"]
@@ -31,7 +31,7 @@ PAIR = ["--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl"]
 
 @pytest.fixture(scope="module")
 def renderer() -> Any:
-    return component(Registry(), "renderer", ComponentConfig(name="sdxl", model=str(WEIGHTS / "sdxl"), **check_sdxl.OPTIONS))
+    return make_component(Registry(), "renderer", ComponentConfig(name="sdxl", model=str(WEIGHTS / "sdxl"), **check_sdxl.OPTIONS))
 
 
 def test_they_are_as_small_as_promised() -> None:
@@ -48,7 +48,7 @@ def test_plans_leave_something_to_learn() -> None:
     """Right in .45 to .70, .565 of 600. Of 192 the standard error is .036, and the limits here are three of it away from that."""
     config = ComponentConfig(name="qwen", model=str(WEIGHTS / "qwen"), attention="eager", **check.OPTIONS["qwen"])
     prompts = ScenesSource(ScenesSourceOptions()).prompts("validation", 192, 0)
-    right = ScenesJudge().score(check.planned(component(Registry(), "planner", config), prompts), ["plan_right"])["plan_right"]
+    right = ScenesJudge().score(check.planned(make_component(Registry(), "planner", config), prompts), ["plan_right"])["plan_right"]
     assert 0.45 <= sum(right) / len(right) <= 0.68
 
 

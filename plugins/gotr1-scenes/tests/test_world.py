@@ -10,9 +10,9 @@ import pytest
 from gotr1_scenes.annotate import annotated
 from gotr1_scenes.painter import BACKGROUND, STRIPE, mask, paint, paint_array, patch_numbers, patch_table, patches
 from gotr1_scenes.reader import read
-from gotr1_scenes.recipe.pictures import random_scene
 from gotr1_scenes.wish import Wish, granted
 from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SIZES, Look, Scene, Thing, clear_of, holds, place
+from gotr1_scenes_recipe.pictures import random_scene
 
 SCENES = [random_scene(f"test/{i}") for i in range(1000)] + [annotated("train", 0, i).scene for i in range(1000)]
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.lora import merged_state
-from gotr1_core.weights import Weights, find_weights
+from gotr1_core.policies.hub import Weights, find_weights
+from gotr1_core.policies.lora import merged_state
 
 
 def preflight(model: str, key: str, kind: str) -> dict[str, int]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gotr1_core import gaussian
 from gotr1_core.errors import UsageError
-from gotr1_core.samples import IMAGE, Rollout, Sampling, Scored, SegmentName
-from gotr1_core.sampling import guide
+from gotr1_core.samples import IMAGE, ActionStats, Rollout, Sampling, SegmentName
+from gotr1_core.sampling import apply_guidance
 from gotr1_diffusers.steps import Steps
 
 SEEN = "seen_"
@@ -76,13 +76,13 @@ class DiffusionModule(nn.Module, ABC, Generic[C]):
             return output
         # In float32 at least: guidance magnifies rounding.
         both = output.to(torch.promote_types(output.dtype, torch.float32)).chunk(2)
-        return guide(both[0], both[1], scale)
+        return apply_guidance(both[0], both[1], scale)
 
-    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, Scored]:
+    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
         """Scores an image rollout: its denoising steps, or, where it has a ``target``, how well the model hits that."""
         return {name: self._missed(rollout) if "target" in rollout.tensors else self.score(rollout) for name, rollout in segments.items()}
 
-    def score(self, rollout: Rollout) -> Scored:
+    def score(self, rollout: Rollout) -> ActionStats:
         """All steps ``[B, T]`` of a rollout in one batch, under what they were sampled from."""
         t, sampling = rollout.tensors, rollout.sampling
         rows, count = t["step"].shape
@@ -101,11 +101,11 @@ class DiffusionModule(nn.Module, ABC, Generic[C]):
         steps, number, latents = self.steps(sampling), t["step"].flatten(), t["latents"].flatten(0, 1)
         output = self.predict(latents, steps.timesteps.to(number.device)[number], condition, unconditional, scale)
         done = steps.step(output, number, latents, t["after"].flatten(0, 1))
-        deviation = done.deviation.view(rows, count)
+        std = done.std.view(rows, count)
         mean = done.mean.unflatten(0, (rows, count))
-        return Scored(done.log_prob.view(rows, count), gaussian.entropy(deviation), mean=mean, deviation=deviation)
+        return ActionStats(done.log_prob.view(rows, count), gaussian.entropy(std), mean=mean, std=std)
 
-    def _missed(self, rollout: Rollout) -> Scored:
+    def _missed(self, rollout: Rollout) -> ActionStats:
         """Minus the weighted squared error of the model's output, a mean over latent dimensions, as log-probability ``[B, 1]``."""
         t = rollout.tensors
         condition = self.condition(seen(t))
@@ -114,7 +114,7 @@ class DiffusionModule(nn.Module, ABC, Generic[C]):
         output = self.predict(t["latents"], t["timestep"], kept, None, 1.0)
         error = (output.float() - t["target"]).square().flatten(1).mean(1)
         log_prob = -(t["weight"] * error).unsqueeze(1)
-        return Scored(log_prob, torch.zeros_like(log_prob))
+        return ActionStats(log_prob, torch.zeros_like(log_prob))
 
 
 def seen(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
 from gotr1_core.errors import UsageError
-from gotr1_core.lora import adapter
+from gotr1_core.policies.lora import adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import seed_for
@@ -116,7 +116,7 @@ class DiffusionPolicy(ABC, Generic[OptionsT]):
         del plans  # the chains say it all
         module, device = self.module, self.module.device
         steps, plain = module.steps(sampling), module.steps(replace(sampling, image_temperature=0.0))
-        train = chosen(groups or [0] * len(seeds), eligible(steps.deviation, self.options), self.options).to(device)
+        train = chosen(groups or [0] * len(seeds), eligible(steps.std, self.options), self.options).to(device)
         tensors = {SEEN + name: tensor.to(device) for name, tensor in self.see(prompts, chains).items()}
         condition = module.condition(seen(tensors))
         unconditional = module.unconditional(condition) if sampling.guidance_scale != 1 else None

@@ -1,6 +1,6 @@
 """Denoising steps as Gaussian actions: DDIM with noise, and Flow-SDE.
 
-Both are affine in the latents x and the model's output o, with one deviation for all latent dimensions:
+Both are affine in the latents x and the model's output o, with one std for all latent dimensions:
 
     x' = keep x + push o + σ z,    z ~ N(0, 1)
 
@@ -24,26 +24,26 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step of B pictures: latents ``after`` it and their ``mean``, ``[B, C, h, w]``, ``deviation`` and ``log_prob`` ``[B]``.
+    """One denoising step of B pictures: latents ``after`` it and their ``mean``, ``[B, C, h, w]``, ``std`` and ``log_prob`` ``[B]``.
 
-    Log-probabilities are means over latent dimensions. Where the deviation is 0 there is none: it is infinite or NaN.
+    Log-probabilities are means over latent dimensions. Where the std is 0 there is none: it is infinite or NaN.
     """
 
     after: Tensor
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     log_prob: Tensor
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a sampler, first to last: ``timesteps [N]`` as the model is told them, and ``keep``, ``push``, ``deviation`` ``[N]`` in
+    """The steps of a sampler, first to last: ``timesteps [N]`` as the model is told them, and ``keep``, ``push``, ``std`` ``[N]`` in
     float64."""
 
     timesteps: Tensor
     keep: Tensor
     push: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -55,10 +55,10 @@ class Steps:
         did.
         """
         dtype = torch.promote_types(output.dtype, torch.float32)
-        keep, push, deviation = (table.to(x.device)[t].to(dtype) for table in (self.keep, self.push, self.deviation))
+        keep, push, std = (table.to(x.device)[t].to(dtype) for table in (self.keep, self.push, self.std))
         mean = _wide(keep) * x.to(dtype) + _wide(push) * output.to(dtype)
-        after = prev if prev is not None else mean if noise is None else mean + _wide(deviation) * noise.to(dtype)
-        return Step(after, mean, deviation, gaussian.log_prob(after.to(dtype), mean, deviation))
+        after = prev if prev is not None else mean if noise is None else mean + _wide(std) * noise.to(dtype)
+        return Step(after, mean, std, gaussian.log_prob(after.to(dtype), mean, std))
 
 
 def _wide(numbers: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from gotr1_core.sampling import seed_for
 from gotr1_diffusers.options import DiffusionOptions
 
 
-def eligible(deviation: Tensor, options: DiffusionOptions) -> Tensor:
+def eligible(std: Tensor, options: DiffusionOptions) -> Tensor:
     """Numbers of the steps that may train: those with noise, within the options' range. None where these are too few: drawing needs none,
     and scoring says what is missing."""
-    count = len(deviation)
+    count = len(std)
     begin, end = options.trained_range
     middle = (torch.arange(count) + 0.5) / count
-    found = ((deviation > 0) & (middle >= begin) & (middle < end)).nonzero().flatten()
+    found = ((std > 0) & (middle >= begin) & (middle < end)).nonzero().flatten()
     return found if options.trained == "all" or len(found) >= options.trained_steps else found[:0]
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from gotr1_janus.processor import FILES
 
 VARIABLE = "GOTR1_CACHE"
-KEPT = "released"
-"""Folder inside an imported checkpoint: what its format cannot say, for the way back."""
 _VERSION = 1  # of what the import writes: another number imports again
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.weights import find_weights, local_folder
+from gotr1_core.policies.hub import find_weights, local_folder
 from gotr1_janus.cache import imported, place_of
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.released import MODEL_TYPE

@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gotr1_core.checkpoint import replacing
+from gotr1_core.engine.files import replacing
 from gotr1_core.errors import Gotr1Error, UsageError, first_line
 from gotr1_janus import processor
-from gotr1_janus.cache import KEPT
 from gotr1_janus.released import EMBEDDINGS, HEAD, Shape, listed, only_released, origin, read_config, unused, whole_shape
 from gotr1_janus.shards import LIMIT, Entry, Shards, write_shards
 
+KEPT = "released"
+"""Folder inside an imported checkpoint: what its format cannot say, for the way back."""
 REST, NOTES = "rest.safetensors", "import.json"
 Say = Callable[[str], None]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gotr1_core.padding import left_pad
+from gotr1_core.policies.padding import left_pad
 
 
 def unconditional(context: Tensor, pad: int) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gotr1_core.decoder import hidden_states, score_actions, states_before
-from gotr1_core.samples import IMAGE, PLAN, Rollout, Scored, SegmentName
+from gotr1_core.policies.decoder import action_stats, hidden_states, states_before
+from gotr1_core.samples import IMAGE, PLAN, ActionStats, Rollout, SegmentName
 from gotr1_janus.layout import Sequences, unconditional
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class JanusModule(nn.Module):
         embeds = self.embed(rows.ids, rows.is_image)
         return hidden_states(self.model.model.language_model, embeds, rows.lengths, checkpointing=self.checkpointing)
 
-    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, Scored]:
+    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
         """Scores a plan rollout, an image rollout, or both, where ``parent`` points from image rows to plan rows."""
         plan, image = segments.get(PLAN), segments.get(IMAGE)
         contexts, images, host = self._lay_out(plan, image)
@@ -54,7 +54,7 @@ class JanusModule(nn.Module):
             contexts += [unconditional(c, self.pad) for c in contexts[: len(image)]]
             images += images[: len(image)]
         hidden = self.hidden(Sequences.of(contexts, images))
-        scored: dict[SegmentName, Scored] = {}
+        scored: dict[SegmentName, ActionStats] = {}
         if plan is not None:
             scored[PLAN] = self._score_plan(plan, hidden[host], [len(images[h]) for h in host])
         if image is not None:
@@ -92,18 +92,18 @@ class JanusModule(nn.Module):
             host.append(first[row])
         return contexts, images, host
 
-    def _score_plan(self, plan: Rollout, hidden: Tensor, fed: list[int]) -> Scored:
+    def _score_plan(self, plan: Rollout, hidden: Tensor, fed: list[int]) -> ActionStats:
         tokens = plan.tensors["tokens"]
         # In a row of width L the context ends at L - fed; the begin-of-image token is its last, the plan's tokens come before it.
         start = hidden.shape[1] - torch.tensor(fed, device=tokens.device) - 1 - plan.tensors["length"]
         chosen = states_before(hidden, start, tokens.shape[1])
         mask, temperature = plan.tensors["mask"], plan.sampling.temperature
-        return score_actions(self.model.lm_head, chosen, tokens, mask, temperature=temperature, chunk=self.chunk)
+        return action_stats(self.model.lm_head, chosen, tokens, mask, temperature=temperature, chunk=self.chunk)
 
-    def _score_image(self, image: Rollout, hidden: Tensor, other: Tensor | None) -> Scored:
+    def _score_image(self, image: Rollout, hidden: Tensor, other: Tensor | None) -> ActionStats:
         tokens = image.tensors["tokens"]
         count = tokens.shape[1]
-        return score_actions(
+        return action_stats(
             self.model.model.generation_head,
             hidden[:, -count:],
             tokens,

@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
-from gotr1_core.decoder import checkpoint_activations, given_plans, write_plans
 from gotr1_core.errors import UsageError
-from gotr1_core.lora import merged_state, save_adapter
-from gotr1_core.padding import left_pad
+from gotr1_core.policies.context import Window
+from gotr1_core.policies.decoder import checkpoint_activations, given_plans, write_plans
+from gotr1_core.policies.lora import merged_state, save_adapter
+from gotr1_core.policies.padding import left_pad
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import Tokens, seed_for, uniforms
-from gotr1_core.window import Window
 from gotr1_janus import checkpoint
-from gotr1_janus.cache import KEPT
+from gotr1_janus.convert import KEPT
 from gotr1_janus.layout import unconditional
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions

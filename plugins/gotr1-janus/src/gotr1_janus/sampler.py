@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gotr1_core.decoder import Continuation
-from gotr1_core.sampling import Tokens, decode, guide
+from gotr1_core.policies.decoder import Continuation
+from gotr1_core.sampling import Tokens, apply_guidance, decode
 from gotr1_janus.module import JanusModule
 
 
 class Sampler:
-    """Continues left-padded contexts ``[R, C]``; see :class:`gotr1_core.decoder.Continuation`."""
+    """Continues left-padded contexts ``[R, C]``; see :class:`gotr1_core.policies.decoder.Continuation`."""
 
     def __init__(self, module: JanusModule, context: Tensor, lengths: Tensor, *, steps: int, cache: str) -> None:
         self.model = module.model
@@ -31,22 +31,22 @@ class Sampler:
 
     def text(self, uniform: Tensor, temperature: float) -> Tokens:
         """Samples text until begin-of-image."""
-        return self.rows.write(self.model.lm_head, uniform, temperature, stop=self.boi)
+        return self.rows.generate(self.model.lm_head, uniform, temperature, stop=self.boi)
 
     def image(self, uniform: Tensor, temperature: float, scale: float | None) -> Tokens:
         """Samples image tokens; with a guidance scale the second half of the rows is the unconditional one."""
 
         def advance(tokens: Tensor | None) -> Tensor:
             if tokens is None:
-                hidden = self.rows.begin()
+                hidden = self.rows.prefill()
             else:
                 fed = tokens if scale is None else torch.cat([tokens, tokens])
-                hidden = self.rows.feed(self.model.prepare_embeddings_for_image_generation(fed.unsqueeze(1)))
+                hidden = self.rows.step(self.model.prepare_embeddings_for_image_generation(fed.unsqueeze(1)))
             logits = self.model.model.generation_head(hidden).float()
             if scale is None:
                 return logits
             conditional, other = logits.chunk(2)
-            return guide(conditional, other, scale)
+            return apply_guidance(conditional, other, scale)
 
         return decode(advance, uniform, temperature)
 

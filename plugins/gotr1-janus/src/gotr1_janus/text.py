@@ -1,14 +1,14 @@
-"""Janus's conversation. What somebody wrote stays text, see :mod:`gotr1_core.text`."""
+"""Janus's conversation. What somebody wrote stays text, see :mod:`gotr1_core.policies.tokenization`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from gotr1_core import text
-from gotr1_core.text import MARK, TAGS
+from gotr1_core.policies import tokenization
+from gotr1_core.policies.tokenization import MARK, TAGS
 
 
-class Text(text.Text):
+class Text(tokenization.Text):
     """A tokenizer with its chat template, filled in with the instruction."""
 
     def __init__(self, tokenizer: Any, instruction: str) -> None:

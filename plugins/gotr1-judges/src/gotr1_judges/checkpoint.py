@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.weights import Check, Weights, find_weights
+from gotr1_core.policies.hub import Check, Weights, find_weights
 from gotr1_judges.families import Family, load_processor
 from gotr1_judges.rubrics import WORDS, Rubric, read_rubrics
 

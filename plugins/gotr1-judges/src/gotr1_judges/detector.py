@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gotr1_core.chain import iou
+from gotr1_core.policies.hub import find_weights
 from gotr1_core.samples import IMAGE, Sample, SegmentName
-from gotr1_core.weights import find_weights
 from gotr1_judges.answers import Box
 from gotr1_judges.checkpoint import load_model, load_tokenizer, only, sizes
 from gotr1_judges.families import load_processor

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from gotr1_core.errors import UsageError
+from gotr1_core.policies.hub import find_weights
 from gotr1_core.samples import IMAGE, Sample, SegmentName
-from gotr1_core.weights import find_weights
 from gotr1_judges.checkpoint import dtype_of, load_model, load_tokenizer, only, sizes
 from gotr1_judges.families import load_processor
 from gotr1_judges.open_clip import is_open_clip, load_open_clip

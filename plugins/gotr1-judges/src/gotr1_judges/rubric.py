@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from gotr1_core.chain import draw
+from gotr1_core.pictures.draw_chain import draw_chain
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
 from gotr1_judges import checkpoint
 from gotr1_judges.answers import Box, read_boxes, read_list, read_score
@@ -82,7 +82,7 @@ class RubricJudge:
     def _shown(self, name: str, sample: Sample) -> Image | None:
         if name == "sem":
             return None
-        return draw(sample.chain, (self.canvas, self.canvas)) if name == "spa" else sample.image
+        return draw_chain(sample.chain, (self.canvas, self.canvas)) if name == "spa" else sample.image
 
     def _verdicts(self, rubric: Rubric, questions: Sequence[Question]) -> list[float]:
         if rubric.kind == "score":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.padding import attention, left_pad
+from gotr1_core.policies.padding import attention, left_pad
 from gotr1_judges.asking import Question
 from gotr1_judges.families import Eyes
 

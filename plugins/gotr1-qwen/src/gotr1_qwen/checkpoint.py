@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.weights import find_weights
+from gotr1_core.policies.hub import find_weights
 from gotr1_qwen.instruction import read_instruction
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Qwen's conversation and its tags. What somebody wrote stays text, see :mod:`gotr1_core.text`."""
+"""Qwen's conversation and its tags. What somebody wrote stays text, see :mod:`gotr1_core.policies.tokenization`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from gotr1_core.chain import OBJ_END, OBJ_START
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.text import MARK, TAGS, Text
+from gotr1_core.policies.tokenization import MARK, TAGS, Text
 from gotr1_qwen.instruction import FIELD
 
 OWN = {OBJ_START: "<|object_ref_start|>", OBJ_END: "<|object_ref_end|>"}

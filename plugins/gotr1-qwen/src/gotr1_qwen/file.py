@@ -12,9 +12,9 @@ from torch import nn
 
 from gotr1_core.chain import Chain, parse
 from gotr1_core.errors import UsageError
+from gotr1_core.policies.tokenization import shown
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import PLAN, Example, Prompt, Rollout, Sampling
-from gotr1_core.text import shown
 from gotr1_qwen.options import FileOptions
 
 _LINES = 'one {"prompt": "…", "chain": "…"} a line, as in the samples.jsonl of gotr1 generate'

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gotr1_core.decoder import hidden_states, score_actions, states_before
-from gotr1_core.padding import left_pad
-from gotr1_core.samples import PLAN, Rollout, Scored, SegmentName
+from gotr1_core.policies.decoder import action_stats, hidden_states, states_before
+from gotr1_core.policies.padding import left_pad
+from gotr1_core.samples import PLAN, ActionStats, Rollout, SegmentName
 
 
 class QwenModule(nn.Module):
@@ -35,7 +35,7 @@ class QwenModule(nn.Module):
         device: torch.device = self.model.lm_head.weight.device
         return device
 
-    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, Scored]:
+    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
         """Scores a plan rollout."""
         plan = segments[PLAN]
         t, mask = plan.tensors, plan.tensors["mask"]
@@ -47,4 +47,4 @@ class QwenModule(nn.Module):
         hidden = hidden_states(self.language, embeds, lengths, checkpointing=self.checkpointing)
         chosen = states_before(hidden, ids.shape[1] + 1 - written, mask.shape[1])
         temperature = plan.sampling.temperature
-        return {PLAN: score_actions(self.model.lm_head, chosen, t["tokens"], mask, temperature=temperature, chunk=self.chunk)}
+        return {PLAN: action_stats(self.model.lm_head, chosen, t["tokens"], mask, temperature=temperature, chunk=self.chunk)}

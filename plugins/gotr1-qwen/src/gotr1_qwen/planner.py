@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
-from gotr1_core.decoder import Continuation, checkpoint_activations, given_plans, write_plans
-from gotr1_core.lora import merged_state, save_adapter
+from gotr1_core.policies.context import Window
+from gotr1_core.policies.decoder import Continuation, checkpoint_activations, given_plans, write_plans
+from gotr1_core.policies.hub import local_folder
+from gotr1_core.policies.lora import merged_state, save_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import Tokens
-from gotr1_core.weights import local_folder
-from gotr1_core.window import Window
 from gotr1_qwen import checkpoint
 from gotr1_qwen.conversation import Conversation
 from gotr1_qwen.instruction import read_instruction
@@ -88,7 +88,7 @@ class QwenPlanner:
             language, model = self.module.language, self.module.model
             cache = DynamicCache(config=language.config)
             rows = Continuation(language, model.get_input_embeddings(), context, lengths, steps=uniform.shape[1], cache=cache)
-            return rows.write(model.lm_head, uniform, sampling.temperature, stop=self.text.stop)
+            return rows.generate(model.lm_head, uniform, sampling.temperature, stop=self.text.stop)
 
         return write_plans(asked, write, self.text.decode_chain, seeds=seeds, sampling=sampling)
 

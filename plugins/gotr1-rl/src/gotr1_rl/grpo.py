@@ -14,10 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from gotr1_core.config import SegmentConfig
-from gotr1_core.credit import Credit, joint, split
+from gotr1_core.advantages import Advantages, joint, split
+from gotr1_core.config.models import SegmentConfig
 from gotr1_core.protocols import Loss
-from gotr1_core.samples import Scored, SegmentName
+from gotr1_core.samples import ActionStats, SegmentName
 
 
 class GrpoOptions(BaseModel):
@@ -25,7 +25,7 @@ class GrpoOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    credit: Literal["joint", "split"] = Field("joint", description="How a tree's totals become advantages: GoT-R1's, or per level.")
+    advantages: Literal["joint", "split"] = Field("joint", description="How a tree's rewards become advantages: GoT-R1's, or per level.")
     scale: bool = Field(True, description="Divide advantages by the group's deviation (arXiv 2402.03300), or not (arXiv 2503.20783).")
     ratio: Literal["token", "sequence"] = Field(
         "token", description="Importance ratios per token, or per sequence (GSPO, arXiv 2507.18071)."
@@ -56,15 +56,15 @@ def divergence(log_prob: Tensor, reference: Tensor, estimator: str) -> Tensor:
     return 0.5 * gap.square() if estimator == "k2" else gap.exp() - 1 - gap
 
 
-def normalised(scored: Scored, log_ratio: Tensor) -> Tensor | None:
+def normalised(scored: ActionStats, log_ratio: Tensor) -> Tensor | None:
     """σ (log ρ + |Δμ|² / 2σ²), which is Δμ·z for the noise z that was drawn (RatioNorm of GRPO-Guard, arXiv 2510.22319).
 
     log ρ itself has mean -|Δμ|² / 2σ² and deviation |Δμ| / σ: one clip width for all denoising steps holds back those of little noise
     alone, and more often below 1 than above. None where actions are not Gaussian.
     """
-    if scored.moved is None or scored.deviation is None:
+    if scored.moved is None or scored.std is None:
         return None
-    return scored.deviation * (log_ratio + scored.moved)
+    return scored.std * (log_ratio + scored.moved)
 
 
 class Grpo:
@@ -73,9 +73,9 @@ class Grpo:
     def __init__(self, options: GrpoOptions) -> None:
         self.options = options
 
-    def credit(self, totals: Tensor) -> Credit:
-        """Advantages from totals ``[P, N, M]``."""
-        return (split if self.options.credit == "split" else joint)(totals, scale=self.options.scale)
+    def advantages(self, rewards: Tensor) -> Advantages:
+        """Advantages from rewards ``[P, N, M]``."""
+        return (split if self.options.advantages == "split" else joint)(rewards, scale=self.options.scale)
 
     def count(self, mask: Tensor) -> Tensor:
         """What the loss's sums are divided by: tokens, or sequences with sequence ratios."""
@@ -84,7 +84,7 @@ class Grpo:
     def loss(
         self,
         segment: SegmentName,
-        scored: Scored,
+        scored: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,

@@ -1,7 +1,7 @@
 """RLOO: REINFORCE, each sample compared with the mean of the prompt's others (arXiv 2402.14740, eq. 7), the divergence in the reward.
 
-With `joint` credit a picture is compared with all other pictures of its prompt, with `split` with its siblings; a plan, by its mean, always
-with the other plans, as what its own pictures earned is no baseline for it.
+With `joint` advantages a picture is compared with all other pictures of its prompt, with `split` with its siblings. A plan is always
+compared with the other plans, by its mean: what its own pictures earned is no baseline for it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from gotr1_core.credit import Credit
-from gotr1_core.protocols import Experience, Targets
+from gotr1_core.advantages import Advantages
+from gotr1_core.protocols import Estimates, Experience
 from gotr1_core.samples import IMAGE, PLAN
 from gotr1_rl.grpo import Grpo, GrpoOptions
 from gotr1_rl.value import log_ratios
@@ -25,7 +25,7 @@ class RlooOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    credit: Literal["joint", "split"] = Field("joint", description="Pictures are compared with all of the prompt's, or with siblings.")
+    advantages: Literal["joint", "split"] = Field("joint", description="Pictures are compared with all of the prompt's, or with siblings.")
     reward_kl: float = Field(0.0, ge=0, description="Weight of a sample's divergence from the reference inside its reward.")
     kl: Literal["k3", "k2"] = Field("k3", description="Estimator of the divergence in the loss, weighted by segments.*.kl.")
 
@@ -34,27 +34,27 @@ class Rloo(Grpo):
     """REINFORCE leave-one-out; with more than one update its ratios are clipped as GRPO's are."""
 
     def __init__(self, options: RlooOptions) -> None:
-        super().__init__(GrpoOptions(credit=options.credit, kl=options.kl))
+        super().__init__(GrpoOptions(advantages=options.advantages, kl=options.kl))
         self.penalty = options.reward_kl
         self.needs_reference = options.reward_kl > 0
 
-    def credit(self, totals: Tensor) -> Credit:
-        """Advantages: less the mean of the others, 0 where there are no others; from totals ``[P, N, M]``."""
-        totals = torch.where(totals.isfinite(), totals.detach().double(), torch.nan)
-        flat = totals.flatten(1) if self.options.credit == "joint" else totals
-        return Credit(plan=left_out(totals.nanmean(-1)), image=left_out(flat).view_as(totals))
+    def advantages(self, rewards: Tensor) -> Advantages:
+        """Advantages: less the mean of the others, 0 where there are no others; from rewards ``[P, N, M]``."""
+        rewards = torch.where(rewards.isfinite(), rewards.detach().double(), torch.nan)
+        flat = rewards.flatten(1) if self.options.advantages == "joint" else rewards
+        return Advantages(plan=left_out(rewards.nanmean(-1)), image=left_out(flat).view_as(rewards))
 
-    def assess(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Targets:
-        """The credit of totals less what each sample's divergence from the reference costs."""
-        totals = seen.totals.double()
+    def estimate(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Estimates:
+        """The advantages of rewards less what each sample's divergence from the reference costs."""
+        rewards = seen.rewards.double()
         if self.needs_reference:
             nats = {name: apart.sum(1) for name, apart in log_ratios(seen).items()}
-            cost = torch.zeros(totals.numel(), dtype=torch.float64)
+            cost = torch.zeros(rewards.numel(), dtype=torch.float64)
             cost[seen.place] += nats.get(IMAGE, torch.zeros(len(seen.place)))
-            totals = totals - self.penalty * cost.view(totals.shape)
-            totals = totals - self.penalty * nats[PLAN].view(*totals.shape[:2], 1) if PLAN in nats else totals
-        credit = self.credit(totals)
-        return Targets({PLAN: credit.plan.flatten(), IMAGE: credit.image.flatten()[seen.place]})
+            rewards = rewards - self.penalty * cost.view(rewards.shape)
+            rewards = rewards - self.penalty * nats[PLAN].view(*rewards.shape[:2], 1) if PLAN in nats else rewards
+        advantages = self.advantages(rewards)
+        return Estimates({PLAN: advantages.plan.flatten(), IMAGE: advantages.image.flatten()[seen.place]})
 
 
 def left_out(rewards: Tensor) -> Tensor:

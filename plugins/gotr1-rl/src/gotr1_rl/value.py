@@ -93,8 +93,8 @@ def log_ratios(seen: Experience) -> dict[SegmentName, Tensor]:
 
 def whiten(advantages: Tensor, counted: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
     """Mean 0 and deviation 1 over the counted entries of all processes."""
-    number, mean, deviation = moments(advantages, counted, total)
-    return (advantages - mean) / (deviation + EPS) if number else advantages
+    number, mean, std = moments(advantages, counted, total)
+    return (advantages - mean) / (std + EPS) if number else advantages
 
 
 def moments(x: Tensor, counted: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:

@@ -1,0 +1,48 @@
+"""Optimizers and schedules of a policy, and the few numbers that both training verbs need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from gotr1_core.config.models import OptimizerConfig
+from gotr1_core.engine.dtensor import full
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over what trains; vectors (norms, biases) are not decayed."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+
+
+def learning_rate_at(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of one update: linear warm-up, then constant, linear or cosine down to ``floor`` of the rate."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, steps - config.warmup)
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return config.learning_rate * (config.floor + (1 - config.floor) * shape)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next update; a group's ``factor`` multiplies it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Clips the global gradient norm and returns what it was."""
+    return full(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
+
+
+def move_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Moves the moments to a device; the count of steps stays on the CPU, where AdamW wants it."""
+    for state in optimizer.state.values():
+        state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor) and name != "step"})

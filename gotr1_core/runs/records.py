@@ -1,0 +1,145 @@
+"""What a run leaves on disk as it goes: config, environment, metrics, samples with their pictures."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gotr1_core.config.models import RunConfig, dump
+from gotr1_core.engine.files import read_json, write_atomically
+from gotr1_core.errors import UsageError
+from gotr1_core.pictures.sample_files import nan_for_null, null_for_nan, write_samples
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Sample
+
+CONFIG, ENVIRONMENT, METRICS, HELD_OUT = "config.yaml", "environment.json", "metrics.jsonl", "held-out.json"
+Columns = Mapping[str, Sequence[float]]
+
+
+def new_folder(registry: Registry, config: RunConfig) -> Path:
+    """The run's own folder with its config and environment; one that is there is never written into."""
+    folder = config.output / (config.name or time.strftime("%Y%m%d-%H%M%S"))
+    check_free(config)
+    part = config.output / f".{folder.name}.part"  # so that a run's folder never lacks its config
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_atomically(part / CONFIG, dump(config))
+        write_atomically(part / ENVIRONMENT, json.dumps(environment(registry, config), indent=1))
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise _taken(folder) from None
+        raise UsageError(f"cannot make {folder}: {error.strerror}", hint="choose another output=…") from None
+    return folder
+
+
+def check_free(config: RunConfig) -> None:
+    """Refuses a name that is taken, and an output that cannot be; cheap, so that it can be asked before anything is loaded."""
+    if config.name and (config.output / config.name).exists():
+        raise _taken(config.output / config.name)
+    above = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"cannot make {config.output}: {above} is no folder to write into", hint="choose another output=…")
+
+
+def _taken(folder: Path) -> UsageError:
+    return UsageError(f"{folder} is there already", hint=f"choose another name=…, or go on with it: gotr1 train --resume {folder}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run's folder for this process; the lock goes with the process, however that ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being trained by another process", hint="wait for it, or stop it") from None
+        yield
+
+
+def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
+    """Versions, and the distribution and version of every component the run uses."""
+    packages = {}
+    for name in ("gotr1", "torch", "transformers", "diffusers", "accelerate", "peft"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    used = [("planner", config.planner.name), ("renderer", config.renderer.name), ("algorithm", config.algorithm.name)]
+    used += [("judge", judge.name) for judge in config.judge]
+    used += [("source", config.prompts.source.name)] if config.prompts.source else []
+    found = {f"{kind} {name}": registry.find(kind, name) for kind, name in used}  # type: ignore[arg-type]
+    components = {key: {"distribution": p.distribution, "version": p.version} for key, p in found.items()}
+    return {"python": platform.python_version(), "machine": platform.platform(), "packages": packages, "components": components}
+
+
+class Records:
+    """The files of one run. On other processes than the main one nothing is written."""
+
+    def __init__(self, folder: Path, *, main: bool = True) -> None:
+        self.folder, self.main = folder, main
+        self.rows = _read_rows(folder / METRICS)
+        held_out = folder / HELD_OUT
+        known = read_json(held_out) if held_out.is_file() else {}
+        self.held_out: dict[str, Columns] = {
+            model: {name: [nan_for_null(v) for v in values] for name, values in row.items()} for model, row in known.items()
+        }
+        self._metrics = (folder / METRICS).open("a", encoding="utf-8") if main else None
+
+    def cut(self, rows: int | None) -> None:
+        """Forgets what was written after the first ``rows`` rows of metrics; None: all but the evaluations before training."""
+        self.held_out.pop("after", None)
+        before = [row for row in self.rows if row.get("evaluation") in self.held_out and row["step"] == 0]
+        self.rows = before if rows is None else self.rows[:rows]
+        if self._metrics is not None:
+            self._metrics.close()
+            write_atomically(self.folder / METRICS, "".join(f"{json.dumps(row)}\n" for row in self.rows))
+            self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends one row; NaN becomes null, which JSON can say."""
+        self.rows.append({name: null_for_nan(value) for name, value in row.items()})
+        if self._metrics is not None:
+            print(json.dumps(self.rows[-1]), file=self._metrics, flush=True)
+
+    def samples(self, name: str, samples: Sequence[Sample], most: int = 16) -> None:
+        """Some samples, with their pictures."""
+        if self.main:
+            write_samples(self.folder / "samples" / name, samples[:most])
+
+    def evaluation(self, name: str, columns: Columns) -> None:
+        """Every held-out score, sample by sample, of the models compared at the end: what paired intervals are made of."""
+        self.held_out[name] = columns
+        known = {model: {k: [null_for_nan(v) for v in values] for k, values in row.items()} for model, row in self.held_out.items()}
+        if self.main:
+            write_atomically(self.folder / HELD_OUT, json.dumps(known))
+
+    def sync(self) -> None:
+        """Has what was written so far reach the disk, before a checkpoint counts on it."""
+        if self._metrics is not None:
+            os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; a last line that a killed process left half-written is none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+    try:
+        return [dict(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was") from None

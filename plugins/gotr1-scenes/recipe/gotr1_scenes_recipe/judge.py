@@ -1,0 +1,341 @@
+"""Makes the small judge: an InternVL of three million parameters that answers the rubrics, and finds phrases in pictures of the world.
+
+    python -m gotr1_scenes_recipe.judge --out build/judge --ship plugins/gotr1-scenes/src/gotr1_scenes/weights/internvl
+
+One command: it puts an untrained model together, trains it on painted pictures, draws others by the shipped miniatures, trains on with both
+and writes it in float16. Given again it goes on where it stopped. ``--start`` begins with the weights of one made before, and then
+nothing is taught on the way any more. It is asked through the judge ``internvl`` itself, so what it learns to
+read is what it will be shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import InternVLConfig, InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+import gotr1_scenes
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Sample
+from gotr1_scenes.judge import planned
+from gotr1_scenes.world import CANVAS, GRID
+from gotr1_scenes_recipe.miniature import learn_bpe, world
+from gotr1_scenes_recipe.packing import forward
+from gotr1_scenes_recipe.questions import ASKS, BOX, HAS, NAMES, STANDS, WRITTEN, Asked, Shown, ask
+from gotr1_scenes_recipe.samples import draw_samples, painted
+from gotr1_scenes_recipe.state import resume, save
+from gotr1_scenes_recipe.teaching import Heads, marks_of
+from gotr1_scenes_recipe.verdicts import verdict
+
+HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
+RUBRICS = Path(gotr1_scenes.__file__).parent / "rubrics"
+PAD, USER, ANSWER, END = "<pad>", "<user>", "<answer>", "<end>"
+VISION = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+MARKS = ["<ref>", "</ref>", "<box>", "</box>"]
+FRAME = r"\{\"\p{L}+\": \"?|\"?, \"\p{L}+\": \"?"
+SPLIT = FRAME + r"|\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"
+"""A coordinate with its comma is one token, as is a key of JSON with its quotes."""
+TEMPLATE = (
+    "{% for message in messages %}<user>{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
+PROCESSOR = {
+    "image_processor_type": "GotOcr2ImageProcessor",
+    "size": {"height": SIDE, "width": SIDE},
+    "crop_to_patches": False,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+PAIRS = ("janus/janus", "qwen/sdxl")
+LIMIT = 12_000_000  # bytes of what is shipped
+ANSWER_TOKENS = 192  # the longest verdict has about 150
+SAMPLES, SKETCHED = 6, 3  # of a step, and how many of them are asked about as sketches
+DRILLS = {NAMES: "What is named? ", ASKS: "What is asked? ", STANDS: "Do they stand so?"}
+KINDS_ASKED = ("sem", "spa", "ri", "pi", HAS, *DRILLS, *WRITTEN.values())
+# Of their losses: verdicts have most to learn, and what a digit cannot tell without one is noise.
+WEIGHTS = {"pi": 0.25, "spa": 0.25} | dict.fromkeys((*DRILLS, *WRITTEN.values()), 3.0)
+PAINTED_SHARE = 0.23  # of the steps, at the beginning: all samples are painted; then half of them
+
+
+def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE learnt from prompts, plans, the rubrics, and boxes."""
+    known = list(world(examples))
+    texts = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
+    texts += [BOX.format(json.dumps([[round(1000 * v / 48) for v in thing.box] for thing in e.scene])) for e in known]
+    texts += [verdict(e.phrase.wish, planned(e.chain), sketch=sketch) for e in known for sketch in (False, True)]
+    texts += [file.read_text(encoding="utf-8").split("\n\n", 1)[1] for file in RUBRICS.glob("*.txt")] * 100
+    bpe = learn_bpe(texts, [PAD, USER, ANSWER, END, *VISION.values(), *MARKS], SPLIT)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD, padding_side="left", extra_special_tokens=VISION
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
+    """An InternVL with random weights: 144 patches of 14 pixels, which are 36 tokens."""
+    torch.manual_seed(seed)
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": len(tokenizer),
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},  # about a hundred positions
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    vision: dict[str, Any] = {"hidden_size": 160, "intermediate_size": 480, "num_hidden_layers": 4, "num_attention_heads": 5}
+    vision |= {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH], "layer_scale_init_value": 1.0}
+    image = tokenizer.convert_tokens_to_ids(VISION["context_image_token"])
+    tokens = (SIDE // PATCH) ** 2 // 4
+    model = InternVLForConditionalGeneration(
+        InternVLConfig(text_config=text, vision_config=vision, image_token_id=image, image_seq_length=tokens, tie_word_embeddings=True)
+    )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, text[name])
+    return model
+
+
+def save_untrained(folder: Path, seed: int, start: Path | None = None) -> None:
+    """The model before its first step, with all that the judge needs beside it; with the weights of ``start``, if that is given."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed)
+    if start is not None:
+        start_from(model, tokenizer, start)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if start is not None:
+        shutil.copy(start / "log.jsonl", folder / "log-start.jsonl")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR), encoding="utf-8")
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens", flush=True)
+
+
+def start_from(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights of a judge made before. A token that it did not have begins as the mean of those that said the same there.
+
+    A verdict's places on the grid are what thousandths are in a box, if it wrote no verdicts.
+    """
+    other = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    known, old = theirs.get_vocab(), other.get_input_embeddings().weight
+    wrote = any("reason" in token for token in known)
+    thousandths = {} if wrote else {f" {k}": round(1000 * k * GRID / CANVAS) for k in range(CANVAS // GRID + 1)}
+    rows = []
+    for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        text = tokenizer.convert_tokens_to_string([token])
+        if text in thousandths:
+            spelled = theirs([f" {thousandths[text]}", f" {thousandths[text]},"], add_special_tokens=False).input_ids
+            rows.append(old[[one for ids in spelled for one in ids]].mean(0))
+        else:
+            rows.append(old[[known[token]] if token in known else theirs(text, add_special_tokens=False).input_ids].mean(0))
+    other.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.load_state_dict(other.state_dict())
+    model.get_input_embeddings().weight.data.copy_(torch.stack(rows))
+
+
+def make_judge(model: Path, scoring: str = "expected") -> Any:
+    """The judge ``internvl`` with this model and the world's own rubrics."""
+    options = {"model": str(model), "rubrics": str(RUBRICS), "scoring": scoring, "answer_tokens": ANSWER_TOKENS, "attention": "sdpa"}
+    return make_component(Registry(), "judge", ComponentConfig(name="internvl", batch=64, **options))
+
+
+def make_pupil(model: Path) -> Any:
+    """One with the rubrics of both ways of scoring, written verdicts under names of their own."""
+    judge, other = make_judge(model, "text"), make_judge(model)
+    judge.rubrics = {**other.rubrics, **{name: judge.rubrics[reward] for reward, name in WRITTEN.items()}}
+    return judge
+
+
+# -- training ---------------------------------------------------------------------------------------------------------------
+
+
+def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int, taught: bool = True) -> None:
+    """Trains until step ``until`` of ``steps``, saving every 250 so that it goes on where it broke; ``taught`` on the way, or not."""
+    torch.set_num_threads(threads)
+    judge = make_pupil(out / "untrained")
+    model = judge.answerer.model.float().requires_grad_(True)
+    torch.manual_seed(seed)
+    model.teaching = Heads(HIDDEN) if taught else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    first = resume(out, model, optimizer)
+    begun = time.time()
+    with (out / "log.jsonl").open("a") as log:
+        for step in range(first, until):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            row = update(judge, optimizer, *ask(batch(step, drawn, seed), SKETCHED, random.Random(f"ask/{seed}/{step}")))
+            if step % 50 == 0 or step + 1 == until:
+                line = json.dumps({"step": step, **row, "seconds": round(time.time() - begun, 1)})
+                print(line, file=log, flush=True)
+                print(line, flush=True)
+            if (step + 1) % 250 == 0 or step + 1 == until:
+                save(out, model, optimizer, step + 1)
+
+
+def batch(step: int, drawn: Sequence[Sample], seed: int) -> list[Sample]:
+    """The samples of one step, a function of seed and step: sketches are of drawn and of painted plans."""
+    rng = random.Random(f"batch/{seed}/{step}")
+    theirs = rng.sample(drawn, min(SAMPLES // 2, len(drawn)))
+    ours = [painted(f"judge/{seed}/{step}/{i}") for i in range(SAMPLES - len(theirs))]
+    return [sample for pair in zip(theirs, ours, strict=False) for sample in pair] + ours[len(theirs) :]
+
+
+def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown], asked: Sequence[Asked]) -> dict[str, float]:
+    """One step on questions with their answers; returns what to log: the loss of each reward's answers, and how far scores are off."""
+    answerer = judge.answerer
+    digits = digits_of(judge)
+    rows, places, targets = encoded(judge, asked, digits)
+    pixels = answerer.eyes.inputs([one.image for one in shown])["pixel_values"]
+    features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    marks = marks_of(answerer.script.tokenizer, rows, asked)
+    spots = [[*mine, *(at for at, _, _ in more)] for mine, more in zip(places, marks, strict=True)]
+    states = forward(answerer.model, features, rows, subjects(asked), spots)
+    answers = torch.tensor([k < len(mine) for mine, all_ in zip(places, spots, strict=True) for k in range(len(all_))])
+    hidden = states[answers]
+    logits = answerer.model.lm_head(hidden).float()
+    firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
+    heads = answerer.model.teaching
+    taught: dict[str, Tensor] = {}
+    if heads is not None:
+        taught = heads.of_pictures(features, shown) | heads.of_answers(hidden[firsts], asked)
+        taught |= heads.of_words(states[~answers], [mark for mine in marks for mark in mine])
+    owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
+    losses = -(targets * logits.log_softmax(-1)).sum(-1)
+    told = torch.tensor([values_of(one) for one in asked])
+    mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
+    optimizer.zero_grad(set_to_none=True)
+    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in KINDS_ASKED}
+    means = [WEIGHTS.get(name, 1.0) * mean[mine].mean() for name, mine in kinds.items() if mine.any()]  # however many questions it has
+    torch.stack([*means, *taught.values()]).sum().backward()
+    torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
+    optimizer.step()
+    found = {name: round(float(value.detach()), 4) for name, value in taught.items()}
+    said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
+    for name, mine in kinds.items():
+        if mine.any():
+            found[name] = round(float(mean.detach()[mine].mean()), 4)
+        if mine.any() and name not in ("ri", *DRILLS, *WRITTEN.values()):
+            wanted = torch.tensor([float(one.answer) for one in asked if one.reward == name])
+            found[f"{name}.off"] = round(float((said[mine[owners]] - wanted).abs().mean()), 4)
+    return found
+
+
+def values_of(one: Asked) -> int:
+    """How many values an answer tells: one score, or numbers and words. What stands between them is soon known, and does not count."""
+    return max(1, len(re.findall(r"\w+", one.answer.replace("box", "")))) if isinstance(one.answer, str) else 1
+
+
+def digits_of(judge: Any) -> list[int]:
+    """The tokens of 0 to 9, as an answer begins."""
+    return [answer for (answer,) in judge.answerer.script.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
+
+
+def question(judge: Any, one: Asked) -> Sequence[str]:
+    """What is asked, in parts: the rubric's, or words of our own for what is no reward."""
+    if one.reward in DRILLS:
+        return [DRILLS[one.reward], "" if one.reward == STANDS else one.fields["plan"]]
+    if one.reward == HAS:
+        asked = ["Is there ", one.fields["phrase"], "?"]
+        return ["It says: ", one.fields["plan"], f" {asked[0]}", *asked[1:]] if one.fields["plan"] else asked
+    return judge.rubrics[one.reward].fill(**one.fields)
+
+
+def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:
+    """Ids of questions with their answers, the positions from which the answers' tokens are told, and what is to be told ``[K, V]``.
+
+    A score is between two digits, which share the probability so that the expectation is the score.
+    """
+    answerer = judge.answerer
+    picture = answerer.eyes.placeholders(None)
+    end, size = answerer.stops[0], answerer.model.config.text_config.vocab_size
+    rows, places, targets = [], [], []
+    for one in asked:
+        ids = answerer.script.ids(question(judge, one), None if one.picture is None else picture)
+        if one.reward == STANDS:  # what the answer begins with is given
+            ids += answerer.script.tokenizer(one.fields["plan"], add_special_tokens=False).input_ids
+        if isinstance(one.answer, str):
+            answer = [*answerer.script.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
+            told = F.one_hot(torch.tensor(answer), size).float()
+        else:
+            low = min(8, int(9 * one.answer))
+            told = torch.zeros(1, size)
+            told[0, digits[low]], told[0, digits[low + 1]] = 1 - (9 * one.answer - low), 9 * one.answer - low
+            answer = [digits[low]]
+        rows.append(torch.tensor([*ids, *answer[:-1]]))
+        places.append(list(range(len(ids) - 1, len(ids) - 1 + len(answer))))
+        targets.append(told)
+    return rows, places, torch.cat(targets)
+
+
+def subjects(asked: Sequence[Asked]) -> list[int | str]:
+    """What each question is about: a picture, by its number, or a plan."""
+    return [one.fields["plan"] if one.picture is None else one.picture for one in asked]
+
+
+# -- on disk ----------------------------------------------------------------------------------------------------------------
+
+
+def ship(out: Path, folder: Path) -> None:
+    """What is shipped: float16 weights, tokenizer, image processor, and the log."""
+    judge = make_judge(out / "untrained")
+    resume(out, judge.answerer.model)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(out / "untrained", folder)
+    model = InternVLForConditionalGeneration.from_pretrained(folder)
+    model.load_state_dict(judge.answerer.model.state_dict())
+    model.half().save_pretrained(folder)
+    shutil.copy(out / "log.jsonl", folder / "log.jsonl")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+    if size > LIMIT:
+        raise SystemExit(f"that is more than {LIMIT / 1e6:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="begin with the weights of one made before, which was taught on the way")
+    parser.add_argument("--ship", type=Path, help="where the trained model goes")
+    parser.add_argument(
+        "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
+    )
+    parser.add_argument("--drawn", type=int, default=4096, help="how many of each")
+    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    if not (args.out / "untrained" / "preprocessor_config.json").is_file():  # the last that is written
+        save_untrained(args.out / "untrained", args.seed, args.start)
+    given = {"steps": args.steps, "rate": args.rate, "seed": args.seed, "threads": args.threads, "taught": args.start is None}
+    if args.start is None:
+        train(args.out, [], until=int(PAINTED_SHARE * args.steps), **given)
+    drawn = [s for pair in args.draw or PAIRS for s in draw_samples(args.out / "drawn", pair, args.drawn)]
+    train(args.out, drawn, until=args.steps, **given)
+    if args.ship is not None:
+        ship(args.out, args.ship)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The run's own update on what was drawn for a check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gotr1_core.advantages import Advantages
+from gotr1_core.batch import Batch
+from gotr1_core.chain import parse
+from gotr1_core.config.models import OptimizerConfig, RunConfig, SegmentConfig
+from gotr1_core.engine.metrics import Clock
+from gotr1_core.engine.optim import make_optimizer
+from gotr1_core.protocols import Loss, RLAlgorithm
+from gotr1_core.reference import Reference
+from gotr1_core.samples import IMAGE, PLAN, ActionStats, Prompt, Rollout, Sample, Sampling, SegmentName
+from gotr1_core.update import Learner, update
+from gotr1_testing.subject import Drawn, Subject
+
+
+def run_config(**changed: Any) -> RunConfig:
+    """A run's config of which only what an update reads matters; its names are never looked up."""
+    named = {"planner": "none", "renderer": "none", "judge": "none"}
+    return RunConfig.model_validate({**named, "steps": 100, "micro_batch": 1_000_000, **changed})
+
+
+class PolicyGradient:
+    """The plainest algorithm that uses everything: centred rewards, importance ratios without a clip, the divergence, k3 or exact."""
+
+    def advantages(self, rewards: Tensor) -> Advantages:
+        """Totals minus the mean of their prompt."""
+        image = (rewards - rewards.flatten(1).mean(1)[:, None, None]).double()
+        return Advantages(image.mean(-1), image)
+
+    def count(self, mask: Tensor) -> Tensor:
+        """Tokens."""
+        return mask.sum()
+
+    def loss(
+        self,
+        segment: SegmentName,
+        scored: ActionStats,
+        old: Tensor,
+        reference: Tensor | None,
+        advantages: Tensor,
+        mask: Tensor,
+        settings: SegmentConfig,
+    ) -> Loss:
+        """-(ratio * advantage) + kl * k3, over actions."""
+        ratio = torch.where(mask, scored.log_prob - old, 0.0).exp()
+        total = -(ratio * advantages.to(ratio.dtype).unsqueeze(1))[mask].sum()
+        statistics = {}
+        if reference is not None:
+            gap = torch.where(mask, reference - scored.log_prob, 0.0)
+            apart = gap.exp() - 1 - gap if scored.kl is None else torch.where(mask, scored.kl, 0.0)
+            total = total + settings.kl * apart.sum()
+            statistics["kl"] = (apart.detach().sum(), mask.sum())
+        return Loss({segment: total}, {segment: mask.sum()}, statistics)
+
+
+def batch_of(drawn: Drawn, rewards: Tensor) -> Batch:
+    """What was drawn as the tree of a step: ``rewards [P, N, 1]``, a picture of each plan where pictures were drawn."""
+    count = rewards.numel()
+    pictures = drawn.rollout if drawn.rollout.segment == IMAGE else None
+    plans = drawn.rollout if pictures is None else drawn.plans or _no_plans(count, drawn)
+    prompt, chain = Prompt(""), parse("")
+    samples = tuple(Sample(prompt, chain, None, reward=float(t)) for t in rewards.flatten())
+    place = torch.arange(count if pictures is not None else 0)
+    return Batch((prompt,) * len(rewards), plans, pictures, place, samples, rewards)
+
+
+def _no_plans(count: int, drawn: Drawn) -> Rollout:
+    """Plans that a renderer was given: nothing in them was sampled."""
+    device = drawn.mask.device
+    tensors = {"mask": torch.zeros(count, 1, dtype=torch.bool, device=device), "log_prob": torch.zeros(count, 1, device=device)}
+    return Rollout(PLAN, Sampling(), tensors | {"truncated": torch.zeros(count, dtype=torch.bool, device=device)})
+
+
+@dataclass
+class Student:
+    """A policy about to learn from what it drew."""
+
+    subject: Subject
+    drawn: Drawn
+    batch: Batch
+    learner: Learner
+    algorithm: RLAlgorithm
+    config: RunConfig
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        drawn: Drawn,
+        segments: Mapping[SegmentName, SegmentConfig],
+        *,
+        algorithm: RLAlgorithm | None = None,
+        rewards: Tensor | None = None,
+        rate: float = 1e-4,
+    ) -> Student:
+        """Rewards take turns unless they are given; the reference is the policy as it is now."""
+        if rewards is None:
+            rewards = (torch.arange(len(drawn.mask)) % 2).double().view(-1, subject.case.each, 1)
+        settings = OptimizerConfig(learning_rate=rate, schedule="constant")
+        optimizer = make_optimizer(subject.module, settings)
+        reference = Reference(subject.module)
+        learner = Learner(subject.policy, subject.module, optimizer, settings, segments, reference)
+        return cls(subject, drawn, batch_of(drawn, rewards), learner, algorithm or PolicyGradient(), run_config())
+
+    def update(self) -> dict[str, float]:
+        """One update; its statistics."""
+        accelerator = Accelerator(cpu=self.drawn.mask.device.type == "cpu")
+        advantages = self.algorithm.advantages(self.batch.rewards)
+        return update(accelerator, self.learner, self.algorithm, self.batch, advantages, self.config, Clock())
