@@ -37,8 +37,8 @@ class Written:
     def __init__(self, answerer: Any) -> None:
         self.answerer = answerer
 
-    def weigh(self, questions: Sequence[Any], words: Sequence[str]) -> list[list[float] | None]:
-        told = self.answerer.weigh(questions, words)
+    def word_probabilities(self, questions: Sequence[Any], words: Sequence[str]) -> list[list[float] | None]:
+        told = self.answerer.word_probabilities(questions, words)
         return [None if masses is None else [sum(masses) * (k == masses.index(max(masses))) for k in range(len(masses))] for masses in told]
 
 

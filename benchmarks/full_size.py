@@ -207,7 +207,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     with meter.measure("making the model"):
         model = make_model(args.size, args.pixels, getattr(torch, args.dtype), args.device)
         options = JanusOptions(model="random", instruction="{prompt}", dtype=args.dtype, attention=args.attention, chunk=1024)
-        policy = JanusPolicy.around(model, make_tokenizer(), options, device=args.device)
+        policy = JanusPolicy.from_model(model, make_tokenizer(), options, device=args.device)
     parameters = {
         "all": sum(p.numel() for p in model.parameters()),
         "language": sum(p.numel() for p in model.model.language_model.parameters()),

@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage
+from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, find_damage
 
 SMALL = ["groups=2", "plans=2", "prompts.held_out=2", "evaluation.prompts=2", "evaluation.every=7", "evaluation.greedy=false"]
 SMALL += ["evaluation.best_of=0", "save_samples=5", "checkpoint.every=1", "constant_tolerance=0", "constant_groups=keep"]
@@ -82,13 +82,13 @@ def main() -> None:
         if moment == "finished":
             sys.exit(f"finished after {number} kills: give more --steps")
         fell[moment] += 1
-        print(f"kill {number + 1}: {moment}, {max(checkpoints(args.out / 'killed'), default=0)} steps are safe", flush=True)
+        print(f"kill {number + 1}: {moment}, {max(complete_checkpoints(args.out / 'killed'), default=0)} steps are safe", flush=True)
     subprocess.run(command(args.out, "killed", args.steps), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     one, other = args.out / "whole", args.out / "killed"
-    names = [path.name for path in checkpoints(one).values()]
-    same = names == [path.name for path in checkpoints(other).values()]
+    names = [path.name for path in complete_checkpoints(one).values()]
+    same = names == [path.name for path in complete_checkpoints(other).values()]
     for name in names:
-        same &= damage(other / CHECKPOINTS / name) is None
+        same &= find_damage(other / CHECKPOINTS / name) is None
         same &= (one / CHECKPOINTS / name / MANIFEST).read_bytes() == (other / CHECKPOINTS / name / MANIFEST).read_bytes()
     same_metrics = rows(one) == rows(other) and (one / "held-out.json").read_bytes() == (other / "held-out.json").read_bytes()
     print(", ".join(f"{count} {moment}" for moment, count in fell.items()))

@@ -26,11 +26,11 @@ from unittest import mock
 import torch
 from counting import Meter
 from modular_models import SIZES, make_parts, models_of
-from modular_phases import PROMPT, Counter, held, totals
+from modular_phases import PROMPT, Counter, bytes_by_phase, held
 
 from gotr1_core import loop
 from gotr1_core.components.prompts import FilePrompts
-from gotr1_core.config.merge import merge, overrides
+from gotr1_core.config.merge import merge, parse_overrides
 from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.loop import Trainer
@@ -100,7 +100,7 @@ def arithmetic(size: str, over: Mapping[str, Any]) -> None:
     ]
     table(("adapters, float32", "parameters, millions", "themselves, GB", "moments, GB", "reference, GB"), *adapters)
     found: dict[Any, Any] = {}
-    one, other = (totals(parts, config.model_copy(update={"offload": offload}), found) for offload in (False, True))
+    one, other = (bytes_by_phase(parts, config.model_copy(update={"offload": offload}), found) for offload in (False, True))
     names = phase_names(parts, config)
     phases = [(names[phase], one[phase][0] / GB, one[phase][1] / GB, other[phase][1] / GB) for phase in one]
     table(("phase", "it needs, GB", "in all, GB", "with `offload=true`, GB"), *phases)
@@ -114,7 +114,7 @@ def fitting(size: str, over: Mapping[str, Any], made: dict[bool, Parts], found: 
         variant = settings(merge(over, changed))
         mine = made.get(variant.gradient_checkpointing) or make_parts(SIZES[size], variant, "meta")
         made[variant.gradient_checkpointing] = mine
-        peaks = {phase: total / GB for phase, (_, total) in totals(mine, variant, found).items()}
+        peaks = {phase: total / GB for phase, (_, total) in bytes_by_phase(mine, variant, found).items()}
         most = max(peaks, key=lambda phase: peaks[phase])
         said = ", ".join(f"`{key}={value}`" for key, value in flat(changed)) or "as above"
         fits.append((card, said, phase_names(mine, variant)[most], peaks[most], card - peaks[most]))
@@ -151,7 +151,7 @@ def measure(size: str, over: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Peaks of the phases of a run's second step, beside what was counted."""
     config = settings(over)
     on_meta = make_parts(SIZES[size], config, "meta")
-    counted = totals(on_meta, config)
+    counted = bytes_by_phase(on_meta, config)
     meter = Meter(device)
     with meter.running():
         parts = make_parts(SIZES[size], config, device)
@@ -164,7 +164,7 @@ def measure(size: str, over: Mapping[str, Any], device: str) -> dict[str, Any]:
         prompts = [Prompt(f"{PROMPT.text}, {i}") for i in range(config.evaluation.batch)]
         if trainer.offload is not None:
             swap(trainer.offload, parts.planner, idle=parts.renderer)
-        with trainer.drawing(), meter.phase("prompts"):
+        with trainer.inference(), meter.phase("prompts"):
             parts.planner.plan(prompts, seeds=range(len(prompts)), sampling=replace(trainer.sampling, max_chain_tokens=1))
     rows = [(phase, mine / GB, total / GB, meter.peaks[phase] / GB) for phase, (mine, total) in counted.items()]
     table(("phase", "it needs, GB", "in all, GB", "measured, GB"), *((name, *(f"{n:.4g}" for n in numbers)) for name, *numbers in rows))
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--arithmetic", action="store_true", help="measure nothing, count")
     parser.add_argument("--out", type=Path, default=Path("build/modular.json"))
     args = parser.parse_args()
-    over = overrides(args.settings)
+    over = parse_overrides(args.settings)
     if args.arithmetic:
         arithmetic(args.size, over)
         return

@@ -137,7 +137,7 @@ def make_planner(size: Size, options: Mapping[str, Any], device: str) -> QwenPla
         instruction = Path(folder) / "instruction.txt"
         instruction.write_text("." * size.filler + "{prompt}", encoding="utf-8")
         settings = QwenOptions.model_validate({**options, "model": "random", "instruction": str(instruction)})
-        planner = QwenPlanner.around(model, qwen_tokenizer(), settings, device=device)
+        planner = QwenPlanner.from_model(model, qwen_tokenizer(), settings, device=device)
     planner.text.decode_chain = _what_it_says
     return planner
 
@@ -175,7 +175,7 @@ def make_renderer(size: Size, options: Mapping[str, Any], device: str) -> SdxlPo
         vae=vae, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=tokenizers[0], tokenizer_2=tokenizers[1], unet=unet,
         scheduler=diffusers.EulerDiscreteScheduler(**schedule), add_watermarker=False,
     )  # fmt: skip
-    renderer = SdxlPolicy.around(pipeline, SdxlOptions.model_validate({**options, "model": "random"}), device=device)
+    renderer = SdxlPolicy.from_pipeline(pipeline, SdxlOptions.model_validate({**options, "model": "random"}), device=device)
     assert isinstance(renderer, SdxlPolicy)
     return renderer
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from gotr1_core.config.models import RunConfig
-from gotr1_core.policies.decoder import states_before
+from gotr1_core.policies.decoder import states_that_predict
 from gotr1_core.rollout import Parts
 from gotr1_core.samples import Prompt
 from gotr1_core.sampling import sample_token, token_stats
@@ -39,7 +39,8 @@ class Counter:
         self.batch = config.evaluation.batch
         self.slice = min(config.micro_batch, config.groups * config.plans)
         self.prompt, self.chain = len(self.planner.text.encode_prompt(PROMPT.text)), config.sampling.max_chain_tokens
-        self.seen = {name: tensor.shape[1] for name, tensor in self.renderer.see([PROMPT], [CHAIN]).items() if tensor.dim() > 1}
+        inputs = self.renderer.condition_inputs([PROMPT], [CHAIN])
+        self.seen = {name: tensor.shape[1] for name, tensor in inputs.items() if tensor.dim() > 1}
 
     @contextmanager
     def counted(self) -> Iterator[Allocations]:
@@ -86,7 +87,7 @@ class Counter:
             module.language.train(module.checkpointing)
             hidden = self._read(rows, self.prompt + self.chain - 1, None)
             module.language.eval()
-            hidden = states_before(hidden, torch.full((rows,), self.prompt), self.chain)
+            hidden = states_that_predict(hidden, torch.full((rows,), self.prompt), self.chain)
             tokens = torch.empty(rows * self.chain, dtype=torch.long)
             scored = token_stats(module.model.lm_head, hidden.flatten(0, 1).clone(), tokens, temperature=1.0, chunk=module.chunk)
             torch.autograd.backward(scored[0].sum())
@@ -231,7 +232,7 @@ def drawn(parts: Parts, config: RunConfig, phase: str) -> int:
     return count * copies * 4 * int(torch.Size(renderer.latent_shape).numel())
 
 
-def total_rewards(parts: Parts, config: RunConfig, found: dict[Any, Any] | None = None) -> dict[str, tuple[int, int]]:
+def bytes_by_phase(parts: Parts, config: RunConfig, found: dict[Any, Any] | None = None) -> dict[str, tuple[int, int]]:
     """By phase: bytes that it needs, and bytes on the device with what stays."""
     phases = Counter(parts, config).phases({} if found is None else found)
     return {phase: (mine, mine + stays(parts, config, phase) + drawn(parts, config, phase)) for phase, mine in phases.items()}

@@ -36,15 +36,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     config = gotr1.load_config(preset="scenes", planner=args.planner, renderer=args.renderer)
-    _, renderer = gotr1.policies(gotr1.Registry(), config)
+    _, renderer = gotr1.make_policies(gotr1.Registry(), config)
     sampling = gotr1.Sampling(**config.sampling.model_dump())
 
     sheet = Image.new("RGB", (len(EDITS) * (TILE + GAP), TILE + TEXT), "white")
     for column, (name, (old, new)) in enumerate(EDITS.items()):
         chain = gotr1.parse(PLAN.replace(old, new) if old else PLAN)
-        (sample,) = gotr1.generate(None, renderer, PROMPT, chain=chain, seed=args.seed, sampling=sampling)
+        (sample,) = gotr1.generate(chain, renderer, PROMPT, seed=args.seed, sampling=sampling)
         left = column * (TILE + GAP)
-        sheet.paste(gotr1.draw(chain, (480, 480), sample.image).resize((TILE, TILE), Image.Resampling.LANCZOS), (left, TEXT))
+        sheet.paste(gotr1.draw_chain(chain, (480, 480), sample.image).resize((TILE, TILE), Image.Resampling.LANCZOS), (left, TEXT))
         ImageDraw.Draw(sheet).text((left, 4), name, "black", ImageFont.load_default(size=15))
     sheet.save(args.out, optimize=True)
     print(args.out)

@@ -32,7 +32,7 @@ def main(out: Path) -> None:
     config = gotr1.load_config(preset="scenes", words=[*small, f"output={out}", "evaluation.metric=reward", "reward=bright"])
 
     # Components on their own: a planner on a prompt, a renderer on the plan, a judge on the picture.
-    planner, renderer = gotr1.policies(gotr1.Registry(), config)
+    planner, renderer = gotr1.make_policies(gotr1.Registry(), config)
     prompts, sampling = [Prompt("a red circle above a blue square")], gotr1.Sampling(guidance_scale=1.0, max_chain_tokens=80)
     plans = planner.plan(prompts, seeds=[1], sampling=sampling)
     drawn = renderer.render(prompts, plans.chains, seeds=[1], sampling=sampling)

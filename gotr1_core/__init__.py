@@ -18,121 +18,69 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names again, for type checkers and the API reference
     from gotr1_core.advantages import Advantages as Advantages
-    from gotr1_core.api import component as component
-    from gotr1_core.api import load_config as load_config
-    from gotr1_core.api import load_run as load_run
-    from gotr1_core.chain import Chain as Chain
-    from gotr1_core.chain import Region as Region
-    from gotr1_core.chain import parse as parse
-    from gotr1_core.components.build import policies as policies
+    from gotr1_core.api import component as component, load_config as load_config, load_run as load_run
+    from gotr1_core.chain import Chain as Chain, Region as Region, parse as parse
+    from gotr1_core.components.build import make_policies as make_policies
     from gotr1_core.components.prompts import FilePrompts as FilePrompts
-    from gotr1_core.config.models import RunConfig as RunConfig
-    from gotr1_core.config.models import SamplingConfig as SamplingConfig
-    from gotr1_core.config.models import SftConfig as SftConfig
-    from gotr1_core.errors import Gotr1Error as Gotr1Error
-    from gotr1_core.errors import UsageError as UsageError
-    from gotr1_core.evaluation import Estimate as Estimate
-    from gotr1_core.evaluation import estimate as estimate
-    from gotr1_core.evaluation import evaluate as evaluate
-    from gotr1_core.evaluation import paired as paired
-    from gotr1_core.hookspecs import Component as Component
-    from gotr1_core.hookspecs import hookimpl as hookimpl
+    from gotr1_core.config.models import RunConfig as RunConfig, SamplingConfig as SamplingConfig, SftConfig as SftConfig
+    from gotr1_core.errors import Gotr1Error as Gotr1Error, UsageError as UsageError
+    from gotr1_core.evaluation import Estimate as Estimate, estimate as estimate, evaluate as evaluate, paired as paired
+    from gotr1_core.hookspecs import Component as Component, hookimpl as hookimpl
     from gotr1_core.judges import Judges as Judges
     from gotr1_core.pictures.draw_chain import draw_chain as draw_chain
     from gotr1_core.pictures.sample_files import write_samples as write_samples
     from gotr1_core.plugins import Registry as Registry
-    from gotr1_core.protocols import Benchmark as Benchmark
-    from gotr1_core.protocols import Loss as Loss
-    from gotr1_core.protocols import Planner as Planner
-    from gotr1_core.protocols import Policy as Policy
-    from gotr1_core.protocols import PromptSource as PromptSource
-    from gotr1_core.protocols import Renderer as Renderer
-    from gotr1_core.protocols import RewardJudge as RewardJudge
-    from gotr1_core.protocols import RLAlgorithm as RLAlgorithm
+    from gotr1_core.protocols import (
+        Benchmark as Benchmark,
+        Loss as Loss,
+        Planner as Planner,
+        Policy as Policy,
+        PromptSource as PromptSource,
+        Renderer as Renderer,
+        RewardJudge as RewardJudge,
+        RLAlgorithm as RLAlgorithm,
+    )
     from gotr1_core.reward import Expression as Expression
     from gotr1_core.rollout import Parts as Parts
     from gotr1_core.runs.recorder import Run as Run
-    from gotr1_core.runs.start import resume as resume
-    from gotr1_core.runs.start import train as train
-    from gotr1_core.samples import IMAGE as IMAGE
-    from gotr1_core.samples import PLAN as PLAN
-    from gotr1_core.samples import ActionStats as ActionStats
-    from gotr1_core.samples import Example as Example
-    from gotr1_core.samples import Prompt as Prompt
-    from gotr1_core.samples import Rollout as Rollout
-    from gotr1_core.samples import Sample as Sample
-    from gotr1_core.samples import Sampling as Sampling
+    from gotr1_core.runs.start import resume as resume, train as train
+    from gotr1_core.samples import (
+        IMAGE as IMAGE,
+        PLAN as PLAN,
+        ActionStats as ActionStats,
+        Example as Example,
+        Prompt as Prompt,
+        Rollout as Rollout,
+        Sample as Sample,
+        Sampling as Sampling,
+    )
     from gotr1_core.workflows.export import export as export
     from gotr1_core.workflows.generation import generate as generate
 
 _HOME = {
-    "advantages": ("Credit",),
-    "api": (
-        "component",
-        "load_config",
-        "load_run",
-    ),
-    "chain": (
-        "Chain",
-        "Region",
-        "parse",
-    ),
-    "components.build": ("policies",),
-    "components.prompts": ("FilePrompts",),
-    "config.models": (
-        "RunConfig",
-        "SamplingConfig",
-        "SftConfig",
-    ),
-    "errors": (
-        "Gotr1Error",
-        "UsageError",
-    ),
-    "evaluation": (
-        "Estimate",
-        "estimate",
-        "evaluate",
-        "paired",
-    ),
-    "hookspecs": (
-        "Component",
-        "hookimpl",
-    ),
-    "judges": ("Judges",),
-    "pictures.draw_chain": ("draw",),
-    "pictures.sample_files": ("write_samples",),
-    "plugins": ("Registry",),
-    "protocols": (
-        "Benchmark",
-        "Loss",
-        "Planner",
-        "Policy",
-        "PromptSource",
-        "RLAlgorithm",
-        "Renderer",
-        "RewardJudge",
-    ),
-    "reward": ("Expression",),
-    "rollout": ("Parts",),
-    "runs.recorder": ("Run",),
-    "runs.start": (
-        "resume",
-        "train",
-    ),
-    "samples": (
-        "Example",
-        "IMAGE",
-        "PLAN",
-        "Prompt",
-        "Rollout",
-        "Sample",
-        "Sampling",
-        "Scored",
-    ),
-    "workflows.export": ("export",),
-    "workflows.generation": ("generate",),
+    "advantages": "Advantages",
+    "api": "component load_config load_run",
+    "chain": "Chain Region parse",
+    "components.build": "make_policies",
+    "components.prompts": "FilePrompts",
+    "config.models": "RunConfig SamplingConfig SftConfig",
+    "errors": "Gotr1Error UsageError",
+    "evaluation": "Estimate estimate evaluate paired",
+    "hookspecs": "Component hookimpl",
+    "judges": "Judges",
+    "pictures.draw_chain": "draw_chain",
+    "pictures.sample_files": "write_samples",
+    "plugins": "Registry",
+    "protocols": "Benchmark Loss Planner Policy PromptSource RLAlgorithm Renderer RewardJudge",
+    "reward": "Expression",
+    "rollout": "Parts",
+    "runs.recorder": "Run",
+    "runs.start": "resume train",
+    "samples": "ActionStats Example IMAGE PLAN Prompt Rollout Sample Sampling",
+    "workflows.export": "export",
+    "workflows.generation": "generate",
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = ["__version__", *sorted(_MODULE)]
 

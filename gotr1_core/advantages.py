@@ -1,7 +1,7 @@
-"""Credit over the tree of samples: P prompts x N plans x M images, from rewards to advantages.
+"""Advantages over the tree of samples: P prompts x N plans x M images, computed from rewards.
 
-A total that is NaN (or infinite) could not be had: its advantage is 0, and every mean and deviation is what it
-would be had the sample not existed. Advantages are float64 and carry no gradient.
+A reward that could not be had is NaN (an infinite one counts as NaN). Its advantage is 0, and every mean and standard deviation is what it
+would be without that sample. Advantages are float64 and carry no gradient.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor
 from gotr1_core.errors import UsageError
 
 EPS: Final = 1e-6
-"""Added to a standard deviation before dividing, in units of the total. Small against any spread that means
-something (rewards are in [0, 1]), large against rounding, which it keeps from being blown up into advantages."""
+"""Added to a standard deviation before dividing, in units of the reward. It is small against any spread that means something
+(rewards are in [0, 1]), and large against rounding, which would otherwise be magnified into advantages."""
 
 TOLERANCE: Final = 1e-9
-"""A spread (largest minus smallest) up to this is no difference: such a group's advantages are exactly 0."""
+"""A spread (largest minus smallest) up to this is no difference: the advantages of such a group are exactly 0."""
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """Advantages. `plan` is [P, N], `image` is [P, N, M]; float64, 0 where there was nothing to learn from."""
+    """Advantages of plans, ``plan [P, N]``, and of images, ``image [P, N, M]``; float64, 0 where there was nothing to learn from."""
 
     plan: Tensor
     image: Tensor
 
 
 def joint(rewards: Tensor, *, scale: bool = True) -> Advantages:
-    """Normalise over all N x M samples of a prompt; a plan's advantage is the mean over its images (GoT-R1).
+    """Normalises over all N x M samples of a prompt. A plan's advantage is the mean over its images (GoT-R1, arXiv 2505.17022).
 
-    An image's advantage is (total - mean) / (std + EPS). The deviation is the sample standard deviation
-    (divisor n - 1) of the prompt's samples, as in GRPO implementations (arXiv 2402.03300).
+    An image's advantage is (reward - mean) / (std + EPS). std is the sample standard deviation (divisor n - 1) of the prompt's
+    samples, as in implementations of GRPO (arXiv 2402.03300).
 
     Args:
-        rewards: [P, N, M], NaN where a total could not be had.
+        rewards: ``[P, N, M]``, NaN where a reward could not be had.
         scale: False only centres and does not divide (Dr. GRPO, arXiv 2503.20783).
 
     Raises:
@@ -51,14 +51,14 @@ def joint(rewards: Tensor, *, scale: bool = True) -> Advantages:
 
 
 def split(rewards: Tensor, *, scale: bool = True) -> Advantages:
-    """Compare plans with plans, and images with the siblings that share their plan.
+    """Compares plans with plans, and images with the siblings that share their plan.
 
-    A plan's value is the mean of its images' rewards, normalised over the prompt's plans as in `joint`. An image
-    is centred on its siblings and divided by the prompt's pooled within-plan deviation (+ EPS): the squares of
-    all plans over the sum of their n - 1, so that a plan with close images does not magnify their differences.
+    A plan's value is the mean of its images' rewards, normalised over the prompt's plans as in :func:`joint`. An image is centred on its
+    siblings and divided by the prompt's pooled standard deviation within plans (+ EPS): the squares of all plans over the sum of their
+    n - 1. So a plan with similar images does not magnify their differences.
 
     Args:
-        rewards: [P, N, M] with M >= 2, NaN where a total could not be had.
+        rewards: ``[P, N, M]`` with M >= 2, NaN where a reward could not be had.
         scale: False only centres and does not divide.
 
     Raises:
@@ -82,11 +82,11 @@ def split(rewards: Tensor, *, scale: bool = True) -> Advantages:
 
 
 def constant_groups(rewards: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-    """Which prompts teach nothing: bool [P], true where all rewards that could be had are equal, or fewer than two are.
+    """Prompts that teach nothing, bool ``[P]``: all their known rewards are equal, or fewer than two are known.
 
     Args:
-        rewards: [P, N, M], NaN where a total could not be had.
-        tolerance: the largest spread (largest minus smallest total) that counts as equal.
+        rewards: ``[P, N, M]``, NaN where a reward could not be had.
+        tolerance: the largest spread (largest minus smallest reward) that counts as equal.
 
     Raises:
         ValueError: rewards of another rank, or without samples.
@@ -95,7 +95,7 @@ def constant_groups(rewards: Tensor, tolerance: float = TOLERANCE) -> Tensor:
 
 
 def _checked(rewards: Tensor) -> Tensor:
-    """Totals as float64 without gradient, infinities made NaN."""
+    """Rewards as float64 without gradient; infinities become NaN."""
     if rewards.ndim != 3 or 0 in rewards.shape[1:]:
         raise ValueError(f"rewards must be [P, N, M] with at least one plan and image, not {tuple(rewards.shape)}")
     rewards = rewards.detach().to(torch.float64)
@@ -103,7 +103,7 @@ def _checked(rewards: Tensor) -> Tensor:
 
 
 def _normalise(rewards: Tensor, *, scale: bool) -> Tensor:
-    """Centre the rows of [..., S], and divide by their sample standard deviation where `scale`."""
+    """Centres the rows of ``[..., S]``, and divides by their sample standard deviation where ``scale``."""
     centred = _centred(rewards)
     if not scale:
         return centred
@@ -113,7 +113,7 @@ def _normalise(rewards: Tensor, *, scale: bool) -> Tensor:
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    """Each row of [..., S] minus its mean; exactly 0 where a value is NaN and in constant rows."""
+    """Each row of ``[..., S]`` minus its mean; exactly 0 where a value is NaN and in constant rows."""
     above = rewards - _lowest(rewards)  # so that values close together keep their differences
     centred = (above - _mean(above)).nan_to_num(nan=0.0)
     return centred.masked_fill(_constant(rewards, TOLERANCE), 0.0)
@@ -130,7 +130,7 @@ def _lowest(rewards: Tensor) -> Tensor:
 
 
 def _constant(rewards: Tensor, tolerance: float) -> Tensor:
-    """Bool [..., 1]: rows of [..., S] whose spread is within the tolerance, or that have fewer than two values."""
+    """Rows of ``[..., S]`` whose spread is within the tolerance, or that have fewer than two values; bool ``[..., 1]``."""
     highest = rewards.where(rewards.isfinite(), -torch.inf).amax(-1, keepdim=True)
     # Without any value the spread is -inf, which is within every tolerance.
     return highest - _lowest(rewards) <= tolerance

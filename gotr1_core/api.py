@@ -1,4 +1,4 @@
-"""The command line's first steps as functions: configs, components by name, finished runs."""
+"""The Python API beside ``train`` and ``resume``: configs, components by name, finished runs."""
 
 from __future__ import annotations
 
@@ -21,50 +21,52 @@ def load_config(
     preset: str | None = None,
     words: Sequence[str] = (),
     registry: Registry | None = None,
-    **named: Any,
+    **keys: Any,
 ) -> RunConfig:
-    """A run's config as ``gotr1 train`` makes it: preset, then file, then names, then KEY=VALUE words, each over what comes before.
+    """A run's config, put together as ``gotr1 train`` does it: preset, file, ``keys``, then ``words``. Later ones win.
 
     Args:
         file: a YAML config.
-        preset: a named config to start from.
-        words: such as ``["steps=20", "planner.model=PATH"]``.
-        registry: the plugins; all that are installed if not given.
-        named: ``planner``, ``renderer``, ``judge``, ``algorithm`` or any other key of a config.
+        preset: name of a config to start from.
+        words: KEY=VALUE words such as ``["steps=20", "planner.model=PATH"]``.
+        registry: the plugins; all installed ones if not given.
+        keys: ``planner``, ``renderer``, ``judge``, ``algorithm`` or any other key of a config.
 
     Raises:
-        UsageError: an unknown key, a wrong value, a file that is none.
+        UsageError: a key is unknown, a value is wrong, or the file cannot be read.
     """
     from gotr1_core.components.resolve import resolve_config
 
-    return validate(RunConfig, resolve_config(registry or Registry(), Path(file) if file else None, preset, named, words))
+    return validate(RunConfig, resolve_config(registry or Registry(), Path(file) if file else None, preset, keys, words))
 
 
 def component(kind: Kind, name: str, *, registry: Registry | None = None, device: str = "cpu", **options: Any) -> Any:
-    """One component by its registered name, ready to use: a judge, a planner with its weights.
+    """Makes one component from its registered name, ready to use. Weights are loaded.
 
     Args:
         kind: ``planner``, ``renderer``, ``judge``, ``algorithm``, ``source`` or ``benchmark``.
-        name: as ``gotr1 list KIND`` shows it.
-        registry: the plugins; all that are installed if not given.
-        device: where a planner's, renderer's or judge's weights go.
-        options: the component's, as ``gotr1 show KIND NAME`` lists them.
+        name: its name in ``gotr1 list KIND``.
+        registry: the plugins; all installed ones if not given.
+        device: the device for weights of a planner, renderer or judge.
+        options: its options, as ``gotr1 show KIND NAME`` lists them.
 
     Raises:
-        UsageError: no such component, a wrong option, weights that are not there.
+        UsageError: there is no such component, an option is wrong, or weights are missing.
     """
     registry, config = registry or Registry(), ComponentConfig(name=name, **options)
     if kind == "judge":
         return make_judge(registry, config, device=device)
-    more: dict[str, Any] = {"device": device} if kind in ("planner", "renderer") else {}
-    return make_component(registry, kind, config, **more)
+    arguments: dict[str, Any] = {"device": device} if kind in ("planner", "renderer") else {}
+    return make_component(registry, kind, config, **arguments)
 
 
 def load_run(path: Path | str, *, registry: Registry | None = None, device: str = "cpu") -> tuple[RunConfig, Parts, Sampling]:
-    """The components of a run with its best checkpoint's weights (or those of the checkpoint that ``path`` is), and how to sample.
+    """A run's config, its components with trained weights, and how to sample. ``path`` is a run, for its best checkpoint, or a checkpoint.
+
+    The judges are not made, so every reward is unknown (NaN).
 
     Raises:
-        UsageError: no run, no whole checkpoint, or one that is damaged.
+        UsageError: no run or complete checkpoint is there, or it is damaged.
     """
     return restore(registry or Registry(), Path(path), device=device)
 

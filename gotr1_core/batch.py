@@ -15,42 +15,51 @@ from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, SegmentName
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step drew. Samples lie in lineage order; ``place [K]`` is the sample that row k of ``images`` belongs to."""
+    """One step's tree: P prompts, N plans each, M images each.
+
+    Attributes:
+        prompts: the P prompts.
+        plans: P x N rows, prompt by prompt.
+        images: rows of the images that were drawn; None where none was.
+        place: ``[K]``, the sample that row k of ``images`` belongs to. Pruned samples have no row.
+        samples: P x N x M samples in the order of their lineage.
+        rewards: float64 ``[P, N, M]``, NaN where a reward could not be had.
+    """
 
     prompts: tuple[Prompt, ...]
     plans: Rollout
     images: Rollout | None
     place: Tensor
     samples: tuple[Sample, ...]
-    rewards: Tensor  # [P, N, M]
+    rewards: Tensor
 
     def segments(self, plan_rows: Tensor) -> tuple[dict[SegmentName, Rollout], Tensor]:
-        """Plans ``plan_rows`` with their images, as a module scores them, and the rows of the images."""
-        found: dict[SegmentName, Rollout] = {PLAN: self.plans.rows(plan_rows)}
+        """The plans ``plan_rows [R]`` with their images, as a module takes them, and the rows ``[K]`` of these images."""
+        rollouts: dict[SegmentName, Rollout] = {PLAN: self.plans.rows(plan_rows)}
         if self.images is None:
-            return found, plan_rows[:0]
+            return rollouts, plan_rows[:0]
         parent = self.images.tensors["parent"].cpu()
-        local = torch.full((len(self.plans),), -1)
-        local[plan_rows] = torch.arange(len(plan_rows))
-        rows = (local[parent] >= 0).nonzero().flatten()
-        if len(rows):
-            images = self.images.rows(rows)
-            mine = local[parent[rows]].to(images.tensors["parent"].device)
-            found[IMAGE] = replace(images, tensors={**images.tensors, "parent": mine})
-        return found, rows
+        new_row = torch.full((len(self.plans),), -1)
+        new_row[plan_rows] = torch.arange(len(plan_rows))
+        image_rows = (new_row[parent] >= 0).nonzero().flatten()
+        if len(image_rows):
+            images = self.images.rows(image_rows)
+            new_parent = new_row[parent[image_rows]].to(images.tensors["parent"].device)
+            rollouts[IMAGE] = replace(images, tensors={**images.tensors, "parent": new_parent})
+        return rollouts, image_rows
 
     def keep(self, groups: Sequence[int]) -> Batch:
-        """The batch of some of its prompts."""
+        """The batch of some of its prompts, given by their numbers."""
         _, plans, images = self.rewards.shape
         chosen = torch.tensor(list(groups), dtype=torch.long)
         rows = (chosen.unsqueeze(1) * plans + torch.arange(plans)).flatten()
-        segments, drawn = self.segments(rows)
-        local = torch.full((len(self.plans),), -1)
-        local[rows] = torch.arange(len(rows))
-        place = local[self.place[drawn] // images] * images + self.place[drawn] % images
+        segments, image_rows = self.segments(rows)
+        new_row = torch.full((len(self.plans),), -1)
+        new_row[rows] = torch.arange(len(rows))
+        place = new_row[self.place[image_rows] // images] * images + self.place[image_rows] % images
         samples = tuple(self.samples[r * images + k] for r in rows.tolist() for k in range(images))
-        kept_prompts = tuple(self.prompts[g] for g in groups)
-        return Batch(kept_prompts, segments[PLAN], segments.get(IMAGE), place, samples, self.rewards[chosen])
+        prompts = tuple(self.prompts[g] for g in groups)
+        return Batch(prompts, segments[PLAN], segments.get(IMAGE), place, samples, self.rewards[chosen])
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
@@ -58,12 +67,12 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     plans = join([b.plans for b in batches])
-    images, places, before, samples_before = [], [], 0, 0
+    images, places, plans_before, samples_before = [], [], 0, 0
     for b in batches:
         if b.images is not None:
-            images.append(replace(b.images, tensors={**b.images.tensors, "parent": b.images.tensors["parent"] + before}))
+            images.append(replace(b.images, tensors={**b.images.tensors, "parent": b.images.tensors["parent"] + plans_before}))
             places.append(b.place + samples_before)
-        before += len(b.plans)
+        plans_before += len(b.plans)
         samples_before += len(b.samples)
     return Batch(
         tuple(p for b in batches for p in b.prompts),
@@ -77,11 +86,19 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some plans with their images, ready to be scored, and what is known about them before the update, by segment.
+    """Some plans with their images for one forward and backward pass, and what is known of them before the update, by segment.
 
-    ``advantages`` are ``[B]`` or ``[B, T]``, the rest ``[B, T]``: ``masks``; log-probabilities ``old`` and ``reference`` and a critic's
-    ``values``, where they were asked for; the ``returns`` that values learn. Of Gaussian actions there are means too, ``[B, T, ...]``.
-    What is ``idle`` is scored because other processes score something, and adds nothing.
+    Attributes:
+        segments: the rollouts.
+        advantages: ``[B]``, or ``[B, T]`` from an advantage estimator.
+        masks: bool ``[B, T]``, the actions that count.
+        old: log-probabilities ``[B, T]`` before the update, where they were asked for.
+        reference: log-probabilities ``[B, T]`` of the reference, where they were asked for.
+        values: a critic's values ``[B, T]`` before the update.
+        returns: ``[B, T]``, what the values learn.
+        old_means: means ``[B, T, ...]`` of Gaussian actions before the update.
+        reference_means: means ``[B, T, ...]`` of Gaussian actions of the reference.
+        idle: passes through the module only because other processes do, and adds nothing.
     """
 
     segments: Mapping[SegmentName, Rollout]
@@ -96,7 +113,7 @@ class MicroBatch:
     idle: bool = False
 
 
-def micro_batches(
+def split_batch(
     batch: Batch, advantages: Advantages, training: Mapping[SegmentName, SegmentConfig], config: RunConfig, *, every: bool = False
 ) -> list[MicroBatch]:
     """Splits plans, with their images, into micro-batches. Plans with zero gradient are dropped unless ``every``.
@@ -105,20 +122,20 @@ def micro_batches(
     """
     *_, images = batch.rewards.shape
     flat = {PLAN: advantages.plan.flatten(), IMAGE: advantages.image.flatten()}
-    work = torch.full((len(batch.plans),), every)
+    has_gradient = torch.full((len(batch.plans),), every)
     for name, settings in training.items():
         moves = flat[name].ne(0) if name == PLAN else flat[name].view(-1, images).ne(0).any(1)
-        work |= moves | bool(settings.kl or settings.entropy)
-    rows = work.nonzero().flatten()
-    found = []
-    for part in rows.split(config.micro_batch) if len(rows) else ():  # nothing would be split into one empty slice
-        segments, drawn = batch.segments(part)
-        chosen = {name: segments[name] for name in training if name in segments}
-        row_advantages = {PLAN: flat[PLAN][part], IMAGE: flat[IMAGE][batch.place[drawn]]}
-        masks = {name: action_mask(rollout, config) for name, rollout in chosen.items()}
-        if chosen:
-            found.append(MicroBatch(chosen, {n: row_advantages[n].to(masks[n].device) for n in chosen}, masks))
-    return found
+        has_gradient |= moves | bool(settings.kl or settings.entropy)
+    rows = has_gradient.nonzero().flatten()
+    micro_batches = []
+    for plan_rows in rows.split(config.micro_batch) if len(rows) else ():  # no rows would be split into one empty micro-batch
+        segments, image_rows = batch.segments(plan_rows)
+        rollouts = {name: segments[name] for name in training if name in segments}
+        row_advantages = {PLAN: flat[PLAN][plan_rows], IMAGE: flat[IMAGE][batch.place[image_rows]]}
+        masks = {name: action_mask(rollout, config) for name, rollout in rollouts.items()}
+        if rollouts:
+            micro_batches.append(MicroBatch(rollouts, {n: row_advantages[n].to(masks[n].device) for n in rollouts}, masks))
+    return micro_batches
 
 
 def action_mask(rollout: Rollout, config: RunConfig) -> Tensor:

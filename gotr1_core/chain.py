@@ -89,7 +89,7 @@ class Chain:
 
     @property
     def well_formed(self) -> bool:
-        """Whether nothing is malformed. Prose without any tag is well-formed."""
+        """True if nothing is malformed. Prose without any tag is well-formed."""
         return not self.problems
 
     @property
@@ -116,35 +116,30 @@ class Chain:
 
 
 def parse(text: str) -> Chain:
-    """Read a chain. Never raises and takes linear time; what is malformed is listed in `problems`."""
+    """Reads a chain. Never raises and takes linear time; what is malformed is listed in `problems`."""
     pieces = _TAG.split(text)  # prose, tag, prose, tag, ..., prose
     problems = _Problems()
     parts: list[Part] = []
     prose = [pieces[0]]
     at = 1  # always at a tag
     while at < len(pieces):
-        found, end = _read(pieces, at, problems)
-        if found is None:
+        part, end = _read(pieces, at, problems)
+        if part is None:
             prose += pieces[at:end]
         else:
             _flush(prose, parts)
-            parts.append(found)
+            parts.append(part)
         prose.append(pieces[end])
         at = end + 1
     _flush(prose, parts)
     return Chain(text, tuple(parts), tuple(problems.seen))
 
 
-def format(chain: Chain) -> str:
-    """The text of a chain, rebuilt from its parts; `format(parse(text)) == text` for every text."""
-    return _join(chain.parts)
-
-
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union, in [0, 1], of two boxes (x1, y1, x2, y2); 0 for a reversed or empty box."""
-    both = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-    union = _area(a) + _area(b) - both
-    return both / union if both > 0 else 0.0
+    intersection = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    union = _area(a) + _area(b) - intersection
+    return intersection / union if intersection > 0 else 0.0
 
 
 def _area(box: Sequence[float]) -> float:
@@ -156,7 +151,7 @@ def _join(parts: Iterable[Part]) -> str:
 
 
 def _flush(prose: list[str], parts: list[Part]) -> None:
-    """Move gathered prose into the parts as one string."""
+    """Moves gathered prose into the parts as one string."""
     if text := "".join(prose):
         parts.append(text)
     prose.clear()
@@ -174,7 +169,7 @@ class _Problems:
 
 
 def _read(pieces: list[str], at: int, problems: _Problems) -> tuple[Mention | Region | None, int]:
-    """What starts at the tag `pieces[at]`, and the index of the prose after it; None: kept as prose."""
+    """Reads what starts at the tag `pieces[at]`; returns it (None: it stays prose) and the index of the prose after it."""
     tag = pieces[at]
     if tag not in _END:
         problems.add(f"{tag} without {_start_of(tag)}.")

@@ -1,4 +1,4 @@
-"""The errors that a user can cause, and that the command line prints as `error:` and `hint:`."""
+"""Errors with a message for the user. The command line prints them as `error:` and `hint:`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Gotr1Error(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the hint when an error crosses processes (pickle would drop keyword-only arguments)."""
+        """Keeps the hint when an error crosses processes (pickle would drop keyword-only arguments)."""
         return type(self), (self.message,), {"hint": self.hint}
 
 
@@ -32,5 +32,5 @@ class UsageError(Gotr1Error):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, as far as its first line; its type where it says nothing."""
+    """The first line of a library error's message; the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""What a plugin may implement, on one page. Hooks are pluggy's; nothing here imports anything heavy."""
+"""Everything a plugin may implement, on one page. The hooks are pluggy's; nothing here imports anything heavy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("gotr1")
 hookimpl = pluggy.HookimplMarker("gotr1")
-"""Marks a plugin's function as the implementation of the hook of its name."""
+"""Marks a plugin's function as the implementation of the hook with its name."""
 
 Kind = Literal["planner", "renderer", "judge", "algorithm", "source", "benchmark", "preset"]
 KINDS: tuple[Kind, ...] = ("planner", "renderer", "judge", "algorithm", "source", "benchmark", "preset")
@@ -24,10 +24,14 @@ KINDS: tuple[Kind, ...] = ("planner", "renderer", "judge", "algorithm", "source"
 
 @dataclass(frozen=True)
 class Component:
-    """One thing that a plugin provides; data only, so that registering it imports nothing.
+    """One thing that a plugin provides. It is data only, so registering it imports nothing.
 
-    ``target`` and ``options`` are ``module:name``: a class called with its options, and their pydantic model. A preset's target is
-    ``package:path/to/file.yaml``. A class named as planner and as renderer is one policy in both roles.
+    Attributes:
+        kind: what it is. A class registered as planner and as renderer is one policy in both roles.
+        name: how users name it.
+        target: ``module:name`` of a class, called with its options; of a preset ``package:path/to/file.yaml``.
+        options: ``module:name`` of the options' pydantic model, if it has any.
+        summary: one line for `gotr1 list`.
     """
 
     kind: Kind
@@ -45,14 +49,14 @@ def gotr1_components() -> Iterable[Component]:
 
 @hookspec
 def gotr1_commands(app: typer.Typer) -> None:
-    """Adds commands to ``gotr1``, as ``app.command("name")(function)``. What a command needs it imports when it runs."""
+    """Adds commands to ``gotr1``, as ``app.command("name")(function)``. A command imports what it needs when it runs."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that ``gotr1 doctor`` looked at: what was found, and where it is not ``healthy`` what to do.
+    """One thing that ``gotr1 doctor`` looked at: what it found and, if that is not ``healthy``, what to do.
 
-    A hint where it is healthy is a note: good to know, and no failure.
+    A hint of something healthy is a note: good to know, and no failure.
     """
 
     name: str
@@ -63,18 +67,18 @@ class Diagnosis:
 
 @hookspec
 def gotr1_checks() -> Iterable[Diagnosis]:
-    """What ``gotr1 doctor`` should say about a plugin: is what it needs there? Called when the command runs."""
+    """Checks for ``gotr1 doctor``: is what the plugin needs there? Called when the command runs."""
     raise AssertionError("a specification, never called")
 
 
 @hookspec
 def gotr1_run_started(run: Path, config: Mapping[str, Any], step: int) -> None:
-    """A run's folder exists and its components are built; ``step`` steps are done already (not 0 where a run is resumed)."""
+    """A run's folder exists and its components are built. ``step`` steps are already done (more than 0 in a resumed run)."""
 
 
 @hookspec
 def gotr1_step_finished(run: Path, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
-    """One step's update is done (the first is 1); ``metrics`` are what ``metrics.jsonl`` got, ``samples`` what the step drew."""
+    """One step's update is done; the first is 1. ``metrics`` are those of ``metrics.jsonl``, ``samples`` what the step drew."""
 
 
 @hookspec
@@ -87,7 +91,7 @@ def gotr1_evaluated(run: Path, step: int, name: str, samples: Sequence[Sample]) 
 
 @hookspec
 def gotr1_checkpoint_saved(run: Path, step: int, checkpoint: Path) -> None:
-    """A checkpoint is on disk, whole."""
+    """A complete checkpoint is on disk."""
 
 
 @hookspec

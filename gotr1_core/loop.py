@@ -1,7 +1,7 @@
-"""The loop: rollout -> scores -> advantages -> updates. It reads like GoT-R1's second stage (arXiv 2505.17022, section 3).
+"""The loop: rollout, scores, advantages, updates. It follows GoT-R1's second stage (arXiv 2505.17022, section 3).
 
-What is not here, and why: no replay buffer, no value model (an algorithm may own one), no reward normalisation over batches (groups
-do that), no early stop (the best checkpoint is kept).
+There is no replay buffer, no value model (an algorithm may own one), no reward normalisation over batches (groups do that), and no
+early stop (the best checkpoint is kept).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 from gotr1_core.advantages import constant_groups
 from gotr1_core.batch import Batch, join_batches
 from gotr1_core.config.models import RunConfig, SamplingConfig, make_sampling
-from gotr1_core.engine.collectives import any_process, check_alike, gather_objects, sum_over_processes
+from gotr1_core.engine.collectives import any_process, check_same_weights, gather_objects, sum_over_processes
 from gotr1_core.engine.critic import make_critic
 from gotr1_core.engine.ema import EMA
 from gotr1_core.engine.fsdp import shard, unsharded
-from gotr1_core.engine.interrupts import Interrupted, Stop
+from gotr1_core.engine.interrupts import Interrupted, StopRequest
 from gotr1_core.engine.metrics import Clock
-from gotr1_core.engine.optim import make_optimizer, move_state
-from gotr1_core.engine.out_of_memory import explained
+from gotr1_core.engine.optim import make_optimizer, move_optimizer_state
+from gotr1_core.engine.out_of_memory import explain_out_of_memory
 from gotr1_core.engine.rollout_metrics import rollout_metrics
 from gotr1_core.engine.tensors import (
     fingerprint,
@@ -55,13 +55,13 @@ class Progress:
 
 
 class Recorder(Protocol):
-    """Where the loop says what happens: metrics, samples, evaluations and checkpoints. `gotr1_core.runs.recorder` keeps them on disk."""
+    """Takes what happens in the loop: metrics, samples, evaluations, checkpoints. `gotr1_core.runs.recorder` keeps them on disk."""
 
     main: bool
     folder: Path
 
     def stepped(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
-        """Step number ``step``, from 1 on, is done."""
+        """Step number ``step``, counted from 1, is done."""
         ...
 
     def evaluated(self, name: str, step: int, samples: Sequence[Sample]) -> None:
@@ -73,12 +73,12 @@ class Recorder(Protocol):
         ...
 
     def save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint of where the trainer is."""
+        """Writes a checkpoint of the trainer as it is."""
         ...
 
 
 class Trainer:
-    """A run: its parts, its learners, and where it is."""
+    """What trains in a run: its components, its learners, and where it is."""
 
     def __init__(self, config: RunConfig, parts: Parts, source: PromptSource, accelerator: Accelerator) -> None:
         self.config, self.parts, self.source, self.accelerator = config, parts, source, accelerator
@@ -87,38 +87,50 @@ class Trainer:
         self.learners = self._learners()
         self.offload = accelerator.device if config.offload else None
         critics = {f"critic of the {role}": fingerprint(c.module) for role, learner in self.learners.items() if (c := learner.critic)}
-        check_alike(accelerator, self.starting | critics)
-        if accelerator.scaler is not None:  # begins with the first loss that is scaled, and a process may have none
+        check_same_weights(accelerator, self.starting | critics)
+        if accelerator.scaler is not None:  # it is made with the first loss that is scaled, and a process may have none
             accelerator.scaler.scale(torch.zeros((), device=accelerator.device))
         self.at = Progress()
 
     def _learners(self) -> dict[str, Learner]:
-        found = {}
-        for role, (policy, segments) in self.parts.trained(self.config.train).items():
+        """By role, each policy that trains with its optimizer, and the reference, critic and average that it needs."""
+        learners = {}
+        for role, (policy, names) in self.parts.trained(self.config.train).items():
             settings = (self.config.renderer_optimizer if role == "renderer" else None) or self.config.optimizer
-            chosen = {name: getattr(self.config.segments, name) for name in segments}
-            chosen = {name: s for name, s in chosen.items() if s.weight > 0}
+            segments = {name: getattr(self.config.segments, name) for name in names}
+            segments = {name: segment for name, segment in segments.items() if segment.weight > 0}
             if self.config.shard:
                 shard(self.accelerator, policy.module)
-            optimizer = make_optimizer(policy.module, settings)
-            optimizer = self.accelerator.prepare(optimizer)
-            needed = any(s.kl for s in chosen.values()) or getattr(self.parts.algorithm, "needs_reference", False)
+            optimizer = self.accelerator.prepare(make_optimizer(policy.module, settings))
+            needed = any(s.kl for s in segments.values()) or getattr(self.parts.algorithm, "needs_reference", False)
             reference = Reference(policy.module) if needed else None
             critic = make_critic(self.accelerator.device, self.parts.algorithm, role, policy, optimizer, settings)
             ema = EMA(policy.module, settings.ema) if settings.ema else None
-            found[role] = Learner(policy, policy.module, optimizer, settings, chosen, reference, critic=critic, ema=ema)
-        return found
+            learners[role] = Learner(policy, policy.module, optimizer, settings, segments, reference, critic=critic, ema=ema)
+        return learners
 
-    def prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
-        """This process's share of the next ``count`` prompts, and the number of its first one; whole groups only."""
-        each = count // self.accelerator.num_processes
-        first = self.at.drawn + each * self.accelerator.process_index
-        self.at.drawn += count
-        return self.source.prompts("train", each, self.config.prompts.seed, first), first
+    def step(self, step: int) -> tuple[dict[str, float], Batch]:
+        """One step: rollout, advantages, updates. Returns its metrics over all processes, and the batch that this process drew."""
+        clock, begun = Clock(), time.perf_counter()
+        self._seed("step", step)
+        with clock.phase("rollout"), explain_out_of_memory("rollout", self.config):
+            batch = self.sample_batch(step)
+        constant = self._constant_groups(batch)
+        useful = self._useful(batch, constant)
+        advantages = self.parts.algorithm.advantages(useful.rewards)
+        metrics = rollout_metrics(batch, constant, idle=self._idle(batch)).reduce(self.accelerator)
+        for role, learner in self.learners.items():
+            self._bring_to_device(role)
+            with explain_out_of_memory("update", self.config):
+                statistics = update(self.accelerator, learner, self.parts.algorithm, useful, advantages, self.config, clock)
+            metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in statistics.items()}
+        seconds = time.perf_counter() - begun
+        metrics |= {f"seconds.{name}": value for name, value in clock.seconds.items()} | {"seconds": seconds}
+        return metrics, batch
 
     def sample_batch(self, step: int) -> Batch:
-        """One step's tree of samples. With ``refill``, groups without a difference give way to new ones (DAPO, arXiv 2503.14476)."""
-        config, kept = self.config, list[Batch]()
+        """One step's tree of samples. With ``refill``, constant groups are replaced by new ones (DAPO, arXiv 2503.14476)."""
+        config, batches = self.config, list[Batch]()
         settings = RolloutSettings(
             self.sampling,
             seed=(config.seed, step),
@@ -129,97 +141,85 @@ class Trainer:
             needless=self.parts.judges.blind and config.train == "planner",
             offload=self.offload,
         )
-        wanted = config.groups
+        count = config.groups
         for _ in range(config.refill_limit if config.constant_groups == "refill" else 1):
-            prompts, first = self.prompts(wanted)
-            with self.drawing():
+            prompts, first = self._next_prompts(count)
+            with self.inference():
                 batch = roll_out(self.parts.planner, self.parts.renderer, self.parts.judges, prompts, settings, first=first)
-            kept.append(batch)
+            batches.append(batch)
             if config.constant_groups != "refill":
                 break
-            (useful,) = sum_over_processes(self.accelerator, [sum(int((~self.constant(b)).sum()) for b in kept)])
+            (useful,) = sum_over_processes(self.accelerator, [sum(int((~self._constant_groups(b)).sum()) for b in batches)])
             short = config.groups - int(useful)
             if short <= 0:
                 break
-            wanted = -(-short // self.accelerator.num_processes) * self.accelerator.num_processes
-        return join_batches(kept)
+            count = -(-short // self.accelerator.num_processes) * self.accelerator.num_processes
+        return join_batches(batches)
 
-    def constant(self, batch: Batch) -> Tensor:
-        """Which groups have no difference to learn from, ``[P]``."""
+    def _next_prompts(self, count: int) -> tuple[Sequence[Prompt], int]:
+        """This process's part of the next ``count`` prompts, and the number of its first prompt."""
+        own_count = count // self.accelerator.num_processes
+        first = self.at.drawn + own_count * self.accelerator.process_index
+        self.at.drawn += count
+        return self.source.prompts("train", own_count, self.config.prompts.seed, first), first
+
+    def _constant_groups(self, batch: Batch) -> Tensor:
+        """Groups with no difference to learn from, bool ``[P]``."""
         return constant_groups(batch.rewards, self.config.constant_tolerance)
 
-    def step(self, step: int) -> tuple[dict[str, float], Batch]:
-        """Rollout, advantages, updates; returns the step's metrics, over all processes, and what this one drew."""
-        clock, begun = Clock(), time.perf_counter()
-        self._seed("step", step)
-        with clock.phase("rollout"), explained("rollout", self.config):
-            drawn = self.sample_batch(step)
-        constant = self.constant(drawn)
-        batch = self._useful(drawn, constant)
-        advantages = self.parts.algorithm.advantages(batch.rewards)
-        metrics = rollout_metrics(drawn, constant, idle=self._idle(drawn)).numbers(self.accelerator)
-        for role, learner in self.learners.items():
-            self._at_work(role)
-            with explained("update", self.config):
-                done = update(self.accelerator, learner, self.parts.algorithm, batch, advantages, self.config, clock)
-            metrics |= {f"{role}.{name}" if len(self.learners) > 1 else name: value for name, value in done.items()}
-        seconds = time.perf_counter() - begun
-        metrics |= {f"seconds.{name}": value for name, value in clock.seconds.items()} | {"seconds": seconds}
-        return metrics, drawn
+    def _useful(self, batch: Batch, constant: Tensor) -> Batch:
+        """The groups that count. If no process has any, all of them: a KL term may still have a gradient."""
+        if self.config.constant_groups == "keep" or not any_process(self.accelerator, bool((~constant).any())):
+            return batch
+        return batch.keep((~constant).nonzero().flatten().tolist())
 
-    def _at_work(self, role: str) -> None:
-        """Has one policy on the device, with its optimizer's moments, and the other in main memory, where the run offloads."""
+    def _idle(self, batch: Batch) -> bool:
+        """True if no process has a difference to learn from. With a critic, all samples of the step are compared as one group."""
+        rewards = torch.cat(gather_objects(self.accelerator, batch.rewards))
+        rewards = rewards.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else rewards
+        return bool(constant_groups(rewards, self.config.constant_tolerance).all())
+
+    def _bring_to_device(self, role: str) -> None:
+        """Moves one policy with its optimizer's moments to the device, and the other to main memory, if the run offloads."""
         if self.offload is None:
             return
         policies = self.parts.policies()
-        (idle,) = (policy for other, policy in policies.items() if other != role)
-        for other, learner in self.learners.items():
-            move_state(learner.optimizer, self.offload if other == role else torch.device("cpu"))
+        (idle,) = (policy for name, policy in policies.items() if name != role)
+        for name, learner in self.learners.items():
+            move_optimizer_state(learner.optimizer, self.offload if name == role else torch.device("cpu"))
         swap(self.offload, policies[role], idle=idle)
-
-    def _useful(self, drawn: Batch, constant: Tensor) -> Batch:
-        """The groups that count. Where no process has any, all of them: a divergence may still have a gradient."""
-        if self.config.constant_groups == "keep" or not any_process(self.accelerator, bool((~constant).any())):
-            return drawn
-        return drawn.keep((~constant).nonzero().flatten().tolist())
-
-    def _idle(self, drawn: Batch) -> bool:
-        """Whether no process has a difference to learn from. With values all samples are compared, and a group may be one of them."""
-        rewards = torch.cat(gather_objects(self.accelerator, drawn.rewards))
-        rewards = rewards.flatten().view(1, 1, -1) if isinstance(self.parts.algorithm, ActorCritic) else rewards
-        return bool(constant_groups(rewards, self.config.constant_tolerance).all())
 
     def evaluate_prompts(self, prompts: Sequence[Prompt], *, sampling: SamplingConfig | None = None, best_of: int = 1) -> list[Sample]:
         """Held-out samples under the evaluation's settings, or with other ``sampling``; of ``best_of`` the one with the largest reward."""
         evaluation = self.config.evaluation
-        size = max(1, evaluation.batch // best_of)  # the same pieces for any number of processes
+        chunk = max(1, evaluation.batch // best_of)  # the same chunks for any number of processes
         settings = RolloutSettings(
             make_sampling(sampling or evaluation.sampling or self.config.sampling),
             seed=(evaluation.seed,),
             plans=best_of,
-            chunk=size,
+            chunk=chunk,
             offload=self.offload,
         )
         self._seed("evaluation")
-        found: dict[int, list[Sample]] = {}
-        parts, others = self.parts, self.accelerator.num_processes
-        with explained("evaluation", self.config), self.with_ema(), self.drawing():
-            for start in range(size * self.accelerator.process_index, len(prompts), size * others):
-                piece = prompts[start : start + size]
-                found[start] = evaluate(parts.planner, parts.renderer, parts.judges, piece, settings, first=start)
-        every = {start: samples for mine in gather_objects(self.accelerator, found) for start, samples in mine.items()}
-        return [sample for start in sorted(every) for sample in every[start]]
+        own: dict[int, list[Sample]] = {}
+        parts, processes = self.parts, self.accelerator.num_processes
+        with explain_out_of_memory("evaluation", self.config), self._averaged_weights(), self.inference():
+            for start in range(chunk * self.accelerator.process_index, len(prompts), chunk * processes):
+                chunk_prompts = prompts[start : start + chunk]
+                own[start] = evaluate(parts.planner, parts.renderer, parts.judges, chunk_prompts, settings, first=start)
+        chunks = {start: samples for process in gather_objects(self.accelerator, own) for start, samples in process.items()}
+        return [sample for start in sorted(chunks) for sample in chunks[start]]
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Without gradients, in the run's precision, with all weights here. Every process has to come this way equally often."""
+    def inference(self) -> Iterator[None]:
+        """No gradients, the run's precision, and full weights on each process. All processes must enter it equally often."""
         modules = [policy.module for policy in self.parts.policies().values()]
         with torch.no_grad(), unsharded(modules), self.accelerator.autocast():
             yield
 
     @contextmanager
-    def with_ema(self) -> Iterator[None]:
-        """With the moving averages in place of the weights, where the run has them."""
+    def _averaged_weights(self) -> Iterator[None]:
+        """Moving averages in place of the weights, if the run has them."""
         with ExitStack() as stack:
             for learner in self.learners.values():
                 if learner.ema is not None:
@@ -227,23 +227,19 @@ class Trainer:
             yield
 
     def _seed(self, *lineage: int | str) -> None:
-        """Seeds the global generators, which nothing here uses but a component might: then a resumed run repeats that as well."""
+        """Seeds the global generators. Nothing here uses them, but a component might; then a resumed run repeats its draws as well."""
         set_seed(seed_for(self.config.seed, *lineage, self.accelerator.process_index) % 2**32)
-
-    def agree(self, asked: bool) -> bool:
-        """Whether any process was asked."""
-        return any_process(self.accelerator, asked)
 
 
 def run_loop(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
-    """Evaluates, trains, evaluates on the way and at the end; keeps the last checkpoints and the best one.
+    """Evaluates, trains, evaluates on the way and at the end; saves checkpoints.
 
     Raises:
         Interrupted: the user asked to stop. The step that was under way is done and saved.
     """
     config, at = trainer.config, trainer.at
     evaluate_before(trainer, held_out, run)
-    with Stop(main=run.main) as stop:
+    with StopRequest(is_main=run.main) as stop:
         if at.pending:  # a run that was stopped between a step and its evaluation
             _evaluate(trainer, held_out, run)
             run.save(trainer)
@@ -252,13 +248,15 @@ def run_loop(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> Non
             at.step += 1
             run.stepped(at.step, metrics, batch.samples)
             at.pending = at.step == config.steps or _due(at.step, config.evaluation.every)
-            stopping = trainer.agree(stop.asked)
+            stopping = any_process(trainer.accelerator, stop.requested)
             saving = at.pending or stopping or _due(at.step, config.checkpoint.every)
             if at.pending and not stopping:
                 _evaluate(trainer, held_out, run)
             if saving:
                 run.save(trainer)
-            if stopping or (saving and at.step < config.steps and trainer.agree(stop.asked)):  # asked while it evaluated
+            if stopping or (
+                saving and at.step < config.steps and any_process(trainer.accelerator, stop.requested)
+            ):  # asked while it evaluated
                 raise Interrupted(f"interrupted after step {at.step} of {config.steps}", hint=f"gotr1 train --resume {run.folder} goes on")
 
 
@@ -267,7 +265,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
-    """Evaluates after the steps done so far, and notes whether they were the best."""
+    """Evaluates the model as it is, and notes if it is the best so far."""
     at, settings, last = trainer.at, trainer.config.evaluation, trainer.at.step == trainer.config.steps
     samples = trainer.evaluate_prompts(held_out if last else held_out[: settings.prompts])
     score = summary(samples[: settings.prompts])[settings.metric].mean
@@ -278,7 +276,7 @@ def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> No
 
 
 def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
-    """The model as it is before training, and where asked for what greedy decoding or choosing the best of several would give."""
+    """Evaluates the model before training; on request also decoded greedily, and with the best of several samples."""
     settings = trainer.config.evaluation
     wanted: dict[str, dict[str, Any]] = {"before": {}}
     if settings.greedy:
@@ -290,5 +288,5 @@ def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder)
         if not run.has_evaluation(name):  # a resumed run has them
             if trainer.at.step:
                 lacking = run.folder / "held-out.json"
-                raise UsageError(f"{lacking} lacks the evaluation {name!r} of the untrained model", hint="put it back")
+                raise UsageError(f"{lacking} lacks the evaluation {name!r} of the untrained model", hint="restore the original file")
             run.evaluated(name, 0, trainer.evaluate_prompts(held_out, **changed))

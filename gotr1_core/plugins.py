@@ -1,8 +1,12 @@
-"""Finds plugins, keeps broken ones apart, and makes components of names.
+"""Finds plugins, isolates broken ones, and finds components by name.
 
-Three variables of the environment say which installed plugins load: ``GOTR1_PLUGINS`` (only those, by entry point or distribution,
-separated by commas; empty: none), ``GOTR1_DISABLE_PLUGINS`` (all but those), and ``GOTR1_STRICT_PLUGINS=1`` (a broken plugin is an
-error, and no longer a warning). Files given to :meth:`Registry.add_file` load whatever these say.
+Three environment variables choose which installed plugins load:
+
+- ``GOTR1_PLUGINS``: only these, by entry point or distribution, separated by commas; empty means none.
+- ``GOTR1_DISABLE_PLUGINS``: all but these.
+- ``GOTR1_STRICT_PLUGINS=1``: a broken plugin is an error instead of a warning.
+
+Files given to :meth:`Registry.add_file` load in any case.
 """
 
 from __future__ import annotations
@@ -29,12 +33,12 @@ from gotr1_core.hookspecs import KINDS, Component, Kind
 
 GROUP = "gotr1"
 ONLY, WITHOUT, STRICT = "GOTR1_PLUGINS", "GOTR1_DISABLE_PLUGINS", "GOTR1_STRICT_PLUGINS"
-RAISED = (Exception, SystemExit)  # what a third party's code may raise, and must not take the command line down
+RAISED = (Exception, SystemExit)  # what third-party code may raise; it must not end the command line
 
 
 @dataclass(frozen=True)
 class Provided:
-    """A component and the distribution, with its version, that provides it."""
+    """A component, with the distribution and version that provide it."""
 
     component: Component
     distribution: str
@@ -43,7 +47,7 @@ class Provided:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that is loaded: an entry point of a distribution, or a file with its hash as version. ``hooks`` are those it implements."""
+    """A loaded plugin: an entry point of a distribution, or a file with its hash as version. ``hooks`` are those it implements."""
 
     name: str
     distribution: str
@@ -53,13 +57,13 @@ class Plugin:
 
     @property
     def id(self) -> str:
-        """Under which pluggy knows it; a distribution may have several plugins."""
+        """Its name in pluggy. A distribution may have several plugins."""
         return f"{self.distribution}:{self.name}"
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that could not be loaded, or one whose commands could not, and why."""
+    """A plugin that could not be loaded, or whose commands could not, with the reason."""
 
     name: str
     distribution: str
@@ -75,14 +79,14 @@ class Registry:
         self.loaded: list[Plugin] = []
         self.broken: list[Broken] = []
         self.files: list[Path] = []
-        self.commands: dict[str, str] = {}  # of the command line, and the id of the plugin that each is of
+        self.commands: dict[str, str] = {}  # by command of the command line, the id of its plugin
         self.strict = _switch(STRICT)
         for point in _chosen(entry_points(group=GROUP) if points is None else points):
             self._load(point)
 
     @property
     def provided(self) -> list[Provided]:
-        """Every component, in the plugins' order."""
+        """Every component, in the order of the plugins."""
         return [Provided(c, plugin.distribution, plugin.version) for plugin in self.loaded for c in plugin.components]
 
     def _load(self, point: EntryPoint) -> None:
@@ -93,10 +97,10 @@ class Registry:
             self.fail(point.name, distribution, "does not load", error)
 
     def fail(self, name: str, distribution: str, what: str, error: BaseException) -> None:
-        """Keeps a broken plugin apart, with a line on stderr.
+        """Notes a broken plugin and warns on stderr; the other plugins go on.
 
         Raises:
-            Gotr1Error: instead, where ``GOTR1_STRICT_PLUGINS=1``.
+            Gotr1Error: instead of the warning, if ``GOTR1_STRICT_PLUGINS=1``.
         """
         shown = one_line(error)
         if self.strict:
@@ -107,15 +111,15 @@ class Registry:
         print(f"warning: plugin {name} of {distribution} {what}: {shown}", file=sys.stderr)
 
     def add(self, plugin: object, distribution: str, version: str = "", *, name: str = "") -> Plugin:
-        """Registers a plugin, a module or an object with hooks."""
+        """Registers a plugin: a module or an object with hooks."""
         implementation = getattr(plugin, "gotr1_components", None)
         try:
             self.manager.register(plugin, f"{distribution}:{name or distribution}")
             self.manager.check_pending()  # a hook that does not exist, such as a misspelt one
             components = tuple(implementation() if implementation else ())
-            wrong = [c for c in components if not _is_component(c)]
-            if wrong:
-                raise TypeError(f"registers {wrong[0]!r}, which is no Component")
+            invalid = [c for c in components if not _is_component(c)]
+            if invalid:
+                raise TypeError(f"registers {invalid[0]!r}, which is no Component")
         except RAISED:
             if self.manager.is_registered(plugin):  # pluggy keeps what it had accepted before it found a wrong hook
                 self.manager.unregister(plugin)
@@ -125,9 +129,9 @@ class Registry:
         return self.loaded[-1]
 
     def add_file(self, path: Path) -> None:
-        """Loads a single file as a plugin: a module named as the file is, whose version is the beginning of its SHA-256.
+        """Loads a single file as a plugin: a module with the file's name, whose version is the beginning of its SHA-256.
 
-        A file that is loaded already is not loaded again.
+        A file that is already loaded is not loaded again.
 
         Raises:
             UsageError: it is missing, fails to load, registers nothing or nonsense, or another module has its name.
@@ -150,30 +154,33 @@ class Registry:
         self.files.append(path)
 
     def implementations(self, hook: str) -> Iterator[tuple[Plugin, Callable[..., Any]]]:
-        """What implements a hook, in the plugins' order, so that each can be called in its own ``try``; call it by keyword."""
-        known = {plugin.id: plugin for plugin in self.loaded}
-        found = [
-            implementation for implementation in getattr(self.manager.hook, hook).get_hookimpls() if implementation.plugin_name in known
-        ]
-        for implementation in sorted(found, key=lambda i: list(known).index(i.plugin_name)):
+        """The implementations of a hook in the order of the plugins, to be called by keyword, each in its own ``try``."""
+        plugins = {plugin.id: plugin for plugin in self.loaded}
+        order = list(plugins)
+        implementations = [i for i in getattr(self.manager.hook, hook).get_hookimpls() if i.plugin_name in plugins]
+        for implementation in sorted(implementations, key=lambda i: order.index(i.plugin_name)):
 
-            def call(_of: pluggy.HookImpl = implementation, **given: Any) -> Any:
-                return _of.function(*[given[name] for name in _of.argnames])
+            def call(_implementation: pluggy.HookImpl = implementation, **arguments: Any) -> Any:
+                return _implementation.function(*[arguments[name] for name in _implementation.argnames])
 
-            yield known[implementation.plugin_name], call
+            yield plugins[implementation.plugin_name], call
 
     def of_kind(self, kind: Kind) -> list[Provided]:
-        """What is provided of a kind, by name."""
+        """The components of a kind, sorted by name."""
         return sorted((p for p in self.provided if p.component.kind == kind), key=lambda p: p.component.name)
 
     def find(self, kind: Kind, name: str) -> Provided:
-        """The component of a name, or of ``distribution:name`` where two plugins claim a name."""
+        """The component with a name; ``distribution:name`` where two plugins have the same name.
+
+        Raises:
+            UsageError: no plugin or more than one provides it.
+        """
         distribution, _, bare = name.rpartition(":")
-        found = [p for p in self.of_kind(kind) if p.component.name == bare and distribution in ("", p.distribution)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            both = " or ".join(f"{p.distribution}:{bare}" for p in found)
+        matches = [p for p in self.of_kind(kind) if p.component.name == bare and distribution in ("", p.distribution)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            both = " or ".join(f"{p.distribution}:{bare}" for p in matches)
             raise UsageError(f"more than one plugin provides the {kind} {bare!r}", hint=f"say {both}")
         names = [p.component.name for p in self.of_kind(kind)]
         raise UsageError(
@@ -189,19 +196,19 @@ class Registry:
 
 
 def _is_component(thing: object) -> bool:
-    """Whether a plugin's word can be taken for it: nothing looks into a component again before it is used."""
+    """True for a well-formed component. Nothing checks a component again before it is used."""
     if not isinstance(thing, Component) or thing.kind not in KINDS:
         return False
-    return all(isinstance(part, str) for part in (thing.name, thing.target, thing.options or "", thing.summary)) and ":" in thing.target
+    return all(isinstance(field, str) for field in (thing.name, thing.target, thing.options or "", thing.summary)) and ":" in thing.target
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type and what it says, in one line whatever it says."""
+    """An error's type and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The beginning of a hint: the name that may have been meant, or nothing."""
+    """The beginning of a hint that names the closest known name; empty if none is close."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean {near[0]!r}? " if near else ""
 
@@ -214,15 +221,15 @@ def _switch(variable: str) -> bool:
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Name and version of what an entry point is of, as far as its metadata says them."""
+    """The name and version of an entry point's distribution, as far as its metadata has them."""
     try:
         return (point.dist.name or point.name, point.dist.version or "") if point.dist else (point.name, "")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError):  # which differs among versions of Python
+    except (AttributeError, KeyError, TypeError, ValueError, OSError):  # the error depends on the version of Python
         return point.name, ""
 
 
 def _names(point: EntryPoint) -> set[str]:
-    """What the environment may call a plugin, in the form in which distributions compare their names."""
+    """The names an environment variable may use for a plugin, normalised as distributions compare names."""
     return {_plain(point.name), _plain(_distribution(point)[0])}
 
 
@@ -231,35 +238,35 @@ def _plain(name: str) -> str:
 
 
 def _chosen(points: Iterable[EntryPoint]) -> list[EntryPoint]:
-    """The entry points that the environment lets load, by name."""
-    found = every = sorted(points, key=lambda p: p.name)
+    """The entry points that the environment allows, sorted by name."""
+    chosen = installed = sorted(points, key=lambda p: p.name)
     if ONLY in os.environ:
-        only = _listed(ONLY, every)
-        found = [p for p in found if only & _names(p)]
+        only = _listed(ONLY, installed)
+        chosen = [p for p in chosen if only & _names(p)]
     if WITHOUT in os.environ:
-        without = _listed(WITHOUT, every)
-        found = [p for p in found if not without & _names(p)]
-    return found
+        without = _listed(WITHOUT, installed)
+        chosen = [p for p in chosen if not without & _names(p)]
+    return chosen
 
 
 def _listed(variable: str, points: Iterable[EntryPoint]) -> set[str]:
-    """The plugins that a variable names, every one of them installed."""
-    known = {name for point in points for name in _names(point)}
-    given = [name.strip() for name in os.environ[variable].split(",") if name.strip()]
-    unknown = [name for name in given if _plain(name) not in known]
+    """The names that an environment variable lists; each must be installed."""
+    installed = {name for point in points for name in _names(point)}
+    listed = [name.strip() for name in os.environ[variable].split(",") if name.strip()]
+    unknown = [name for name in listed if _plain(name) not in installed]
     if unknown:
-        hint = f"{nearest(_plain(unknown[0]), sorted(known))}installed: {', '.join(sorted(known)) or 'none'}"
+        hint = f"{nearest(_plain(unknown[0]), sorted(installed))}installed: {', '.join(sorted(installed)) or 'none'}"
         raise UsageError(f"{variable} names {unknown[0]!r}, which is not installed", hint=hint)
-    return {_plain(name) for name in given}
+    return {_plain(name) for name in listed}
 
 
 _HOOKS = "its functions marked with gotr1_core.hookspecs.hookimpl are its hooks; gotr1_components yields what it provides"
-_of_files: dict[str, tuple[Path, str]] = {}
-"""The modules that are plugin files: path and version by name."""
+_file_modules: dict[str, tuple[Path, str]] = {}
+"""The modules that were loaded from plugin files: path and version by name."""
 
 
 def _load_file(path: Path) -> tuple[ModuleType, str]:
-    """The module a file makes, the same as long as the file is, and the beginning of its SHA-256."""
+    """The module made from a file, and the beginning of the file's SHA-256. An unchanged file gives the same module."""
     if path.suffix != ".py":
         raise UsageError(f"{path} is no plugin file", hint="give a Python file, such as my_judge.py")
     try:
@@ -269,17 +276,17 @@ def _load_file(path: Path) -> tuple[ModuleType, str]:
             f"cannot read the plugin {path}: {error.strerror}", hint="give the path of a Python file; a run names its own in config.yaml"
         ) from None
     name, version = path.stem, hashlib.sha256(source).hexdigest()[:12]
-    if name in sys.modules and _of_files.get(name) == (path, version):
+    if name in sys.modules and _file_modules.get(name) == (path, version):
         return sys.modules[name], version
-    if name not in _of_files and _is_taken(name, path):
+    if name not in _file_modules and _is_taken(name, path):
         raise UsageError(f"the plugin {path} would hide the module {name!r}, which is installed", hint="rename the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # the suffix is Python's
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
-    sys.modules[name] = module  # while it runs as well: dataclasses and pydantic look their module up
+    sys.modules[name] = module  # before it runs: dataclasses and pydantic look their module up
     try:
-        # What is hashed is what runs; an import would run bytecode that is kept beside the file.
+        # Runs exactly what was hashed. An import might run stale bytecode beside the file.
         exec(compile(source, path, "exec", dont_inherit=True), vars(module))
     except BaseException as error:
         sys.modules.pop(name)
@@ -288,12 +295,12 @@ def _load_file(path: Path) -> tuple[ModuleType, str]:
         if not isinstance(error, RAISED):
             raise
         raise UsageError(f"the plugin {path} does not load: {one_line(error)}", hint="mend it; --debug shows where") from error
-    _of_files[name] = (path, version)
+    _file_modules[name] = (path, version)
     return module, version
 
 
 def _is_taken(name: str, path: Path) -> bool:
-    """Whether a module of this name would be found elsewhere."""
+    """True if another file has a module of this name."""
     if name in sys.modules:
         origin = getattr(sys.modules[name], "__file__", None)
     elif not name.replace("-", "_").isidentifier():
@@ -307,7 +314,11 @@ def _is_taken(name: str, path: Path) -> bool:
 
 
 def load(target: str) -> Any:
-    """The object that ``module:name`` names."""
+    """The object that ``module:name`` names.
+
+    Raises:
+        Gotr1Error: the module cannot be imported, or has no such object.
+    """
     module, _, name = target.partition(":")
     try:
         return getattr(_module(module), name)
@@ -326,10 +337,14 @@ def _module(name: str) -> ModuleType:
 
 
 def options_of(component: Component, given: Mapping[str, Any]) -> Any:
-    """A component's options, checked against its model."""
+    """A component's options, checked against its pydantic model; None for a component without options.
+
+    Raises:
+        UsageError: an unknown option, or a value that is not allowed.
+    """
     from pydantic import ValidationError
 
-    from gotr1_core.config.messages import explain, keys
+    from gotr1_core.config.messages import dotted_keys, explain
 
     if component.options is None:
         if given:
@@ -343,4 +358,4 @@ def options_of(component: Component, given: Mapping[str, Any]) -> Any:
         return model.model_validate(dict(given))
     except ValidationError as error:
         see = f"see `gotr1 show {component.kind} {component.name}`"
-        raise explain(error, given, keys(model), prefix=f"{component.kind}.", see=see) from None
+        raise explain(error, given, dotted_keys(model), prefix=f"{component.kind}.", see=see) from None

@@ -1,6 +1,6 @@
-"""The four words of the project: Planner, Renderer, RewardJudge, RLAlgorithm; and Policy, what trains.
+"""The protocols of the project: Planner, Renderer, RewardJudge, RLAlgorithm, and Policy, which is what trains.
 
-Structural: a component need not inherit from anything here.
+They are structural: a component need not inherit from anything here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over actions, not means, with the counts to divide by; so neither micro-batches nor processes change a gradient.
+    """Sums over actions, not means, with the counts to divide by. So neither micro-batches nor processes change a gradient.
 
-    ``sums`` and ``counts`` have the same keys (segments). ``statistics`` are sums too, of ``(value, weight)`` pairs. ``actions`` are
-    numbers ``[B, T]`` of every action, detached: where actions are denoising steps they are reported for each step.
+    Attributes:
+        sums: scalars by segment.
+        counts: what to divide each sum by, scalars by segment.
+        statistics: ``(value, weight)`` pairs, scalars, which are sums too.
+        actions: numbers ``[B, T]`` of every action, detached. Where actions are denoising steps, each step is reported alone.
     """
 
     sums: Mapping[SegmentName, Tensor]
@@ -37,22 +40,27 @@ class Loss:
 class Policy(Protocol):
     """A trainable module whose sampled actions have log-probabilities.
 
-    ``module(segments)`` scores: ``{"plan": rollout, "image": rollout}`` (either or both) to ``{segment: Scored}``. It is called, and never
-    a method of it, so that whatever may be wrapped around it takes part. Which of its parts it calls, and how often, depends on the
-    segments that there are and not on what is in them: processes that share the weights would wait for each other. ``lora_prefix`` names
-    the part that LoRA adapts. A policy whose `Scored` has features says in ``features`` how wide they are; algorithms with a critic
-    (`ppo`) need them.
+    ``module(segments)`` takes ``{"plan": rollout, "image": rollout}`` (either or both) and returns ``{segment: ActionStats}``. The module
+    itself is called, never one of its methods, so that wrappers such as FSDP take part. Which of its parts run, and how often, may depend
+    on which segments there are, but not on their content: processes that share the weights would wait for each other.
+
+    Attributes:
+        module: what trains.
+        lora_prefix: the part of the module that LoRA adapts.
+
+    A policy whose :class:`ActionStats` has features says in an attribute ``features`` how wide they are; algorithms with a critic
+    (``ppo``) need them.
     """
 
     module: nn.Module
     lora_prefix: str
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
-        """Stage one: -log p, or a diffusion model's own loss. ``module`` is the wrapped module to call."""
+        """The loss of stage one (SFT): -log p, or a diffusion model's own loss. ``module`` is the wrapped module to call."""
         ...
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+        """Recomputes activations in the backward pass instead of keeping them."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -60,19 +68,26 @@ class Policy(Protocol):
         ...
 
     def save_adapter(self, folder: Path) -> None:
-        """Writes the trained adapters alone, as what loads them onto the same base model expects."""
+        """Writes the trained adapters alone, in the format of the library that loads them onto the same base model."""
         ...
 
 
 class Preflight(Protocol):
-    """What a component's class may have besides: checks that cost no more than seconds, before any weights are loaded."""
+    """An optional part of a component's class: checks that take at most seconds, before any weights are loaded."""
 
     @staticmethod
     def preflight(options: Any, *, key: str) -> Mapping[str, int]:
-        """Refuses what cannot work with a `UsageError`, and returns the sizes it knows, none of which must be there.
+        """Refuses what cannot work, and returns the sizes it knows (it may know none).
 
-        ``key`` is the component's place in the config, such as ``planner``. Sizes: ``image_tokens`` of a picture, ``context`` in
-        positions, ``parameters`` in numbers.
+        Args:
+            options: the component's options.
+            key: the component's place in the config, such as ``planner``.
+
+        Returns:
+            ``image_tokens`` of a picture, ``context`` in positions, ``parameters`` as a number.
+
+        Raises:
+            UsageError: the component could not be made.
         """
         ...
 
@@ -82,7 +97,7 @@ class Planner(Policy, Protocol):
     """Writes chains."""
 
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
-        """One chain per prompt and seed (repeat a prompt for its group); ``.chains`` of the result, malformed ones included."""
+        """One chain per prompt and seed (repeat a prompt for its group), in ``.chains`` of the result, malformed ones included."""
         ...
 
 
@@ -100,41 +115,47 @@ class Renderer(Policy, Protocol):
         plans: Rollout | None = None,
         groups: Sequence[int] | None = None,
     ) -> Rollout:
-        """One picture per prompt, chain and seed. ``plans`` is given where the renderer wrote the chains itself (one unified policy).
+        """One picture per prompt, chain and seed.
 
-        ``groups`` are seeds too, one per picture and equal within a prompt's group: what is drawn for a group as a whole, such as which
-        denoising steps train, comes from them. Without them all pictures are one group.
+        Args:
+            prompts: one per picture.
+            chains: one per picture.
+            seeds: one per picture.
+            sampling: temperature, guidance, steps.
+            plans: the rollout of the chains, where the renderer wrote them itself (one unified policy).
+            groups: seeds too, one per picture and equal within a prompt's group. What is drawn for a group as a whole, such as which
+                denoising steps train, comes from them. Without them all pictures are one group.
         """
         ...
 
 
 @runtime_checkable
 class RewardJudge(Protocol):
-    """Scores samples. ``rewards`` says what it can score and what it must see for it: the plan or the image."""
+    """Scores samples. ``rewards`` says what it can score, and whether it must see the plan or the image for it."""
 
     rewards: Mapping[str, SegmentName]
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        """One number in [0,1] per name and sample; NaN where it could not be had."""
+        """For each name one number in [0, 1] per sample; NaN where it could not be had."""
         ...
 
 
 @runtime_checkable
 class RLAlgorithm(Protocol):
-    """Turns advantages into a loss on scored actions."""
+    """Turns rewards into advantages, and advantages into a loss."""
 
     def advantages(self, rewards: Tensor) -> Advantages:
-        """Advantages from total rewards ``[P, N, M]``, NaN where there is none."""
+        """Advantages from rewards ``[P, N, M]``, NaN where there is none."""
         ...
 
     def count(self, mask: Tensor) -> Tensor:
-        """What the sums of a segment's loss are divided by, from its mask ``[B, T]``: tokens, or sequences."""
+        """What the sums of a segment's loss are divided by, a scalar, from its mask ``[B, T]``: tokens, or sequences."""
         ...
 
     def loss(
         self,
         segment: SegmentName,
-        scored: ActionStats,
+        stats: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,
@@ -143,19 +164,29 @@ class RLAlgorithm(Protocol):
     ) -> Loss:
         """The loss to minimise on one segment, summed over actions.
 
-        ``old``, ``reference``: log-probabilities ``[B, T]``; ``advantages [B]``, or ``[B, T]`` from an :class:`AdvantageEstimator`.
+        Args:
+            segment: ``plan`` or ``image``.
+            stats: log-probabilities and entropies ``[B, T]`` of the policy, with gradient.
+            old: log-probabilities ``[B, T]`` of the policy before the update.
+            reference: log-probabilities ``[B, T]`` of the reference; None where the segment has no KL term.
+            advantages: ``[B]``, or ``[B, T]`` from an :class:`AdvantageEstimator`.
+            mask: bool ``[B, T]``, the actions that count.
+            settings: clip widths, KL and entropy coefficients.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What one policy did in a step, as it is known before the policy learns from it. On the CPU, without gradient.
+    """What one policy did in a step, before it learns from it. On the CPU, without gradient.
 
-    ``rewards [P, N, M]``, NaN where there is none. Plans lie in the order of ``rewards``; ``place [K]`` is where in the flattened rewards
-    the sample of an image row is (pruned images have no row). The rest is ``[B, T]`` by segment that trains, ``[0, 0]`` where nothing of
-    it was drawn: ``masks`` of the actions that count, and in float64 log-probabilities ``old`` and, where the run has a reference,
-    ``reference``, and ``values`` of the states before the actions, where the algorithm has a critic.
+    Attributes:
+        rewards: ``[P, N, M]``, NaN where there is none. Plans lie in the order of ``rewards``.
+        place: ``[K]``, the position in the flattened rewards of each image row. Pruned images have no row.
+        masks: bool ``[B, T]`` by segment that trains, ``[0, 0]`` where nothing of it was drawn; so are the following.
+        old: log-probabilities, float64.
+        reference: log-probabilities of the reference, float64, where the run has a reference.
+        values: values of the states before the actions, float64, where the algorithm has a critic.
     """
 
     rewards: Tensor
@@ -168,8 +199,13 @@ class Experience:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What an algorithm makes of an experience, by segment: ``advantages`` ``[B]`` or ``[B, T]``, and ``returns [B, T]`` for values to
-    learn, NaN where there is nothing to learn. ``statistics`` are ``(value, weight)`` pairs over all processes."""
+    """What an algorithm computes from an experience, by segment.
+
+    Attributes:
+        advantages: ``[B]`` or ``[B, T]``.
+        returns: ``[B, T]``, what values learn; NaN where there is nothing to learn.
+        statistics: ``(value, weight)`` pairs over all processes, scalars.
+    """
 
     advantages: Mapping[SegmentName, Tensor]
     returns: Mapping[SegmentName, Tensor] = field(default_factory=dict)
@@ -178,15 +214,18 @@ class Estimates:
 
 @runtime_checkable
 class AdvantageEstimator(RLAlgorithm, Protocol):
-    """An algorithm that needs to know more than rewards before it learns: what the policy did is scored first, and shown to it whole.
+    """Computes advantages from per-action log-probabilities, values or the reference.
 
-    ``advantages`` then only tells whether there is anything to compare. ``needs_reference``: it uses the reference's log-probabilities.
+    :meth:`advantages` then only says whether there is anything to compare. ``needs_reference``: it uses the reference's log-probabilities.
     """
 
     needs_reference: bool
 
     def estimate(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Estimates:
-        """Advantages of the whole step. ``total`` sums over processes, each of which must call it equally often."""
+        """Advantages of the whole step.
+
+        ``total`` sums a tensor of any shape over processes. Each process must call it equally often.
+        """
         ...
 
 
@@ -219,13 +258,13 @@ class ActorCritic(AdvantageEstimator, Protocol):
         ...
 
     def value_loss(self, values: Tensor, old: Tensor, returns: Tensor) -> tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]]:
-        """The loss of values ``[K]``, summed, against their returns, with the values ``old`` before the update; and its statistics."""
+        """The loss of values ``[K]`` against returns ``[K]``, a scalar sum, and its statistics; ``old [K]`` are earlier values."""
         ...
 
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """Gives prompts; a source for stage one gives examples as well."""
+    """Gives prompts. A source for stage one gives examples as well."""
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
         """``count`` prompts of a split, ``train`` or ``validation``, from number ``start`` on."""
@@ -238,14 +277,14 @@ class PromptSource(Protocol):
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """Prompts, and numbers about what was drawn for them."""
+    """Prompts, and measurements of what was drawn for them."""
 
     def prompts(self, count: int | None) -> Sequence[Prompt]:
         """The benchmark's prompts, or the first ``count``."""
         ...
 
     def measure(self, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
-        """Per-sample numbers by name."""
+        """By name, one number per sample."""
         ...
 
 

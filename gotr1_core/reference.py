@@ -8,22 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from gotr1_core.engine.dtensor import local
+from gotr1_core.engine.dtensor import local_tensor
 
 
 class Reference:
-    """Holds copies of a module's trainable parameters and lends them to it.
+    """Keeps copies of a module's trainable parameters, and swaps them in when the reference is needed.
 
-    A copy, and not "the adapter switched off": an adapter that continues an earlier training does not begin at zero, and heads
-    may train beside it.
+    Switching the adapter off would not do: an adapter that continues an earlier training does not begin at zero, and heads may train
+    beside it.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._pairs = [(p, local(p.detach()).clone()) for p in module.parameters() if p.requires_grad]
+        self._pairs = [(p, local_tensor(p.detach()).clone()) for p in module.parameters() if p.requires_grad]
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the module answers as the reference, without gradients."""
+        """Inside the block the module computes with the reference's parameters, without gradients."""
         with torch.no_grad():
             self._swap()
             try:
@@ -33,7 +33,7 @@ class Reference:
 
     def _swap(self) -> None:
         for parameter, frozen in self._pairs:
-            current = local(parameter.detach())
+            current = local_tensor(parameter.detach())
             spare = current.clone()
             current.copy_(frozen)  # in place: a sharded module gathers from this memory, whatever its parameters refer to
             frozen.copy_(spare)

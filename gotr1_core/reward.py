@@ -1,4 +1,4 @@
-"""Reward expressions: `pi * (sem + spa) / 2 * ri`, a line of a config that makes the total of named scores.
+"""Reward expressions: `pi * (sem + spa) / 2 * ri`, a line of a config that makes a reward of named scores.
 
     expression = term (("+" | "-") term)*           power = atom ("**" unary)?
     term       = unary (("*" | "/") unary)*         atom  = number | name | "(" expression ")"
@@ -9,9 +9,9 @@ digits and `_`, beginning with a letter; a judge's name may stand before it with
 `.`: `qwen2.5-vl.pi`. (So write spaces around a minus before a dotted name.) Text is parsed here and run by a
 small stack machine: it is never Python, and cannot call or reach anything.
 
-Missing scores are NaN, and so is a total that needs one, with one exception: a factor of 0 (also a numerator
+Missing scores are NaN, and so is a reward that needs one, with one exception: a factor of 0 (also a numerator
 of 0) makes the product 0 whatever the rest. Nothing is ever infinite: a division by 0, an overflow or a root of
-a negative number is NaN, a total that could not be had. 0/0 is 0, because the numerator already decides.
+a negative number is NaN, a reward that could not be had. 0/0 is 0, because the numerator already decides.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Expression:
-        """Read an expression.
+        """Reads an expression.
 
         Raises:
             UsageError: it is malformed, longer than `MAX_LENGTH` or nested deeper than `MAX_DEPTH`. The message
@@ -82,7 +82,7 @@ class Expression:
         return cls(text, frozenset(step.name for step in steps if step.kind == "name"), steps)
 
     def check(self, offered: Iterable[str]) -> None:
-        """Make sure that every name is offered.
+        """Checks that every name is offered.
 
         Raises:
             UsageError: some are not. The message lists them, the hint the nearest names and all that is offered.
@@ -97,10 +97,10 @@ class Expression:
         raise UsageError(f"unknown {noun} {', '.join(map(repr, unknown))} in reward {self.text!r}", hint="; ".join(hints))
 
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """The rewards, elementwise, float64 and without gradient, each finite or NaN.
+        """The rewards, elementwise, float64 ``[*S]`` and without gradient, each finite or NaN.
 
         Args:
-            scores: tensors of one shape, for every name of the expression; others are ignored. A score that could
+            scores: tensors of one shape ``[*S]``, for every name of the expression; others are ignored. A score that could
                 not be had is NaN (an infinite one counts as NaN).
 
         Returns:
@@ -111,25 +111,25 @@ class Expression:
             ValueError: scores of different shapes.
         """
         self.check(scores)
-        used = {name: scores[name] for name in sorted(self.names)} or dict(list(scores.items())[:1])
-        shapes = {tuple(score.shape) for score in used.values()}
+        needed = {name: scores[name] for name in sorted(self.names)} or dict(list(scores.items())[:1])
+        shapes = {tuple(score.shape) for score in needed.values()}
         if len(shapes) > 1:
-            raise ValueError(f"scores of different shapes: { {name: tuple(score.shape) for name, score in used.items()} }")
-        return _run(self._steps, used, shapes.pop() if shapes else ())
+            raise ValueError(f"scores of different shapes: { {name: tuple(score.shape) for name, score in needed.items()} }")
+        return _run(self._steps, needed, shapes.pop() if shapes else ())
 
     def settled(self, scores: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-        """Which samples' rewards are exactly 0 whatever the missing scores turn out to be.
+        """True where a sample's reward is exactly 0 whatever the missing scores turn out to be.
 
-        This is sound: put NaN for what is missing, and every step but two gives NaN if it sees one. The two are
+        Why this is sound: missing scores are set to NaN, and every step but two gives NaN if it sees one. The two are
         a product with a factor 0 and a quotient with a numerator 0, which are 0 for *every* other operand (finite,
-        NaN, even 0). So a total of 0 here does not depend on a missing score, and no fill-in can change it.
+        NaN, even 0). So a reward of 0 here depends on no missing score.
 
         Args:
             scores: what is known so far, NaN where it could not be had; names may be missing.
             shape: of the scores, and of the result.
 
         Returns:
-            A bool tensor of `shape`. False does not say that the total is not 0.
+            Bool of `shape` ``[*S]``. False does not mean that the reward is not 0.
 
         Raises:
             ValueError: scores of another shape.
@@ -146,7 +146,7 @@ class Expression:
 
 
 class _Parser:
-    """Recursive descent that writes steps in the order in which the stack machine takes them."""
+    """A recursive-descent parser that writes the steps of the stack machine in order."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -156,6 +156,7 @@ class _Parser:
         self._steps: list[_Step] = []
 
     def steps(self) -> tuple[_Step, ...]:
+        """The whole text as steps of the stack machine."""
         self._expression()
         if self._token.kind != "end":
             self._fail("expected an operator or the end")
@@ -182,7 +183,7 @@ class _Parser:
         return self._tokens[self._index]
 
     def _accept(self, *signs: str) -> str | None:
-        """Step over one of these signs if it comes next."""
+        """Steps over one of these signs if it comes next."""
         token = self._token
         if token.kind != "sign" or token.text not in signs:
             return None
@@ -259,9 +260,9 @@ class _Parser:
             self._expression()
             count += 1
         self._expect(")", f"expected ',' or ')' in the arguments of {token.text!r}")
-        wanted = FUNCTIONS[token.text]
-        if wanted is not None and count != wanted:
-            self._fail(f"{token.text!r} takes {wanted} arguments, not {count}", token.at)
+        arity = FUNCTIONS[token.text]
+        if arity is not None and count != arity:
+            self._fail(f"{token.text!r} takes {arity} arguments, not {count}", token.at)
         self._steps.append(_Step(token.text, arity=count))
 
     def _fail(self, problem: str, at: int | None = None) -> NoReturn:
@@ -280,7 +281,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _run(steps: Iterable[_Step], scores: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Run the stack machine; constants are scalars that broadcast."""
+    """Runs the stack machine; constants are scalars that broadcast."""
     import torch
 
     device = next((score.device for score in scores.values()), None)
@@ -302,7 +303,7 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _apply(kind: str, operands: list[Tensor]) -> Tensor:
-    """One operator or function. Operands are finite or NaN; the caller makes what is infinite NaN."""
+    """Applies one operator or function. Operands are finite or NaN; the caller turns infinities into NaN."""
     import torch
 
     if kind == "negate":
@@ -329,5 +330,5 @@ def _binary(kind: str, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).where((a != 0) & (b != 0), 0.0)
     if kind == "/":
         return (a / b).where(a != 0, 0.0)
-    # IEEE has nan ** 0 = 1 and 1 ** nan = 1; here a total that needs a missing score is missing.
+    # IEEE has nan ** 0 = 1 and 1 ** nan = 1; here a reward that needs a missing score is missing.
     return (a**b).masked_fill(a.isnan() | b.isnan(), math.nan)

@@ -42,7 +42,7 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class Parts:
-    """The components of a run. Planner and renderer are one object where one policy has both roles."""
+    """The components of a run. Planner and renderer are one object where one policy has both roles (a unified policy)."""
 
     planner: Planner
     renderer: Renderer
@@ -51,17 +51,18 @@ class Parts:
 
     @property
     def unified(self) -> bool:
+        """True if planner and renderer are one policy."""
         return self.planner is self.renderer  # type: ignore[comparison-overlap]
 
     def policies(self) -> dict[str, Policy]:
-        """Planner and renderer by role; the planner alone where it is both."""
+        """Planner and renderer by role; only the planner where it is both."""
         return {"planner": self.planner} if self.unified else {"planner": self.planner, "renderer": self.renderer}
 
     def trained(self, train: str) -> dict[str, tuple[Policy, tuple[SegmentName, ...]]]:
-        """The policies that train, by role, and their segments that do."""
-        wanted: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
+        """By role, the policies that train with their segments that train, under a config's ``train``."""
+        segments: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
         if self.unified:
-            return {"planner": (self.planner, wanted[train])}
+            return {"planner": (self.planner, segments[train])}
         roles: dict[str, tuple[Policy, tuple[SegmentName, ...]]] = {
             "planner": (self.planner, (PLAN,)),
             "renderer": (self.renderer, (IMAGE,)),
@@ -99,40 +100,46 @@ def _one_chunk(
     planned = planner.plan(
         [prompts[i] for i, _ in lineage], seeds=[seed_for(*seed, first + i, j, "plan") for i, j in lineage], sampling=settings.sampling
     )
-    drafts = [Sample(prompts[i], planned.chains[r], None, (first + i, j, 0)) for r, (i, j) in enumerate(lineage)]
-    known = judges.score(drafts, PLAN)
-    settled = judges.settled(known) | settings.needless if settings.prune else torch.zeros(len(known), dtype=torch.bool)
-    rows = [r for r in range(len(lineage)) if not settled[r] for _ in range(images)]
-    place = [r * images + k for r in range(len(lineage)) if not settled[r] for k in range(images)]
+    drafts = [Sample(prompts[i], planned.chains[row], None, (first + i, j, 0)) for row, (i, j) in enumerate(lineage)]
+    plan_scores = judges.score(drafts, PLAN)
+    pruned = judges.settled(plan_scores) | settings.needless if settings.prune else torch.zeros(len(drafts), dtype=torch.bool)
+    rows = [row for row in range(len(drafts)) if not pruned[row] for _ in range(images)]
+    place = [row * images + k for row in range(len(drafts)) if not pruned[row] for k in range(images)]
     drawn = None
     if rows:
         if settings.offload is not None:
             swap(settings.offload, renderer, idle=planner)
         drawn = renderer.render(
-            [drafts[r].prompt for r in rows],
-            [drafts[r].chain for r in rows],
-            seeds=[seed_for(*seed, *drafts[p // images].lineage[:2], p % images, "image") for p in place],
+            [drafts[row].prompt for row in rows],
+            [drafts[row].chain for row in rows],
+            seeds=[seed_for(*seed, *drafts[at // images].lineage[:2], at % images, "image") for at in place],
             sampling=settings.sampling,
             plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,  # type: ignore[comparison-overlap]
-            groups=[seed_for(*seed, drafts[r].lineage[0], "group") for r in rows],
+            groups=[seed_for(*seed, drafts[row].lineage[0], "group") for row in rows],
         )
         parent = torch.tensor(rows, device=drawn.tensors["mask"].device)
         drawn = replace(drawn, tensors={**drawn.tensors, "parent": parent})
-    samples = _scored(judges, drafts, known, drawn, place, images)
+    samples = _rewarded(judges, drafts, plan_scores, drawn, place, images)
     rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(len(prompts), plans, images)
     return Batch(tuple(prompts), planned, drawn, torch.tensor(place, dtype=torch.long), tuple(samples), rewards)
 
 
-def _scored(
-    judges: Judges, drafts: Sequence[Sample], known: Sequence[Mapping[str, float]], drawn: Rollout | None, place: Sequence[int], images: int
+def _rewarded(
+    judges: Judges,
+    drafts: Sequence[Sample],
+    plan_scores: Sequence[Mapping[str, float]],
+    drawn: Rollout | None,
+    place: Sequence[int],
+    images: int,
 ) -> list[Sample]:
-    """Every sample of the tree with its scores and reward; a pruned one has no image, and the reward it would have had."""
-    samples = [replace(d, lineage=(*d.lineage[:2], k), scores=dict(s)) for d, s in zip(drafts, known, strict=True) for k in range(images)]
+    """Every sample of the tree with its scores and reward. A pruned one has no image, and the reward that it would have had."""
+    pairs = zip(drafts, plan_scores, strict=True)
+    samples = [replace(d, lineage=(*d.lineage[:2], k), scores=dict(scores)) for d, scores in pairs for k in range(images)]
     if drawn is not None:
         for row, at in enumerate(place):
             samples[at] = replace(samples[at], image=drawn.images[row])
-        for at, more in zip(place, judges.score([samples[at] for at in place], IMAGE), strict=True):
-            samples[at] = replace(samples[at], scores={**samples[at].scores, **more})
-    unknown = dict.fromkeys(judges.expression.names, math.nan)  # those of the image, where there is none
-    columns = [{**unknown, **s.scores} for s in samples]
-    return [replace(s, reward=float(t)) for s, t in zip(samples, judges.total_rewards(columns), strict=True)]
+        for at, image_scores in zip(place, judges.score([samples[at] for at in place], IMAGE), strict=True):
+            samples[at] = replace(samples[at], scores={**samples[at].scores, **image_scores})
+    unknown = dict.fromkeys(judges.expression.names, math.nan)  # image scores of samples without an image
+    rewards = judges.total_rewards([{**unknown, **s.scores} for s in samples])
+    return [replace(s, reward=float(reward)) for s, reward in zip(samples, rewards, strict=True)]

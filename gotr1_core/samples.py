@@ -1,4 +1,4 @@
-"""The data that flows through a run: prompts, what policies did, what judges said. Frozen, and free of behaviour."""
+"""The data of a run: prompts, what policies did, what judges gave. Frozen, with next to no behaviour."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE: SegmentName = "image"
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user asks for. ``metadata`` is JSON-ready and means something to the source and the judges that share it."""
+    """What the user asks for. ``metadata`` is plain JSON, for the source that gives it and the judges that read it."""
 
     text: str
     id: str = ""
@@ -40,13 +40,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; training, evaluation and generation each have theirs, and a checkpoint carries those to generate with.
+    """How to sample. Training, evaluation and generation each have theirs; a checkpoint keeps those to generate with.
 
-    ``temperature`` is the plan's, ``image_temperature`` the picture's; 0 decodes greedily. ``guidance_scale`` w gives
-    ``u + w * (c - u)`` (classifier-free guidance, Ho & Salimans, arXiv 2207.12598); 1 is none. A chain that has not ended
-    after ``max_chain_tokens`` is cut. ``log_prob`` says which distribution of guided images is scored: the ``guided`` one
-    that was sampled from, or the ``conditional`` one, which repeats papers that did so and is biased. A diffusion model draws in
-    ``denoising_steps``, whose noise ``image_temperature`` multiplies.
+    Attributes:
+        temperature: of the plan's tokens; 0 decodes greedily.
+        image_temperature: of the picture's tokens; 0 decodes greedily. It multiplies the noise of denoising steps.
+        guidance_scale: w in ``u + w * (c - u)`` (classifier-free guidance, Ho & Salimans, arXiv 2207.12598); 1 is none.
+        max_chain_tokens: a chain that has not ended by then is cut.
+        log_prob: the distribution whose log-probabilities guided images get. ``guided`` is the one that was sampled from;
+            ``conditional`` repeats papers that used it, and is biased.
+        denoising_steps: in how many steps a diffusion model draws.
     """
 
     temperature: float = 1.0
@@ -59,12 +62,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one policy did for B samples, enough to score it again.
+    """What one policy did for B samples: enough to compute its log-probabilities again.
 
-    ``tensors`` are rows first. Always there: ``log_prob [B, T]``, the sampler's own, and ``mask [B, T]``, true where an action was
-    sampled (an appended token is none). ``truncated [B]``: chains that were cut. The rest is the policy's own. For images,
-    ``parent [B]`` is the row of the plan rollout an image was drawn from. Where actions are denoising steps, ``step [B, T]`` says which
-    ones, from 0; they are reported one by one.
+    Attributes:
+        segment: ``plan`` or ``image``.
+        sampling: how it was sampled.
+        tensors: rows first. Always there: ``log_prob [B, T]``, the sampler's own, and bool ``mask [B, T]``, true where an action was
+            sampled (an appended token is none). Plans have bool ``truncated [B]``, chains that were cut. Images have ``parent [B]``, the
+            row of the plan that each was drawn from. Denoising steps have ``step [B, T]``, their numbers from 0. The rest is the
+            policy's own.
+        chains: one per row, of plans.
+        images: one per row, of images.
     """
 
     segment: SegmentName
@@ -77,23 +85,28 @@ class Rollout:
         return len(self.tensors["mask"])
 
     def rows(self, index: Tensor) -> Rollout:
-        """The rollout of some rows, ``index [K]`` integers."""
-        pick = index.tolist()
+        """The rollout of the rows ``index [K]``, integers."""
+        rows = index.tolist()
         return replace(
             self,
             tensors={name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()},
-            chains=tuple(self.chains[i] for i in pick) if self.chains else (),
-            images=tuple(self.images[i] for i in pick) if self.images else (),
+            chains=tuple(self.chains[i] for i in rows) if self.chains else (),
+            images=tuple(self.images[i] for i in rows) if self.images else (),
         )
 
 
 @dataclass(frozen=True)
 class ActionStats:
-    """A policy's answer about actions: ``log_prob``, ``entropy`` ``[B, T]`` in nats, ``features [B, T, H]`` where it has them.
+    """What a policy computes about actions that were sampled. Of Gaussian actions all numbers are means over latent dimensions.
 
-    Of Gaussian actions, denoising steps, it says ``mean [B, T, ...]`` and ``std [B, T]`` too; their log-probabilities and entropies
-    are means over latent dimensions. The update then adds divergences in closed form, ``[B, T]`` and means over latent dimensions:
-    ``kl`` from the reference, where there is one, and ``moved`` from the policy as it was when it drew.
+    Attributes:
+        log_prob: ``[B, T]``, nats.
+        entropy: ``[B, T]``, nats.
+        features: ``[B, T, H]``, the states before the actions, where the policy has them.
+        mean: ``[B, T, ...]``, of Gaussian actions such as denoising steps.
+        std: ``[B, T]``, of Gaussian actions.
+        kl: ``[B, T]``, the closed-form divergence of Gaussian actions from the reference; the update adds it.
+        moved: ``[B, T]``, the same from the policy as it was when it sampled; the update adds it.
     """
 
     log_prob: Tensor
@@ -107,7 +120,7 @@ class ActionStats:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and how it came about: prompt, plan j of prompt i, image k of that plan, scores, reward."""
+    """One picture and how it came about. ``lineage`` is (prompt, plan of the prompt, image of the plan); an unknown ``reward`` is NaN."""
 
     prompt: Prompt
     chain: Chain
@@ -118,23 +131,23 @@ class Sample:
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of one policy as one; tensors are padded at the right of dimension 1 to the longest."""
+    """Rollouts of one policy as one. Tensors ``[B, T, ...]`` are padded at the right of dimension 1 to the longest."""
     import torch
 
     first = rollouts[0]
     if len(rollouts) == 1:
         return first
 
-    def together(name: str) -> Tensor:
-        parts = [r.tensors[name] for r in rollouts]
-        if parts[0].dim() > 1:
-            width = max(p.shape[1] for p in parts)
-            parts = [torch.cat([p, p.new_zeros(len(p), width - p.shape[1], *p.shape[2:])], 1) for p in parts]
-        return torch.cat(parts)
+    def joined(name: str) -> Tensor:
+        tensors = [r.tensors[name] for r in rollouts]
+        if tensors[0].dim() > 1:
+            width = max(t.shape[1] for t in tensors)
+            tensors = [torch.cat([t, t.new_zeros(len(t), width - t.shape[1], *t.shape[2:])], 1) for t in tensors]
+        return torch.cat(tensors)
 
     return replace(
         first,
-        tensors={name: together(name) for name in first.tensors},
+        tensors={name: joined(name) for name in first.tensors},
         chains=tuple(c for r in rollouts for c in r.chains),
         images=tuple(i for r in rollouts for i in r.images),
     )

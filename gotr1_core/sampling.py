@@ -1,8 +1,7 @@
-"""Sampling and scoring of tokens, shared by every autoregressive policy, so that what is sampled is what is scored.
+"""Samples tokens and computes their log-probabilities, for every autoregressive policy. Both use the same distribution.
 
-Every sample owns its randomness: one uniform number per position is drawn ahead of time from a generator seeded by the
-sample's own seed, and a token is found by inverting the cumulative distribution. So a token depends on its own
-seed and its own logits, not on the batch it is in.
+Every sample owns its randomness. One uniform number per position is drawn ahead of time, from a generator seeded by the sample's own
+seed, and a token is found by inverting the cumulative distribution. So a token depends on its seed and its logits, not on its batch.
 """
 
 from __future__ import annotations
@@ -23,20 +22,23 @@ def seed_for(*lineage: int | str) -> int:
 
 
 def uniforms(seeds: Sequence[int], length: int) -> Tensor:
-    """One number in [0,1) per sample and position, ``float64 [B, length]`` on the CPU."""
+    """One number in [0, 1) per sample and position, float64 ``[B, length]`` on the CPU."""
     rows = [torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, length, dtype=torch.float64)
 
 
 def apply_guidance(conditional: Tensor, unconditional: Tensor | None, scale: float) -> Tensor:
-    """Classifier-free guidance, ``u + w * (c - u)``; the conditional alone where there is no unconditional."""
+    """Classifier-free guidance ``u + w * (c - u)`` of logits ``[..., V]``; the conditional logits where there are no unconditional ones."""
     if unconditional is None:
         return conditional
     return unconditional + scale * (conditional - unconditional)
 
 
 def sample_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Tokens ``[B]`` by inverse CDF from ``logits [B, V]``, and their log-probabilities ``[B]``; temperature 0 takes the mode."""
+    """Samples tokens ``[B]`` from ``logits [B, V]`` by inverse CDF at ``uniform [B]``; returns them and their log-probabilities ``[B]``.
+
+    Temperature 0 takes the most probable token, with log-probability 0.
+    """
     logits = logits.float()
     if temperature == 0:
         token = logits.argmax(-1)
@@ -51,7 +53,7 @@ def sample_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[T
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sampled tokens ``[B, T]``, their log-probabilities, a mask of what was sampled, and which rows reached the stop token."""
+    """Sampled tokens, their log-probabilities and a mask of what was sampled, ``[B, T]``; rows ``finished [B]`` reached the stop token."""
 
     tokens: Tensor
     log_prob: Tensor
@@ -66,11 +68,14 @@ def decode(
     stop: int | None = None,
     keep: Callable[[Tensor], None] | None = None,
 ) -> Tokens:
-    """Samples up to ``uniform.shape[1]`` tokens per row, the stop token included.
+    """Samples up to T tokens per row, the stop token included.
 
-    ``advance(None)`` gives the first logits ``[B, V]``, ``advance(tokens [B])`` those after these tokens. Rows that have
-    stopped are fed the stop token until the last row has, and masked; with ``keep``, which is told the places of rows that go on,
-    they are left out from then on whenever they are a quarter of the batch.
+    Args:
+        advance: ``advance(None)`` gives the first logits ``[B, V]``, ``advance(tokens [B])`` those after these tokens.
+        uniform: random numbers ``[B, T]``.
+        temperature: of the tokens.
+        stop: the token that ends a row. A row that has stopped is fed it, masked, until the last row has stopped.
+        keep: gets the positions of the rows that go on, and drops the others. It is called when a quarter of the rows have stopped.
     """
     logits = advance(None)
     uniform = uniform.to(logits.device)
@@ -78,7 +83,7 @@ def decode(
     log_prob = torch.zeros(uniform.shape, dtype=torch.float32, device=logits.device)
     mask = torch.zeros(uniform.shape, dtype=torch.bool, device=logits.device)
     finished = torch.zeros(len(uniform), dtype=torch.bool, device=logits.device)
-    rows = torch.arange(len(uniform), device=logits.device)  # those that ``advance`` has
+    rows = torch.arange(len(uniform), device=logits.device)  # the rows that ``advance`` still has
     alive = ~finished
     length = uniform.shape[1]
     for t in range(length):
@@ -89,14 +94,14 @@ def decode(
         if stop is not None:
             alive = alive & (token != stop)
             finished[rows] = ~alive
-            left = int(alive.sum())
-            if not left:
+            remaining = int(alive.sum())
+            if not remaining:
                 length = t + 1
                 break
-            if keep is not None and 4 * left <= 3 * len(rows):
-                places = alive.nonzero().flatten()
-                rows, token, alive = rows[places], token[places], alive[places]
-                keep(places)
+            if keep is not None and 4 * remaining <= 3 * len(rows):
+                positions = alive.nonzero().flatten()
+                rows, token, alive = rows[positions], token[positions], alive[positions]
+                keep(positions)
         if t + 1 < length:
             logits = advance(token)
     return Tokens(tokens[:, :length], log_prob[:, :length], mask[:, :length], finished)
@@ -112,14 +117,20 @@ def token_stats(
     guidance_scale: float = 1.0,
     chunk: int = 4096,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies ``[N]`` of ``tokens [N]`` given features ``hidden [N, H]``, as the sampler computed them.
+    """Log-probabilities and entropies ``[N]`` of ``tokens [N]``, computed as the sampler did.
 
-    Logits exist for ``chunk`` positions at a time and are computed again in the backward pass. Temperature 0 was greedy decoding; it is
-    scored at temperature 1.
+    Args:
+        head: maps features to logits ``[N, V]``.
+        hidden: features ``[N, H]`` that the tokens were predicted from.
+        tokens: ``[N]``.
+        temperature: the sampler's. For greedy decoding, 0, temperature 1 is used.
+        unconditional: features ``[N, H]`` of the unconditional rows, under guidance.
+        guidance_scale: the sampler's.
+        chunk: logits exist for so many positions at a time, and are computed again in the backward pass.
     """
 
-    def one(part: Tensor, other: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = apply_guidance(head(part).float(), None if other is None else head(other).float(), guidance_scale)
+    def compute(features: Tensor, other: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = apply_guidance(head(features).float(), None if other is None else head(other).float(), guidance_scale)
         log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1), entropy
@@ -129,11 +140,11 @@ def token_stats(
         span = slice(start, start + chunk)
         other = None if unconditional is None else unconditional[span]
         if torch.is_grad_enabled() and len(tokens) > chunk:
-            part = checkpoint(one, hidden[span], other, tokens[span], use_reentrant=False)
+            stats = checkpoint(compute, hidden[span], other, tokens[span], use_reentrant=False)
         else:
-            part = one(hidden[span], other, tokens[span])
-        chosen.append(part[0])
-        entropies.append(part[1])
+            stats = compute(hidden[span], other, tokens[span])
+        chosen.append(stats[0])
+        entropies.append(stats[1])
     if not chosen:
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
     return torch.cat(chosen), torch.cat(entropies)

@@ -1,4 +1,4 @@
-"""One policy's update on a rollout: score, compare with the rollout, take the gradient of the algorithm's loss."""
+"""Updates one policy on one rollout: log-probabilities, the algorithm's loss, its gradient, optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gotr1_core.advantages import Advantages
-from gotr1_core.batch import Batch, MicroBatch, action_mask, micro_batches
+from gotr1_core.batch import Batch, MicroBatch, action_mask, split_batch
 from gotr1_core.config.models import OptimizerConfig, RunConfig, SegmentConfig
 from gotr1_core.engine.collectives import any_process, sum_gradients, sum_over_processes
 from gotr1_core.engine.critic import critic_values, estimate_advantages
 from gotr1_core.engine.ema import EMA
-from gotr1_core.engine.fsdp import in_step, is_sharded
+from gotr1_core.engine.fsdp import align_micro_batches, is_sharded
 from gotr1_core.engine.metrics import Clock, MetricSums
 from gotr1_core.engine.optim import clip_gradients, learning_rate_at, set_learning_rate
-from gotr1_core.engine.out_of_memory import explained
+from gotr1_core.engine.out_of_memory import explain_out_of_memory
 from gotr1_core.gaussian import divergence
 from gotr1_core.protocols import ActorCritic, AdvantageEstimator, Critic, Policy, RLAlgorithm
 from gotr1_core.reference import Reference
@@ -27,7 +27,7 @@ from gotr1_core.samples import PLAN, ActionStats, Rollout, SegmentName
 
 @dataclass
 class Learner:
-    """A policy with its wrapped module, its optimizer and the segments of it that train."""
+    """A policy that trains: its wrapped module, its optimizer, and those of its segments that train."""
 
     policy: Policy
     module: nn.Module
@@ -40,30 +40,6 @@ class Learner:
     ema: EMA | None = None
 
 
-def counts(batch: Batch, learner: Learner, algorithm: RLAlgorithm, config: RunConfig) -> dict[SegmentName, tuple[float, int, int]]:
-    """For what each segment's sums are divided by, on this process: how much was sampled, and of how many rows how many were drawn."""
-    found: dict[SegmentName, tuple[float, int, int]] = {}
-    for name in learner.segments:
-        rollout, rows = (batch.plans, len(batch.plans)) if name == PLAN else (batch.images, len(batch.samples))
-        sampled = float(algorithm.count(action_mask(rollout, config))) if rollout is not None else 0.0
-        found[name] = sampled, rows, len(rollout) if rollout is not None else 0
-    return found
-
-
-def with_log_probs(
-    accelerator: Accelerator, learner: Learner, parts: Sequence[MicroBatch], *, critic: Critic | None = None
-) -> list[MicroBatch]:
-    """The slices with log-probabilities, and values where there is a critic, without gradient: on what the update will score again."""
-    found = []
-    with torch.no_grad(), accelerator.autocast():
-        for part in parts:
-            scored = learner.module(part.segments)
-            estimates = critic_values(critic.module, scored, part.masks) if critic else {}
-            old, means = {n: s.log_prob for n, s in scored.items()}, {n: s.mean for n, s in scored.items() if s.mean is not None}
-            found.append(replace(part, old=old, old_means=means, values=estimates))
-    return found
-
-
 def update(
     accelerator: Accelerator,
     learner: Learner,
@@ -73,164 +49,198 @@ def update(
     config: RunConfig,
     clock: Clock,
 ) -> dict[str, float]:
-    """``config.updates`` optimizer updates of one policy on one batch; returns means of the statistics.
+    """Makes ``config.updates`` optimizer updates of one policy on one batch; returns the means of the statistics by name.
 
-    Losses are sums, divided by counts over the whole update and all processes: neither micro-batches nor processes change the
-    gradient. With one update ``old`` is the scoring pass itself, so the ratio is 1 and its gradient that of log p.
+    Losses are sums. They are divided by counts over the whole update and all processes, so neither micro-batches nor processes change
+    the gradient. With one update, ``old`` is the detached log-probability of the same pass: the ratio is 1 and its gradient that of log p.
     """
-    total_updates = config.steps * config.updates
-    tally = MetricSums()
-    scale = _shares(accelerator, counts(batch, learner, algorithm, config))
-    with clock.phase("forward"), explained("forward", config):
-        parts = _known(accelerator, learner, algorithm, batch, advantages, config, tally)
-    value_scale = _shares(accelerator, _learnt(learner, parts)) if learner.critic else {}
-    working = any_process(accelerator, bool(parts))  # then every process takes part, with whatever it has
-    alone = learner.critic is not None and learner.updates < learner.critic.warmup * config.updates
+    all_updates = config.steps * config.updates
+    sums = MetricSums()
+    scale = _mean_factors(accelerator, counts(batch, learner, algorithm, config))
+    with clock.phase("forward"), explain_out_of_memory("forward", config):
+        micro_batches = _prepare(accelerator, learner, algorithm, batch, advantages, config, sums)
+    value_scale = _mean_factors(accelerator, _value_counts(learner, micro_batches)) if learner.critic else {}
+    working = any_process(accelerator, bool(micro_batches))  # then every process takes part, with whatever it has
+    critic_only = learner.critic is not None and learner.updates < learner.critic.warmup * config.updates
     for number in range(config.updates if working else 0):
-        set_learning_rate(learner.optimizer, learning_rate_at(learner.settings, learner.updates, total_updates))
-        for part in parts:
+        set_learning_rate(learner.optimizer, learning_rate_at(learner.settings, learner.updates, all_updates))
+        for micro_batch in micro_batches:
             with accelerator.autocast():
-                with clock.phase("forward"), torch.set_grad_enabled(not alone):
-                    scored = learner.module(part.segments)
-                losses = [0 * scored[name].log_prob[mask].sum() for name, mask in part.masks.items() if part.idle]
-                for name, rollout in part.segments.items() if not part.idle else ():
-                    old = part.old[name] if config.updates > 1 else scored[name].log_prob.detach()
+                with clock.phase("forward"), torch.set_grad_enabled(not critic_only):
+                    stats = learner.module(micro_batch.segments)
+                losses = [0 * stats[name].log_prob[mask].sum() for name, mask in micro_batch.masks.items() if micro_batch.idle]
+                for name, rollout in micro_batch.segments.items() if not micro_batch.idle else ():
+                    old = micro_batch.old[name] if config.updates > 1 else stats[name].log_prob.detach()
                     if number == 0:
-                        _sampler_gap(tally, name, rollout, old)
-                    losses.append(_segment_loss(algorithm, learner, part, name, scored[name], old, tally) * scale[name])
-                if isinstance(algorithm, ActorCritic) and learner.critic is not None and not part.idle:
-                    losses += _value_losses(algorithm, learner.critic, part, scored, value_scale, tally)
+                        _add_sampler_gap(sums, name, rollout, old)
+                    losses.append(_segment_loss(algorithm, learner, micro_batch, name, stats[name], old, sums) * scale[name])
+                if isinstance(algorithm, ActorCritic) and learner.critic is not None and not micro_batch.idle:
+                    losses += _value_losses(algorithm, learner.critic, micro_batch, stats, value_scale, sums)
                 loss = torch.stack(losses).sum()
                 with clock.phase("update"):
-                    if loss.requires_grad:  # not of what is idle while a critic learns alone
+                    if loss.requires_grad:  # an idle micro-batch has no gradient while only the critic learns
                         accelerator.backward(loss)
         with clock.phase("update"):
-            _step(accelerator, learner, tally)
+            _optimizer_step(accelerator, learner, sums)
         learner.updates += 1
         if learner.ema is not None:
-            learner.ema.follow(learner.updates)
+            learner.ema.update(learner.updates)
     if not working:
-        learner.updates += config.updates  # the schedule goes by steps, also by those with nothing to learn from
-    return tally.numbers(accelerator) | {"learning_rate": learning_rate_at(learner.settings, max(0, learner.updates - 1), total_updates)}
+        learner.updates += config.updates  # the schedule counts steps, those with nothing to learn from too
+    return sums.reduce(accelerator) | {"learning_rate": learning_rate_at(learner.settings, max(0, learner.updates - 1), all_updates)}
 
 
-def _shares(accelerator: Accelerator, local: Mapping[SegmentName, tuple[float, int, int]]) -> dict[SegmentName, float]:
-    """What sums are multiplied by to become means over all processes: everything that was sampled, pruned images counted as if drawn.
+def counts(batch: Batch, learner: Learner, algorithm: RLAlgorithm, config: RunConfig) -> dict[SegmentName, tuple[float, int, int]]:
+    """Counts each segment of this process: what the algorithm counts (tokens or sequences), all rows, and the rows that were drawn."""
+    by_segment: dict[SegmentName, tuple[float, int, int]] = {}
+    for name in learner.segments:
+        rollout, rows = (batch.plans, len(batch.plans)) if name == PLAN else (batch.images, len(batch.samples))
+        sampled = float(algorithm.count(action_mask(rollout, config))) if rollout is not None else 0.0
+        by_segment[name] = sampled, rows, len(rollout) if rollout is not None else 0
+    return by_segment
 
-    Where nothing counts there is nothing to divide, either.
+
+def with_log_probs(
+    accelerator: Accelerator, learner: Learner, micro_batches: Sequence[MicroBatch], *, critic: Critic | None = None
+) -> list[MicroBatch]:
+    """Adds ``old`` log-probabilities ``[B, T]``, and values ``[B, T]`` where there is a critic, computed without gradient."""
+    filled = []
+    with torch.no_grad(), accelerator.autocast():
+        for micro_batch in micro_batches:
+            stats = learner.module(micro_batch.segments)
+            values = critic_values(critic.module, stats, micro_batch.masks) if critic else {}
+            means = {name: s.mean for name, s in stats.items() if s.mean is not None}
+            filled.append(replace(micro_batch, old={name: s.log_prob for name, s in stats.items()}, old_means=means, values=values))
+    return filled
+
+
+def _mean_factors(accelerator: Accelerator, local: Mapping[SegmentName, tuple[float, int, int]]) -> dict[SegmentName, float]:
+    """Factors that turn sums into means over all that was sampled on all processes. Pruned images count as if they were drawn.
+
+    A segment with nothing to count is divided by 1.
     """
-    shares = {}
-    for name, mine in local.items():
-        sampled, rows, drawn = sum_over_processes(accelerator, mine)
-        shares[name] = 1 / max(1.0, sampled * rows / max(1, drawn))
-    return shares
+    factors = {}
+    for name, numbers in local.items():
+        sampled, rows, drawn = sum_over_processes(accelerator, numbers)
+        factors[name] = 1 / max(1.0, sampled * rows / max(1, drawn))
+    return factors
 
 
-def _learnt(learner: Learner, parts: Sequence[MicroBatch]) -> dict[SegmentName, tuple[float, int, int]]:
-    """How many values there are to learn on this process."""
-    known = {name: sum(int(part.returns[name].isfinite().sum()) for part in parts if name in part.returns) for name in learner.segments}
-    return {name: (float(count), 1, 1) for name, count in known.items()}
+def _value_counts(learner: Learner, micro_batches: Sequence[MicroBatch]) -> dict[SegmentName, tuple[float, int, int]]:
+    """How many values there are to learn on this process, as :func:`counts` gives it."""
+    finite = {name: sum(int(m.returns[name].isfinite().sum()) for m in micro_batches if name in m.returns) for name in learner.segments}
+    return {name: (float(count), 1, 1) for name, count in finite.items()}
 
 
-def _known(
+def _prepare(
     accelerator: Accelerator,
     learner: Learner,
     algorithm: RLAlgorithm,
     batch: Batch,
     advantages: Advantages,
     config: RunConfig,
-    tally: MetricSums,
+    sums: MetricSums,
 ) -> list[MicroBatch]:
-    """The slices of an update with what has to be known before it: scores of the reference, of the policy as it is, advantages."""
-    assessor = algorithm if isinstance(algorithm, AdvantageEstimator) else None
-    parts = micro_batches(batch, advantages, learner.segments, config, every=assessor is not None)
+    """Splits the batch, and adds what must be known before the update: the reference's and old log-probabilities, advantages."""
+    estimator = algorithm if isinstance(algorithm, AdvantageEstimator) else None
+    micro_batches = split_batch(batch, advantages, learner.segments, config, every=estimator is not None)
     if is_sharded(learner.module):
-        parts = in_step(accelerator, parts)
+        micro_batches = align_micro_batches(accelerator, micro_batches)
     if learner.reference is not None:
         with learner.reference.active():
-            parts = [_as_reference(part) for part in with_log_probs(accelerator, learner, parts)]
-    if config.updates > 1 or assessor is not None:
-        parts = with_log_probs(accelerator, learner, parts, critic=learner.critic)
-    if assessor is not None:
-        mine = [part for part in parts if not part.idle]
-        mine, statistics = estimate_advantages(accelerator, assessor, learner.critic, list(learner.segments), batch, mine)
-        parts = [part if part.idle else mine.pop(0) for part in parts]
-        tally.extend(statistics)
-    return parts
+            micro_batches = [_as_reference(m) for m in with_log_probs(accelerator, learner, micro_batches)]
+    if config.updates > 1 or estimator is not None:
+        micro_batches = with_log_probs(accelerator, learner, micro_batches, critic=learner.critic)
+    if estimator is not None:
+        busy = [m for m in micro_batches if not m.idle]
+        busy, statistics = estimate_advantages(accelerator, estimator, learner.critic, list(learner.segments), batch, busy)
+        micro_batches = [m if m.idle else busy.pop(0) for m in micro_batches]
+        sums.extend(statistics)
+    return micro_batches
 
 
-def _as_reference(part: MicroBatch) -> MicroBatch:
-    return replace(part, reference=part.old, reference_means=part.old_means, old={}, old_means={})
+def _as_reference(micro_batch: MicroBatch) -> MicroBatch:
+    """Moves log-probabilities and means that the reference gave from ``old`` to ``reference``."""
+    return replace(micro_batch, reference=micro_batch.old, reference_means=micro_batch.old_means, old={}, old_means={})
 
 
 def _segment_loss(
-    algorithm: RLAlgorithm, learner: Learner, part: MicroBatch, name: SegmentName, scored: ActionStats, old: Tensor, tally: MetricSums
+    algorithm: RLAlgorithm,
+    learner: Learner,
+    micro_batch: MicroBatch,
+    name: SegmentName,
+    stats: ActionStats,
+    old: Tensor,
+    sums: MetricSums,
 ) -> Tensor:
+    """The weighted loss of one segment, a scalar, summed over its actions; adds the segment's statistics."""
     settings = learner.segments[name]
-    reference, mask = part.reference.get(name), part.masks[name]
-    scored = _with_divergences(scored, part, name)
-    loss = algorithm.loss(name, scored, old, reference if settings.kl else None, part.advantages[name], mask, settings)
-    tally.extend(loss.statistics, f"{name}.")
-    if reference is not None and not settings.kl:  # it was scored with the other segment, and costs nothing to look at
-        gap = (reference - scored.log_prob.detach())[mask]
-        apart = gap.exp() - 1 - gap if scored.kl is None else scored.kl.detach()[mask]
-        tally.add(f"{name}.kl", apart.sum(), len(apart))
-    ratios = (scored.log_prob.detach() - old)[mask].exp()
-    tally.extremes(ratios, low=f"{name}.ratio_min", high=f"{name}.ratio_max")
-    _step_by_step(tally, name, part.segments[name].tensors.get("step"), loss.actions, mask)
+    reference, mask = micro_batch.reference.get(name), micro_batch.masks[name]
+    stats = _with_divergences(stats, micro_batch, name)
+    loss = algorithm.loss(name, stats, old, reference if settings.kl else None, micro_batch.advantages[name], mask, settings)
+    sums.extend(loss.statistics, f"{name}.")
+    if reference is not None and not settings.kl:  # known because the other segment needs it; reported, not paid for
+        gap = (reference - stats.log_prob.detach())[mask]
+        kl = gap.exp() - 1 - gap if stats.kl is None else stats.kl.detach()[mask]
+        sums.add(f"{name}.kl", kl.sum(), len(kl))
+    ratios = (stats.log_prob.detach() - old)[mask].exp()
+    sums.add_extremes(ratios, low=f"{name}.ratio_min", high=f"{name}.ratio_max")
+    _add_per_denoising_step(sums, name, micro_batch.segments[name].tensors.get("step"), loss.actions, mask)
     return settings.weight * loss.sums[name]
 
 
-def _with_divergences(scored: ActionStats, part: MicroBatch, name: SegmentName) -> ActionStats:
-    """Gaussian actions with their divergences in closed form: from the policy as it was before the update, and from the reference."""
-    if scored.mean is None or scored.std is None:
-        return scored
-    moved = divergence(scored.mean, part.old_means.get(name, scored.mean.detach()), scored.std)
-    reference = part.reference_means.get(name)
-    return replace(scored, moved=moved, kl=None if reference is None else divergence(scored.mean, reference, scored.std))
+def _with_divergences(stats: ActionStats, micro_batch: MicroBatch, name: SegmentName) -> ActionStats:
+    """Adds closed-form divergences to Gaussian actions: from the policy before the update, and from the reference."""
+    if stats.mean is None or stats.std is None:
+        return stats
+    moved = divergence(stats.mean, micro_batch.old_means.get(name, stats.mean.detach()), stats.std)
+    reference = micro_batch.reference_means.get(name)
+    return replace(stats, moved=moved, kl=None if reference is None else divergence(stats.mean, reference, stats.std))
 
 
-def _step_by_step(tally: MetricSums, name: SegmentName, steps: Tensor | None, actions: Mapping[str, Tensor], mask: Tensor) -> None:
-    """Numbers of every action by the denoising step that it is, counted from 1: one mean over all would hide those of little noise."""
+def _add_per_denoising_step(sums: MetricSums, name: SegmentName, steps: Tensor | None, actions: Mapping[str, Tensor], mask: Tensor) -> None:
+    """Reports each denoising step alone, counted from 1. One mean over all steps would hide those with little noise."""
     if steps is None or not actions:
         return
     for step in steps[mask].unique().tolist():
         chosen = mask & (steps == step)
-        for what, each in actions.items():
-            tally.add(f"{name}.step_{step + 1}.{what}", each[chosen].double().sum(), chosen.sum())
+        for what, numbers in actions.items():
+            sums.add(f"{name}.step_{step + 1}.{what}", numbers[chosen].double().sum(), chosen.sum())
 
 
 def _value_losses(
     algorithm: ActorCritic,
     critic: Critic,
-    part: MicroBatch,
-    scored: Mapping[SegmentName, ActionStats],
+    micro_batch: MicroBatch,
+    stats: Mapping[SegmentName, ActionStats],
     scale: Mapping[SegmentName, float],
-    tally: MetricSums,
+    sums: MetricSums,
 ) -> list[Tensor]:
+    """The critic's loss of each segment, scalars."""
     losses = []
-    for name, estimates in critic_values(critic.module, scored, part.masks).items():
-        learnt = part.returns[name].isfinite()
-        returns = part.returns[name][learnt].to(estimates.dtype)
-        loss, statistics = algorithm.value_loss(estimates[learnt], part.values[name][learnt], returns)
-        tally.extend(statistics, f"{name}.")
+    for name, values in critic_values(critic.module, stats, micro_batch.masks).items():
+        finite = micro_batch.returns[name].isfinite()
+        returns = micro_batch.returns[name][finite].to(values.dtype)
+        loss, statistics = algorithm.value_loss(values[finite], micro_batch.values[name][finite], returns)
+        sums.extend(statistics, f"{name}.")
         losses.append(loss * scale[name])
     return losses
 
 
-def _step(accelerator: Accelerator, learner: Learner, tally: MetricSums) -> None:
+def _optimizer_step(accelerator: Accelerator, learner: Learner, sums: MetricSums) -> None:
+    """Sums gradients over processes, clips them by their norm, steps, and clears them."""
     sum_gradients(accelerator, [p for group in learner.optimizer.param_groups for p in group["params"]])
     accelerator.unscale_gradients(learner.optimizer)  # of fp16, before they are clipped
-    tally.add("gradient_norm", clip_gradients(learner.module.parameters(), learner.settings.max_grad_norm))
+    sums.add("gradient_norm", clip_gradients(learner.module.parameters(), learner.settings.max_grad_norm))
     if learner.critic is not None:
-        tally.add("value_gradient_norm", clip_gradients(learner.critic.module.parameters(), learner.critic.max_grad_norm))
+        sums.add("value_gradient_norm", clip_gradients(learner.critic.module.parameters(), learner.critic.max_grad_norm))
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
 
 
-def _sampler_gap(tally: MetricSums, name: SegmentName, rollout: Rollout, old: Tensor) -> None:
-    """How far the scorer is from what the sampler said it did; near 0, or what is scored is not what was sampled."""
+def _add_sampler_gap(sums: MetricSums, name: SegmentName, rollout: Rollout, old: Tensor) -> None:
+    """Compares log-probabilities ``old [B, T]`` with those the sampler reported. They differ by rounding, or something is wrong."""
     mask = rollout.tensors["mask"]
     gap = torch.where(mask, (old - rollout.tensors["log_prob"]).abs(), 0.0)
-    tally.add(f"{name}.sampler_gap", gap.sum(), mask.sum())
-    tally.extremes(gap, high=f"{name}.worst_sampler_gap")
+    sums.add(f"{name}.sampler_gap", gap.sum(), mask.sum())
+    sums.add_extremes(gap, high=f"{name}.worst_sampler_gap")

@@ -1,4 +1,4 @@
-"""Runs of the tiny Janus, for the tests of the loop and of what it leaves on disk; and a toy plugin for those of the command line."""
+"""Fixtures for tests/: short runs of the tiny Janus, and a toy plugin for the tests of the command line."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy(toy_site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Planner, renderer, judges, benchmark and preset ``toy`` are installed; in a folder of its own, which has the preset as a file."""
+    """Installs planner, renderer, judges, benchmark and preset ``toy``. The working folder is a new one, which has the preset as a file."""
     monkeypatch.syspath_prepend(toy_site)
     for command in ("common", "sft"):
         monkeypatch.setattr(f"gotr1_core.cli.{command}.device", lambda: "cpu")
@@ -99,7 +99,7 @@ def trained(toy: Path) -> Path:
 
     from gotr1_core.components.resolve import resolve_config
     from gotr1_core.config.models import RunConfig, dump, validate
-    from gotr1_core.engine.tensors import trainable
+    from gotr1_core.engine.tensors import trainable_tensors
     from gotr1_core.plugins import Registry
     from gotr1_core.runs.checkpoint import STATE, TRAINABLE, new_checkpoint
 
@@ -109,7 +109,7 @@ def trained(toy: Path) -> Path:
         nn.init.constant_(module.weight, weight)
         with new_checkpoint(folder, step) as part:
             (part / "planner").mkdir()
-            save_file(trainable(module), part / "planner" / TRAINABLE)
+            save_file(trainable_tensors(module), part / "planner" / TRAINABLE)
             sampling = {"temperature": 1.0, "image_temperature": 1.0, "guidance_scale": 3.0, "max_chain_tokens": 600, "log_prob": "guided"}
             (part / STATE).write_text(json.dumps({"sampling": sampling, "best": {"step": 1}}))
     config = validate(RunConfig, {**resolve_config(Registry(), None, "toy", {}, []), "name": "mine"})

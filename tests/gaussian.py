@@ -1,7 +1,7 @@
-"""A renderer of Gaussian steps, small and honest: DDIM with noise on latents of 2 x 2, guided, of which a window of steps trains.
+"""A small correct renderer of Gaussian steps: DDIM with noise on latents of 2 x 2, with guidance. A window of its steps trains.
 
-DDIM with η (arXiv 2010.02502, eq. 12 and 16): x' = √ᾱ' x₀ + √(1 − ᾱ' − σ²) ε + σ z, with σ² = η² (1 − ᾱ') / (1 − ᾱ) (1 − ᾱ / ᾱ') and
-x₀ = (x − √(1 − ᾱ) ε) / √ᾱ. Log-probabilities are means over latent dimensions.
+DDIM with η (arXiv 2010.02502, eq. 12 and 16): x' = √ᾱ' x₀ + √(1 − ᾱ' − σ²) ε + σ z, with σ² = η² (1 − ᾱ') / (1 − ᾱ) (1 − ᾱ / ᾱ') and x₀ =
+(x − √(1 − ᾱ) ε) / √ᾱ. Log-probabilities are means over latent dimensions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS, DIMENSIONS, WINDOW, ASKED = len(ALPHAS), 4, 3, 3
 
 
 class GaussianModule(nn.Module):
-    """Predicts ε from latents, step and prompt; scores the steps of a rollout."""
+    """Predicts ε from latents, step and prompt. Gives the log-probabilities of a rollout's steps."""
 
     def __init__(self, eta: float = 1.0) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class GaussianModule(nn.Module):
         return apply_guidance(rows[0], rows[1], scale)
 
     def previous(self, step: int) -> float:
-        """ᾱ' of the latents that a step makes."""
+        """ᾱ' of the latents that a step leads to."""
         return ALPHAS[step + 1] if step + 1 < STEPS else LAST
 
     def distribution(self, x: Tensor, step: int, asked: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -65,9 +65,9 @@ class GaussianModule(nn.Module):
         return (-0.5 * apart - std.log() - 0.5 * math.log(2 * math.pi)).mean(1)
 
     def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
-        return {name: self.score(rollout) for name, rollout in segments.items()}
+        return {name: self.action_stats(rollout) for name, rollout in segments.items()}
 
-    def score(self, rollout: Rollout) -> ActionStats:
+    def action_stats(self, rollout: Rollout) -> ActionStats:
         t, scale = rollout.tensors, rollout.sampling.guidance_scale
         asked = self.prompt(t["prompt"], t["prompt_length"])
         log_probs, entropies, means, stds = [], [], [], []
@@ -89,7 +89,7 @@ class GaussianRenderer:
         self.module = module or GaussianModule()
 
     def window(self, groups: Sequence[int], seeds: Sequence[int]) -> list[int]:
-        """The first step that trains, of each row: one for all samples of a group."""
+        """The first step that trains, for each row. All samples of a group have the same."""
         del seeds
         return [group % (STEPS - WINDOW + 1) for group in groups]
 

@@ -1,4 +1,4 @@
-"""A plugin of the tests of several processes: the enumerable policy as planner and renderer, and a process that fails where it is told."""
+"""A plugin for the tests of several processes: the enumerable policy as planner and renderer, and a judge that fails in one process."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ class Letters(TinyPolicy):
 
 
 class Failing:
-    """Scores 0.5, until its process is the one that GOTR1_TEST_FAIL names (``2 bug`` or ``2 known``)."""
+    """Scores 0.5. Raises an error in the process that GOTR1_TEST_FAIL names (``2 bug`` or ``2 known``)."""
 
     rewards: Mapping[str, SegmentName] = {"same": PLAN}
 

@@ -1,4 +1,5 @@
-"""What one process and several do alike; called, or run in each process with FOLDER, FOLDER JANUS, or FOLDER JANUS DEVICE."""
+"""Trains the same cases in one process and in several. Tests call it, or run it in each process with FOLDER, FOLDER JANUS, or FOLDER JANUS
+DEVICE."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from accelerate.utils import gather_object, set_seed
 from safetensors.torch import save_file
 
 from gotr1_core.batch import Batch
-from gotr1_core.cli.launch import end
+from gotr1_core.cli.launch import end_process
 from gotr1_core.components.build import build
 from gotr1_core.config.models import RunConfig, validate
-from gotr1_core.engine.collectives import check_alike, leave
-from gotr1_core.engine.dtensor import local
+from gotr1_core.engine.collectives import check_same_weights, leave_process_group
+from gotr1_core.engine.dtensor import local_tensor
 from gotr1_core.engine.interrupts import Interrupted
-from gotr1_core.engine.tensors import fingerprint, trainable
+from gotr1_core.engine.tensors import fingerprint, trainable_tensors
 from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.loop import Trainer
@@ -80,7 +81,7 @@ BF16: Mapping[str, Mapping[str, Any]] = {"bf16": {"mixed_precision": "bf16", "st
 
 
 class Turn:
-    """Prompts in turn."""
+    """A source that gives its prompts in turn."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -91,7 +92,7 @@ class Turn:
 
 
 def config(*, janus: Path | None = None, prompts: Sequence[str] = (), **changed: Any) -> RunConfig:
-    """Four groups of four plans with two pictures: two groups a process, a chunk and a slice."""
+    """Four groups of four plans with two pictures. With two processes each has two groups, which are one chunk and one micro-batch."""
     del prompts
     policy: dict[str, Any] = {"name": "letters"}
     if janus is not None:
@@ -136,18 +137,18 @@ def seen(samples: Sequence[Sample]) -> list[Any]:
 
 
 def recorded(trainer: Trainer) -> Batch:
-    """This process's groups of a step that every process draws as a whole."""
+    """This process's groups of a step. Every process draws the whole step first."""
     c, parts, me = trainer.config, trainer.parts, trainer.accelerator
     prompts = trainer.source.prompts("train", c.groups, 0, 0)
     how = RolloutSettings(trainer.sampling, seed=(0, 0), plans=c.plans, images=c.images, chunk=c.groups)
-    with trainer.drawing():
+    with trainer.inference():
         whole = roll_out(parts.planner, parts.renderer, parts.judges, prompts, how)
     each = c.groups // me.num_processes
     return whole.keep(range(each * me.process_index, each * (me.process_index + 1)))
 
 
 def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None = None, *, spread: bool = False) -> None:
-    """Five steps of a case; the main process writes what all of them drew and measured, and the parameters."""
+    """Trains five steps of a case. The main process writes what all processes drew and measured, and the parameters."""
     case = {**CASES, **JANUS, **BF16}[name]
     settings = config(janus=janus, **case, shard=spread)
     set_seed(settings.seed)
@@ -155,8 +156,8 @@ def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None 
     trainer = Trainer(settings, parts, Turn(case.get("prompts", ["a red cat", "two dogs", "b c", "d"])), accelerator)
     if "recorded" in name:
         batch = recorded(trainer)
-        trainer.roll_out = lambda step: batch  # type: ignore[method-assign]
-    start = {key: p.clone() for key, p in trainable(parts.planner.module).items()}
+        trainer.sample_batch = lambda step: batch  # type: ignore[method-assign]
+    start = {key: p.clone() for key, p in trainable_tensors(parts.planner.module).items()}
     metrics, drawn = [], []
     for step in range(settings.steps):
         row, mine = trainer.step(step)
@@ -165,14 +166,14 @@ def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None 
     [learner] = trainer.learners.values()
     prints = gather_object([fingerprint(learner.module) + (fingerprint(learner.critic.module) if learner.critic else "")])
     all_drawn = gather_object([drawn])
-    ends = trainable(learner.module)  # by all, as each may have a share of it
+    ends = trainable_tensors(learner.module)  # by all, as each may have a share of it
     trained = [p for p in learner.module.parameters() if p.requires_grad]
-    share = sum(local(p).numel() for p in trained) / sum(p.numel() for p in trained)
+    share = sum(local_tensor(p).numel() for p in trained) / sum(p.numel() for p in trained)
     if accelerator.is_main_process:
         found = {"metrics": metrics, "drawn": all_drawn, "updates": learner.updates, "alike": len(set(prints)) == 1, "share": share}
         stem = f"{accelerator.num_processes} {'spread ' if spread else ''}{name}"
         (folder / f"{stem}.json").write_text(json.dumps(found))
-        critic = {f"critic.{key}": p for key, p in trainable(learner.critic.module).items()} if learner.critic else {}
+        critic = {f"critic.{key}": p for key, p in trainable_tensors(learner.critic.module).items()} if learner.critic else {}
         save_file(ends | critic | {f"start.{k}": p for k, p in start.items()}, folder / f"{stem}.safetensors")
 
 
@@ -180,7 +181,7 @@ def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None 
 
 
 class Stopping:
-    """Asks the main process alone to stop after the second step."""
+    """Asks for a stop after the second step, in the main process only."""
 
     @hookimpl
     def gotr1_step_finished(self, step: int) -> None:
@@ -189,7 +190,7 @@ class Stopping:
 
 
 def written_below(folder: Path) -> list[str]:
-    """A list that from now on gets every file below the folder that this process opens for writing, and every one that it moves."""
+    """A list that gets, from now on, every file below the folder that this process opens for writing or moves."""
     found: list[str] = []
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -207,7 +208,7 @@ RUN: dict[str, Any] = {"source": Turn([f"p{i:02d}" for i in range(20)]), "held_o
 
 
 def begin(folder: Path, processes: int) -> None:
-    """A whole run, and one that is stopped after two steps."""
+    """Makes a whole run, and a run that is stopped after two steps."""
     start.train(config(output=str(folder), name=f"whole-{processes}"), **RUN)
     stop(folder, f"stopped-{processes}")
 
@@ -222,31 +223,31 @@ def stop(folder: Path, name: str, *, spread: bool = False) -> None:
 
 
 def resume(folder: Path, name: str, *words: str) -> None:
-    """Goes on with a run that was stopped."""
+    """Resumes a run that was stopped."""
     start.resume(folder / name, words, **RUN)
 
 
 def unlike(accelerator: Accelerator) -> str:
-    """What a process hears when another one has other weights."""
+    """The error that a process raises if another one has other weights."""
     try:
-        check_alike(accelerator, {"planner": "a", "renderer": f"b{accelerator.process_index}"})
+        check_same_weights(accelerator, {"planner": "a", "renderer": f"b{accelerator.process_index}"})
     except UsageError as error:
         return error.message
     return ""
 
 
 def bf16(folder: Path, janus: Path, device: str) -> None:
-    """Full weights under autocast, whole in every process and spread over them, on as many GPUs as there are processes."""
+    """Full weights under autocast, first whole in every process, then sharded over them. Uses as many GPUs as there are processes."""
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16")
     if not torch.distributed.is_initialized():  # by accelerate for several processes only
         torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     for spread in (False, True):
         train("bf16", folder, accelerator, janus, spread=spread)
-    leave()
+    leave_process_group()
 
 
 def main(folder: Path, janus: Path | None = None) -> None:
-    """Everything, in two processes; the run that one process left is gone on with. With a Janus its cases alone."""
+    """Everything, in two processes; they also resume the run that one process left. With a Janus, only its cases."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     for name in JANUS if janus else CASES:
@@ -262,7 +263,7 @@ def main(folder: Path, janus: Path | None = None) -> None:
         resume(runs, "spread-1", "shard=true")
         (folder / f"written-{accelerator.process_index}.json").write_text(json.dumps(written))
         (folder / f"unlike-{accelerator.process_index}.json").write_text(json.dumps(unlike(accelerator)))
-    leave()
+    leave_process_group()
 
 
 if __name__ == "__main__":
@@ -270,4 +271,4 @@ if __name__ == "__main__":
         bf16(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     else:
         main(*map(Path, sys.argv[1:]))
-    end(0)
+    end_process(0)

@@ -1,6 +1,6 @@
-"""Components broken on purpose: each makes one mistake that somebody has shipped, and hides it as well as they did.
+"""Components that are broken on purpose. Each makes one mistake that a real project has shipped, and hides it as well as that project did.
 
-Where a sampler could have told, it tells the same lie as the scorer.
+Where the sampler could reveal the mistake, it makes the same mistake as the scorer.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def tiny(module: type[TinyModule]) -> TinyPolicy:
 
 
 class ConditionalScoring(TinyModule):
-    """Images sampled under guidance are scored with the conditional logits alone (T2I-R1, STAGE)."""
+    """Samples images with guidance, and computes their log-probabilities from the conditional logits alone (T2I-R1, STAGE)."""
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         return conditional
 
 
 class DividedGuidance(TinyModule):
-    """Guided logits are divided by the scale when they are scored (Janus-Pro-R1)."""
+    """Divides guided logits by the guidance scale when it computes log-probabilities (Janus-Pro-R1)."""
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         return apply_guidance(conditional, unconditional, scale) / scale
@@ -57,28 +57,28 @@ class MispairedRows(TinyModule):
 
 
 class OtherTemperature(TinyModule):
-    """Scores at temperature 1 whatever was sampled at."""
+    """Computes log-probabilities at temperature 1, whatever the sampling temperature was."""
 
-    def score(self, rollout: Rollout) -> ActionStats:
-        return super().score(replace(rollout, sampling=replace(rollout.sampling, temperature=1.0, image_temperature=1.0)))
+    def action_stats(self, rollout: Rollout) -> ActionStats:
+        return super().action_stats(replace(rollout, sampling=replace(rollout.sampling, temperature=1.0, image_temperature=1.0)))
 
 
 class Dropout(TinyModule):
-    """Dropout is on while scoring."""
+    """Leaves dropout on while it computes log-probabilities."""
 
     def hidden(self, before: Tensor, plan: Tensor | None, prompt: Tensor | None) -> Tensor:
         return torch.nn.functional.dropout(super().hidden(before, plan, prompt), 0.1, training=True)
 
 
 class PaddedMean(TinyModule):
-    """The mean over a prompt counts its padding, so it depends on the longest prompt of the batch."""
+    """Counts padding in the mean over a prompt, so that the mean depends on the longest prompt of the batch."""
 
     def prompt(self, ids: Tensor, length: Tensor) -> Tensor:
         return super().prompt(ids, length) * (length / ids.shape[1]).unsqueeze(1)
 
 
 class PaddingLearns(TinyModule):
-    """Padding carries gradient, and changes no number: a term that is zero forward and not backward."""
+    """Gives padding a gradient without changing a number: a term that is zero in the forward pass but not in the backward pass."""
 
     def prompt(self, ids: Tensor, length: Tensor) -> Tensor:
         padded = torch.arange(ids.shape[1]) >= length.unsqueeze(1)
@@ -94,7 +94,7 @@ class UnconditionalDetached(TinyModule):
 
 
 class MergedOnce(TinyModule):
-    """Weights are copied for inference when they are first used, and never again."""
+    """Copies weights for inference when they are first used, and never again."""
 
     kept: Tensor | None = None
 
@@ -111,7 +111,7 @@ class MergedOnce(TinyModule):
 
 
 class RunningMean(TinyModule):
-    """Features are centred by a running mean, which every pass moves: a buffer that learns although it is frozen."""
+    """Centres features by a running mean, which every forward pass changes. So a buffer learns although the model is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class RunningMean(TinyModule):
 
 
 class KeptToItself(TinyModule):
-    """Something that learns is neither parameter nor buffer, so no checkpoint has it."""
+    """Keeps a trained tensor that is neither parameter nor buffer, so that no checkpoint contains it."""
 
     bias = 0.0
 
@@ -138,7 +138,7 @@ class KeptToItself(TinyModule):
 
 
 class TruncatedSampler(TinyPolicy):
-    """Samples from the two likeliest symbols, and reports the probabilities of all three (T2I-R1: top-k 50)."""
+    """Samples from the two most likely symbols, and reports the probabilities of all three (T2I-R1: top-k 50)."""
 
     @torch.no_grad()
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
@@ -156,13 +156,13 @@ class TruncatedSampler(TinyPolicy):
 
 
 def honest_log_probs(policy: TinyPolicy, rollout: Rollout) -> Rollout:
-    """The scorer's log-probabilities in place of the sampler's."""
-    scored = policy.module.score(rollout).log_prob
+    """The scorer's log-probabilities instead of the sampler's."""
+    scored = policy.module.action_stats(rollout).log_prob
     return replace(rollout, tensors={**rollout.tensors, "log_prob": scored.masked_fill(~rollout.tensors["mask"], 0.0)})
 
 
 class ForcedTokens(TinyPolicy):
-    """A chain that was cut gets the end appended, and it is scored as if it had been sampled."""
+    """Appends the end token to a chain that was cut, and treats it as sampled."""
 
     @torch.no_grad()
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
@@ -174,7 +174,7 @@ class ForcedTokens(TinyPolicy):
 
 
 class ForcedStart(TinyPolicy):
-    """No chain may be empty: the end is taken back and another symbol put there, scored as if it had been sampled."""
+    """Allows no empty chain: replaces the end token by another symbol, and treats that as sampled."""
 
     @torch.no_grad()
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
@@ -186,7 +186,7 @@ class ForcedStart(TinyPolicy):
 
 
 class MasksFromPadIds(TinyPolicy):
-    """The end of a chain is also the padding, and actions are what is no padding: a sampled end is none."""
+    """Uses the end token also as padding, and masks all padding out. So a sampled end token does not count as an action."""
 
     @torch.no_grad()
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
@@ -197,14 +197,14 @@ class MasksFromPadIds(TinyPolicy):
 
 
 class Float32Seeds(TinyPolicy):
-    """A 64-bit id passes through float32."""
+    """Converts a 64-bit id to float32 and back."""
 
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
         return super().plan(prompts, seeds=[int(np.float32(seed)) for seed in seeds], sampling=sampling)
 
 
 class MergedPrompts(TinyPolicy):
-    """Prompts are told apart by their beginnings: what two of them have in common is computed once, and belongs to the first."""
+    """Tells prompts apart by their beginnings. What two of them share is computed once, for the first."""
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         first: dict[str, Prompt] = {}
@@ -215,41 +215,41 @@ class MergedPrompts(TinyPolicy):
 
 
 class Scoring(GaussianModule):
-    """Knows whether it samples or scores."""
+    """A base for modules that must know whether they sample or compute log-probabilities."""
 
     scoring = False
 
-    def score(self, rollout: Rollout) -> ActionStats:
+    def action_stats(self, rollout: Rollout) -> ActionStats:
         self.scoring = True
         try:
-            return super().score(rollout)
+            return super().action_stats(rollout)
         finally:
             self.scoring = False
 
 
 class WrongLastAlpha(Scoring):
-    """The scorer takes ᾱ' of the last step from the wrong branch (DDIM)."""
+    """When it computes log-probabilities, it takes ᾱ' of the last step from the wrong branch (DDIM)."""
 
     def previous(self, step: int) -> float:
         return 0.98 if self.scoring and step + 1 == STEPS else super().previous(step)
 
 
 class HalfPrecision(GaussianModule):
-    """Log-probabilities are computed in half precision, by sampler and scorer alike, and look like float32 afterwards."""
+    """Computes log-probabilities in half precision, in the sampler and in the scorer, and returns them as float32."""
 
     def log_prob(self, after: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         return super().log_prob(after.half(), mean.half(), std.half()).to(mean.dtype)
 
 
 class BareHalfPrecision(GaussianModule):
-    """The same, and it shows."""
+    """Computes log-probabilities in half precision, and returns them in half precision."""
 
     def log_prob(self, after: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         return super().log_prob(after.half(), mean.half(), std.half())
 
 
 class OtherNoise(Scoring):
-    """Draws with more noise than it says."""
+    """Draws with more noise than it reports."""
 
     def distribution(self, x: Tensor, step: int, asked: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         mean, std = super().distribution(x, step, asked, scale)
@@ -257,16 +257,16 @@ class OtherNoise(Scoring):
 
 
 class SaysWhatItScores(GaussianRenderer):
-    """Reports the scorer's log-probabilities, whatever it drew from."""
+    """Reports the scorer's log-probabilities, whatever distribution it drew from."""
 
     @torch.no_grad()
     def render(self, *args: Any, **more: Any) -> Rollout:
         drawn = super().render(*args, **more)
-        return replace(drawn, tensors={**drawn.tensors, "log_prob": self.module.score(drawn).log_prob})
+        return replace(drawn, tensors={**drawn.tensors, "log_prob": self.module.action_stats(drawn).log_prob})
 
 
 class WindowPerSample(GaussianRenderer):
-    """The window of trained steps is drawn for each sample, and not for its group."""
+    """Draws the window of trained steps for each sample instead of for each group."""
 
     def window(self, groups: Sequence[int], seeds: Sequence[int]) -> list[int]:
         return [seed % (STEPS - WINDOW + 1) for seed in seeds]
@@ -276,21 +276,21 @@ class WindowPerSample(GaussianRenderer):
 
 
 class Broken(Grpo):
-    """GRPO without division, to be broken."""
+    """GRPO without division by the standard deviation, as a base for broken variants."""
 
     def __init__(self) -> None:
         super().__init__(GrpoOptions(scale=False))
 
 
 class ZeroReference(Broken):
-    """Zeros as the reference's log-probabilities (T2I-R1, with LoRA)."""
+    """Returns zeros as the reference's log-probabilities (T2I-R1, with LoRA)."""
 
     def loss(self, segment: SegmentName, scored: ActionStats, old: Tensor, reference: Tensor | None, *rest: Any) -> Loss:
         return super().loss(segment, scored, old, None if reference is None else torch.zeros_like(reference), *rest)
 
 
 class DivergenceWithoutGradient(Broken):
-    """The divergence is computed without gradient (Flow-Factory, until fixed); the loss and its statistics look right."""
+    """Computes the divergence without gradient (Flow-Factory, until fixed). The loss and its statistics look right."""
 
     def loss(
         self,
@@ -308,8 +308,8 @@ class DivergenceWithoutGradient(Broken):
         return replace(whole, sums={segment: total})
 
 
-class MeanOfSlice(Broken):
-    """The loss is a mean over the tokens that were passed together, so that a token counts by its neighbours' number."""
+class MeanOfMicroBatch(Broken):
+    """Takes the mean over the tokens of a micro-batch, so that the weight of a token depends on how many others are in it."""
 
     def loss(self, segment: SegmentName, scored: ActionStats, old: Tensor, reference: Tensor | None, *rest: Any) -> Loss:
         found = super().loss(segment, scored, old, reference, *rest)
@@ -317,7 +317,7 @@ class MeanOfSlice(Broken):
 
 
 class PooledTokenMean(Broken):
-    """One mean over the tokens of plan and picture together."""
+    """Takes one mean over the tokens of plan and picture together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ class PooledTokenMean(Broken):
 
 
 class PerSampleMean(Broken):
-    """Each sample's mean over its own tokens, as if that were a sum over tokens: long chains count less."""
+    """Takes each sample's mean over its own tokens where a sum over tokens is due. Long chains count less."""
 
     def loss(
         self,
@@ -345,7 +345,7 @@ class PerSampleMean(Broken):
 
 
 class MergedGroups(Broken):
-    """The groups of all prompts are one: their ids were truncated texts, or went through float32."""
+    """Puts the samples of all prompts in one group, as if group ids were truncated texts or went through float32."""
 
     def advantages(self, rewards: Tensor) -> Advantages:
         found = joint(rewards.reshape(1, -1, rewards.shape[2]), scale=False)
@@ -353,14 +353,14 @@ class MergedGroups(Broken):
 
 
 class UnknownIsZero(Broken):
-    """A sample without a reward has reward 0."""
+    """Gives a sample without a reward the reward 0."""
 
     def advantages(self, rewards: Tensor) -> Advantages:
         return super().advantages(rewards.nan_to_num(0.0))
 
 
 class RewardsAsAdvantages(Broken):
-    """No baseline at all."""
+    """Uses no baseline at all."""
 
     def advantages(self, rewards: Tensor) -> Advantages:
         known = rewards.nan_to_num(0.0).double()
@@ -368,7 +368,7 @@ class RewardsAsAdvantages(Broken):
 
 
 class AbsoluteAdvantages(Broken):
-    """The sign is lost: what was bad becomes likelier too."""
+    """Drops the sign of advantages: bad samples become more likely too."""
 
     def advantages(self, rewards: Tensor) -> Advantages:
         found = super().advantages(rewards)
@@ -376,7 +376,7 @@ class AbsoluteAdvantages(Broken):
 
 
 class MaskedByProduct(Broken):
-    """What is masked is multiplied by 0 after the exponential: 0 times infinity."""
+    """Multiplies masked entries by 0 after the exponential: 0 times infinity is NaN."""
 
     def loss(
         self,
@@ -397,7 +397,7 @@ class MaskedByProduct(Broken):
 
 
 class HonestJudge:
-    """How much of the chain is letters, and how much of the picture is dark."""
+    """Scores how much of the chain is letters, and how much of the picture is dark."""
 
     rewards: Mapping[str, SegmentName] = {"letters": PLAN, "dark": IMAGE}
 
@@ -414,28 +414,28 @@ class HonestJudge:
 
 
 class ZeroOnFailure(HonestJudge):
-    """A failed judge scores 0 (most)."""
+    """Scores 0 where it failed (most projects do)."""
 
     def unknown(self) -> float:
         return 0.0
 
 
 class RandomOnFailure(HonestJudge):
-    """A failed judge scores at random (one)."""
+    """Scores at random where it failed (one project does)."""
 
     def unknown(self) -> float:
         return random.Random(0).random()
 
 
 class OutOfTen(HonestJudge):
-    """Scores from 0 to 10 are not divided."""
+    """Does not divide scores from 0 to 10 by 10."""
 
     def one(self, sample: Sample, name: str) -> float:
         return 10 * super().one(sample, name)
 
 
 class Peeks(HonestJudge):
-    """A reward that is declared the plan's looks at the picture where there is one."""
+    """Declares that a reward needs only the plan, and uses the picture where there is one."""
 
     def one(self, sample: Sample, name: str) -> float:
         found = super().one(sample, name)
@@ -443,7 +443,7 @@ class Peeks(HonestJudge):
 
 
 class ComparesSamples(HonestJudge):
-    """Scores are stretched to what the best sample of the batch has."""
+    """Scales scores by the best sample of the batch."""
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
         found = super().score(samples, names)
@@ -451,7 +451,7 @@ class ComparesSamples(HonestJudge):
 
 
 class KeepsOrder(HonestJudge):
-    """Answers are kept by position."""
+    """Caches answers by the position of a sample in the batch."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[int, str, int], float] = {}
@@ -462,7 +462,7 @@ class KeepsOrder(HonestJudge):
 
 
 class DrawsOnPicture(HonestJudge):
-    """Boxes are drawn on the caller's picture."""
+    """Draws boxes on the caller's picture."""
 
     def one(self, sample: Sample, name: str) -> float:
         if sample.image is not None:
@@ -471,7 +471,7 @@ class DrawsOnPicture(HonestJudge):
 
 
 class DependsOnOthersAsked(HonestJudge):
-    """A reward is another one when it is asked for beside others."""
+    """A reward changes if other rewards are requested together with it."""
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
         found = super().score(samples, names)

@@ -11,8 +11,8 @@ from saboteurs import HonestJudge
 
 from gotr1_core.cli.main import call
 from gotr1_testing import Case, NotRun, TinyPolicy
-from gotr1_testing.examine import CHECKS, examine
-from gotr1_testing.finding import Check, Finding, Measured, worst
+from gotr1_testing.check import Check, CheckResult, Measured, worst
+from gotr1_testing.runner import CHECKS, run_checks
 
 Captured = pytest.CaptureFixture[str]
 
@@ -68,7 +68,7 @@ def test_a_check_that_fails(plugin: str, capsys: Captured) -> None:
     assert call(["check", "judge", "zero", plugin]) == 1
     rows = table(capsys.readouterr().out)
     assert [name for name, row in rows.items() if row[0] == "FAILED"] == ["unknown-is-nan"]
-    assert "what could not be scored is NaN, not 0" in rows["unknown-is-nan"][2]
+    assert "what cannot be scored is NaN, not 0" in rows["unknown-is-nan"][2]
     assert "dark was 0" in rows["unknown-is-nan"][2]
 
 
@@ -91,9 +91,9 @@ def test_what_is_not_run_says_why(capsys: Captured) -> None:
 
 def test_json(plugin: str, capsys: Captured) -> None:
     arguments = ["check", "planner", "tiny", plugin, "--chain-tokens", "2", "--prompt", "a pink hexagon", "--json"]
-    assert call([*arguments, "--only", "both-endings", "--only", "sampled-is-scored"]) == 0
+    assert call([*arguments, "--only", "both-endings", "--only", "log-probs-match-sampler"]) == 0
     scored, endings = json.loads(capsys.readouterr().out)
-    assert scored["check"] == "sampled-is-scored"
+    assert scored["check"] == "log-probs-match-sampler"
     assert scored["verdict"] == "ok"
     assert 0 < scored["measured"] < scored["limit"]
     assert endings["at_least"] is True
@@ -142,19 +142,19 @@ def test_checks_share_a_component_until_one_changes_it() -> None:
         made.append(TinyPolicy())
         return made[-1]
 
-    only = ["same-score-twice", "actions-are-marked", "frozen-stays", "frozen-stays-lora", "mean-score-is-zero"]
-    found = list(examine("planner", make, Case(max_chain_tokens=2), only))
+    only = ["same-log-probs-twice", "actions-are-marked", "frozen-stays", "frozen-stays-lora", "mean-log-prob-gradient-is-zero"]
+    found = list(run_checks("planner", make, Case(max_chain_tokens=2), only))
     assert [f.name for f in found] == [check.name for check in CHECKS["planner"] if check.name in only]
     assert all(f.passed for f in found)
     assert len(made) == 2  # the first one that changes its component is the last to get the one that is shared
 
 
 def test_a_large_component_is_not_checked_in_silence() -> None:
-    found = list(examine("planner", TinyPolicy, Case(max_chain_tokens=2, largest=1000)))
+    found = list(run_checks("planner", TinyPolicy, Case(max_chain_tokens=2, max_parameters=1000)))
     absent = {f.name: f.note for f in found if f.passed is None}
     assert {name for name, note in absent.items() if "too many" in note} == {
         "surprise-is-entropy",
-        "mean-score-is-zero",
+        "mean-log-prob-gradient-is-zero",
         "surrogate-gradient-is-the-slope",
         "surrogate-gradient-is-the-slope-lora",
         "kl-gradient-is-the-slope",
@@ -166,7 +166,7 @@ def test_too_little_memory_is_no_verdict() -> None:
         def score(self, samples: Any, names: Any) -> Any:
             raise MemoryError("of 80 GB")
 
-    found = list(examine("judge", Large))
+    found = list(run_checks("judge", Large))
     assert {f.passed for f in found} == {None}
     assert "80 GB" in str(found[0])
 
@@ -185,4 +185,4 @@ def test_numbers_and_limits() -> None:
         raise NotRun("nothing of the kind")
 
     assert str(Check("one", "it holds", absent).run(None)) == "one: not run: nothing of the kind"
-    assert str(Finding("two", False, 0.5, 0.25, "too far")) == "two: 0.5, to be <= 0.25. too far"
+    assert str(CheckResult("two", False, 0.5, 0.25, "too far")) == "two: 0.5, must be <= 0.25. too far"

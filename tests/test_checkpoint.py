@@ -15,11 +15,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gotr1_core.config.models import OptimizerConfig
-from gotr1_core.engine.files import recover, write_atomically
+from gotr1_core.engine.files import recover_folder, write_atomically
 from gotr1_core.engine.optim import clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
-from gotr1_core.engine.tensors import fingerprint, load_optimizer_tensors, load_trainable, optimizer_tensors, trainable
+from gotr1_core.engine.tensors import fingerprint, load_optimizer_tensors, load_trainable, optimizer_tensors, trainable_tensors
 from gotr1_core.errors import UsageError
-from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, STATE, TRAINABLE, checkpoints, damage, new_checkpoint, prune, read_state
+from gotr1_core.runs.checkpoint import (
+    CHECKPOINTS,
+    MANIFEST,
+    STATE,
+    TRAINABLE,
+    complete_checkpoints,
+    find_damage,
+    new_checkpoint,
+    read_state,
+    remove_old_checkpoints,
+)
 
 
 def make(width: int = 4) -> nn.Module:
@@ -40,7 +50,7 @@ def save(run: Path, step: int, module: nn.Module | None = None, **state: Any) ->
     """A checkpoint as a run writes it."""
     with new_checkpoint(run, step) as part:
         (part / "planner").mkdir()
-        save_file(trainable(module or make()), part / "planner" / TRAINABLE)
+        save_file(trainable_tensors(module or make()), part / "planner" / TRAINABLE)
         (part / STATE).write_text(json.dumps({"step": step, **state}))
     return run / CHECKPOINTS / f"step-{step:06d}"
 
@@ -55,9 +65,9 @@ def test_what_trains_comes_back(tmp_path: Path) -> None:
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) == a.requires_grad  # what is frozen is not kept
     assert read_state(folder) == {"step": 3, "sampling": {"temperature": 1.0}}
-    assert trainable(one).keys() == {"1.weight", "1.bias", "2.weight", "2.bias"}
+    assert trainable_tensors(one).keys() == {"1.weight", "1.bias", "2.weight", "2.bias"}
     assert list(folder.parent.iterdir()) == [folder]
-    assert checkpoints(tmp_path) == {3: folder}
+    assert complete_checkpoints(tmp_path) == {3: folder}
 
 
 def test_the_manifest_lists_every_file(tmp_path: Path) -> None:
@@ -96,7 +106,7 @@ def test_leftovers_of_a_killed_save_do_not_matter(tmp_path: Path) -> None:
     for name in ("step-000001.part", "step-000001.old"):
         (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
         (tmp_path / CHECKPOINTS / name / "junk").write_text("x")
-    assert checkpoints(tmp_path) == {}
+    assert complete_checkpoints(tmp_path) == {}
     folder = save(tmp_path, 1)
     assert list(folder.parent.iterdir()) == [folder]
     assert not (folder / "junk").exists()
@@ -106,9 +116,9 @@ def test_what_was_moved_out_of_the_way_comes_back(tmp_path: Path) -> None:
     """A process that was killed between the two renames."""
     folder = save(tmp_path, 1)
     folder.rename(folder.with_name(folder.name + ".old"))
-    recover(folder)
-    assert checkpoints(tmp_path) == {1: folder}
-    recover(folder)
+    recover_folder(folder)
+    assert complete_checkpoints(tmp_path) == {1: folder}
+    recover_folder(folder)
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -144,11 +154,11 @@ def overwrite(text: str) -> Callable[[Path], Any]:
 )
 def test_damage_is_found(tmp_path: Path, name: str, how: Callable[[Path], Any], problem: str, by_size: bool) -> None:
     before, folder = save(tmp_path, 1), save(tmp_path, 2)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
     how(folder / name)
-    assert damage(folder) == f"{name} {problem}"
-    assert (damage(folder, deep=False) is not None) == by_size
-    assert checkpoints(tmp_path) == ({1: before} if by_size else {1: before, 2: folder})
+    assert find_damage(folder) == f"{name} {problem}"
+    assert (find_damage(folder, deep=False) is not None) == by_size
+    assert complete_checkpoints(tmp_path) == ({1: before} if by_size else {1: before, 2: folder})
     with pytest.raises(UsageError, match="is damaged"):
         read_state(folder)
 
@@ -156,12 +166,12 @@ def test_damage_is_found(tmp_path: Path, name: str, how: Callable[[Path], Any], 
 def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     for step in (2, 4, 10, 100, 1000000):
         save(tmp_path, step)
-    prune(tmp_path, 2, best=4)
-    assert list(checkpoints(tmp_path)) == [4, 100, 1000000]  # by number, not by name
-    prune(tmp_path, 1, best=1000000)
-    assert list(checkpoints(tmp_path)) == [1000000]
-    prune(tmp_path, 3, best=None)
-    assert list(checkpoints(tmp_path)) == [1000000]
+    remove_old_checkpoints(tmp_path, 2, best=4)
+    assert list(complete_checkpoints(tmp_path)) == [4, 100, 1000000]  # by number, not by name
+    remove_old_checkpoints(tmp_path, 1, best=1000000)
+    assert list(complete_checkpoints(tmp_path)) == [1000000]
+    remove_old_checkpoints(tmp_path, 3, best=None)
+    assert list(complete_checkpoints(tmp_path)) == [1000000]
 
 
 def test_a_fingerprint_tells_models_apart() -> None:

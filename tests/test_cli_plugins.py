@@ -67,7 +67,7 @@ def greeter(toy: Path) -> Path:
     return toy / "greeter.py"
 
 
-WARNING = "warning: greeter.py adds a command 'train', but gotr1 has one, which is kept\n"
+WARNING = "warning: greeter.py adds a command 'train', but gotr1 has one; gotr1 keeps that\n"
 
 
 def test_plugins_add_commands(greeter: Path, capsys: Captured) -> None:
@@ -108,7 +108,7 @@ def test_the_first_plugin_keeps_a_commands_name(greeter: Path, capsys: Captured)
     assert call(["--plugin", "greeter.py", "--plugin", "other.py", "greet", "you"]) == 0
     out, err = capsys.readouterr()
     assert out == "hello you\n"
-    assert "other.py adds a command 'greet', but greeter.py has one, which is kept" in err
+    assert "other.py adds a command 'greet', but greeter.py has one; gotr1 keeps that" in err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from gotr1_core.cli.main import call
 from gotr1_core.cli.options import option_rows
-from gotr1_core.cli.tables import table
+from gotr1_core.cli.tables import format_table
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, SftConfig
 from gotr1_core.hookspecs import KINDS
@@ -117,7 +117,7 @@ def test_show_says_what_a_component_takes(said: Said) -> None:
 def test_show_says_what_a_judge_scores(said: Said) -> None:
     assert "  scores of the image: pi\n" in said("show", "judge", "toy")
     assert "no options" in said("show", "judge", "toy")
-    assert "  scores what its options say\n" in said("show", "judge", "plans")
+    assert "  its options decide what it scores\n" in said("show", "judge", "plans")
     shown = said("show", "judge", "scenes")
     assert "  scores of the plan: sem, spa, plan_right\n  scores of the image: ri, pi, correct\n" in shown
     assert json.loads(said("show", "judge", "toy", "--json"))["rewards"] == {"pi": "image"}
@@ -173,14 +173,14 @@ def test_options_as_rows() -> None:
 
 def test_outside_a_terminal_no_cell_is_cut() -> None:
     long = "word " * 100
-    assert table(("a", "bb"), [("x", long), ("yyy", "one\n two")], "title") == f"title\na    bb\nx    {long.strip()}\nyyy  one two\n"
+    assert format_table(("a", "bb"), [("x", long), ("yyy", "one\n two")], "title") == f"title\na    bb\nx    {long.strip()}\nyyy  one two\n"
 
 
 def test_on_a_terminal_it_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm")
-    styled = table(("name", "summary"), [("x", "word " * 20 + "[bold]end[/] :smile:")], "title")
+    styled = format_table(("name", "summary"), [("x", "word " * 20 + "[bold]end[/] :smile:")], "title")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", styled)
     assert shown != styled
     assert "─" in shown
@@ -258,7 +258,7 @@ RUN, SFT = "renderer: toy\njudge: toy\nreward: pi\nprompts: {source: scenes}\n",
         ("policy: tyo\n" + SFT, "sft", "there is no planner 'tyo'", "did you mean 'toy'?"),
         ("policy: {name: toy, shad: 1}\n" + SFT, "sft", "unknown key planner.shad", "did you mean planner.shade?"),
         ("policy: toy\ndata: {name: scenes, hard: 1}\n", "sft", "unknown key source.hard", "source.hard_share"),
-        ("policy: toy\ndata: none.jsonl\n", "sft", "there is no file none.jsonl", "a JSONL file, or the name of a source"),
+        ("policy: toy\ndata: none.jsonl\n", "sft", "there is no file none.jsonl", "a JSONL file or the name of a source"),
     ],
 )
 def test_config_validate_refuses(content: str, stage: str, message: str, hint: str, toy: Path, capsys: Captured) -> None:

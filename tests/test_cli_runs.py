@@ -16,12 +16,12 @@ from torch import nn
 from gotr1_core.cli.main import call
 from gotr1_core.components.resolve import resolve_config
 from gotr1_core.config.models import RunConfig, validate
-from gotr1_core.engine.tensors import trainable
+from gotr1_core.engine.tensors import trainable_tensors
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.runs.checkpoint import MANIFEST, STATE, TRAINABLE, new_checkpoint
 from gotr1_core.runs.records import new_folder
-from gotr1_core.runs.restore import checkpoint_of, restore
+from gotr1_core.runs.restore import find_checkpoint, restore
 from gotr1_core.samples import Sampling
 
 Captured = pytest.CaptureFixture[str]
@@ -52,15 +52,15 @@ def test_prompts_are_read_before_weights(toy: Path, refused: Refused) -> None:
 
 def test_a_path_means_a_runs_best_checkpoint_or_the_one_it_names(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best, last = (trained / "checkpoints" / f"step-00000{step}" for step in (1, 2))
-    assert checkpoint_of(trained) == (trained, best)
-    assert checkpoint_of(last) == (trained, last)
+    assert find_checkpoint(trained) == (trained, best)
+    assert find_checkpoint(last) == (trained, last)
     (best / STATE).unlink()
-    assert checkpoint_of(trained) == (trained, last)
+    assert find_checkpoint(trained) == (trained, last)
     monkeypatch.chdir(last)
-    assert checkpoint_of(Path())[0] == trained
+    assert find_checkpoint(Path())[0] == trained
     for wrong in (trained / "checkpoints", trained.parent, best):
-        with pytest.raises(UsageError, match="is no run with a checkpoint"):
-            checkpoint_of(wrong)
+        with pytest.raises(UsageError, match="is neither a run with a checkpoint"):
+            find_checkpoint(wrong)
 
 
 def test_restoring_brings_back_weights_and_settings(trained: Path) -> None:
@@ -115,7 +115,7 @@ def test_weights_of_another_model_are_refused(trained: Path) -> None:
     state = json.loads((trained / "checkpoints" / "step-000001" / STATE).read_text())
     with new_checkpoint(trained, 1) as part:
         (part / "planner").mkdir()
-        save_file(trainable(nn.Linear(2, 1)), part / "planner" / TRAINABLE)
+        save_file(trainable_tensors(nn.Linear(2, 1)), part / "planner" / TRAINABLE)
         (part / STATE).write_text(json.dumps(state))
     with pytest.raises(UsageError, match="does not fit the model: weight"):
         restore(Registry(), trained)
@@ -178,10 +178,10 @@ def test_generate_keeps_older_pictures(toy: Path, refused: Refused) -> None:
     assert call([*words, "-n", "3"]) == 0  # a folder with something else in it is no reason to refuse
     before = {path.name: path.read_bytes() for path in (toy / "out").iterdir()}
     error, hint = refused([*words, "planner.model=/no/where"])  # before weights are loaded, which are not there
-    assert error == "out has pictures already: samples.jsonl"
-    assert hint == "give another --out, or --overwrite to replace them"
+    assert error == "out already has pictures: samples.jsonl"
+    assert hint == "choose another --out, or give --overwrite to replace them"
     (toy / "out" / "samples.jsonl").unlink()
-    assert refused(words)[0] == "out has pictures already: 000.png"
+    assert refused(words)[0] == "out already has pictures: 000.png"
     assert all((toy / "out" / name).read_bytes() == data for name, data in before.items() if name != "samples.jsonl")
 
 
@@ -205,7 +205,7 @@ def test_generate_needs_neither_judge_nor_prompts(toy: Path) -> None:
     assert Image.open(toy / "out" / "000.png").getpixel((0, 0))[0] == 255  # type: ignore[index]
 
 
-def test_generate_with_a_run(trained: Path, capsys: Captured) -> None:
+def test_generate_with_a_run(trained: Path) -> None:
     assert call(["generate", "a cat", "--checkpoint", str(trained), "--out", "out"]) == 0
     assert Image.open("out/000.png").getpixel((0, 0))[:2] == (153, 30)  # type: ignore[index]
     assert call(["generate", "a cat", "--checkpoint", str(trained), "--out", "other", "sampling={guidance_scale: 1}"]) == 0
@@ -221,7 +221,7 @@ def test_generate_with_a_run(trained: Path, capsys: Captured) -> None:
         (["sampling=3"], "sampling: "),
         (["sampling="], "sampling: "),
         (["sampling.temperature=-1"], "sampling.temperature: "),
-        (["--preset", "toy"], "--preset has no meaning with --checkpoint"),
+        (["--preset", "toy"], "--preset cannot be combined with --checkpoint"),
     ],
 )
 def test_what_a_run_has_settled_is_not_changed_in_silence(words: list[str], message: str, trained: Path, refused: Refused) -> None:

@@ -15,12 +15,12 @@ from gotr1_core.cli.main import call
 from gotr1_core.pictures.sample_files import Picture, find_pictures, read_picture, write_samples
 from gotr1_core.reward import Expression
 from gotr1_core.samples import Prompt, Sample
-from gotr1_core.workflows.judging import score
+from gotr1_core.workflows.judging import score_pictures
 
 Captured = pytest.CaptureFixture[str]
 Refused = Callable[..., tuple[str, str]]
 BOX = "<|obj_start|>a cat<|obj_end|><|box_start|>(0,0),(500,999)<|box_end|>"
-NOTE = "note: no plan is known of {} of {} pictures: what compares a picture with it sees none\n"
+NOTE = "note: {} of {} pictures have no plan: scores that compare a picture with its plan see an empty one\n"
 
 
 def picture(path: Path, red: int, green: int = 0) -> Path:
@@ -136,32 +136,32 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
         ([], "Missing argument 'IMAGE...'", "gotr1 score --help"),
         (["judge=toy"], "there are no pictures", "PNG or JPEG"),
         (["some", "--prompt", "x", "judge=[plans, {name: plans, per_box: 0.2}]"], "the judge 'plans' is named twice", "as: NAME"),
-        (["some", "--prompt", "x", "judge=[{name: plans, as: a.b}]"], "judge.0: as: 'a.b' is no name for a judge", "gotr1 config"),
+        (["some", "--prompt", "x", "judge=[{name: plans, as: a.b}]"], "judge.0: as: 'a.b' is not a valid judge name", "gotr1 config"),
         (["some", "--judge", "tyo", "--prompt", "x"], "there is no judge 'tyo'", "did you mean 'toy'?"),
-        (["some", "--judge", "toy"], "nothing says what some/a.png was drawn for", "give --prompt TEXT"),
-        (["drawn/000.png", "--judge", "toy"], "nothing says what drawn/000.png was drawn for", "or drawn, whose samples.jsonl says it"),
-        (["drawn", "--judge", "toy", "--prompt", "x"], "--prompt has no meaning where samples.jsonl", "leave it out"),
-        (["drawn", "--judge", "toy", "--chain", "x"], "--chain has no meaning where samples.jsonl", "leave it out"),
+        (["some", "--judge", "toy"], "the prompt of some/a.png is not known", "give --prompt TEXT"),
+        (["drawn/000.png", "--judge", "toy"], "the prompt of drawn/000.png is not known", "or the folder drawn, whose samples.jsonl has"),
+        (["drawn", "--judge", "toy", "--prompt", "x"], "--prompt cannot be used for pictures that samples.jsonl", "leave it out"),
+        (["drawn", "--judge", "toy", "--chain", "x"], "--chain cannot be used for pictures that samples.jsonl", "leave it out"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "none.txt"], "there is no file none.txt", "the chain's text"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "some"], "cannot read some: Is a directory", "the chain's text"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "some/a.png"], "some/a.png is not UTF-8", "the chain's text"),
         (["none.png", "--judge", "toy", "--prompt", "x"], "cannot read none.png: No such file or directory", "PNG or JPEG"),
         (["none", "--judge", "toy", "--prompt", "x"], "cannot read none: No such file or directory", "PNG or JPEG"),
         (["n" * 300, "--judge", "toy", "--prompt", "x"], "File name too long", "PNG or JPEG"),
-        (["some/notes.txt", "--judge", "toy", "--prompt", "x"], "some/notes.txt is no PNG or JPEG picture", "PNG or JPEG"),
-        (["odd/x.gif", "--judge", "toy", "--prompt", "x"], "odd/x.gif is no PNG or JPEG picture", "PNG or JPEG"),
+        (["some/notes.txt", "--judge", "toy", "--prompt", "x"], "some/notes.txt is not a PNG or JPEG picture", "PNG or JPEG"),
+        (["odd/x.gif", "--judge", "toy", "--prompt", "x"], "odd/x.gif is not a PNG or JPEG picture", "PNG or JPEG"),
         (["odd/cut.png", "--judge", "toy", "--prompt", "x"], "odd/cut.png is damaged: ", "PNG or JPEG"),
-        (["odd/empty.png", "--judge", "toy", "--prompt", "x"], "odd/empty.png is no PNG or JPEG picture", "PNG or JPEG"),
+        (["odd/empty.png", "--judge", "toy", "--prompt", "x"], "odd/empty.png is not a PNG or JPEG picture", "PNG or JPEG"),
         (["bare", "--judge", "toy", "--prompt", "x"], "bare has no pictures", "PNG or JPEG"),
         ([".", "--judge", "toy", "--prompt", "x"], ". has no pictures", "a folder in it, such as drawn"),
         (["none.jsonl", "--judge", "toy"], "cannot read none.jsonl: No such file", "that gotr1 wrote"),
-        (["bad.jsonl", "--judge", "toy"], "bad.jsonl, line 2, is no sample", "that gotr1 wrote"),
+        (["bad.jsonl", "--judge", "toy"], "bad.jsonl, line 2, is not a sample", "that gotr1 wrote"),
         (["empty.jsonl", "--judge", "toy"], "empty.jsonl has no samples", "that gotr1 wrote"),
         (["binary.jsonl", "--judge", "toy"], "binary.jsonl is not UTF-8", "that gotr1 wrote"),
         (["gone.jsonl", "--judge", "toy"], "cannot read gone.png: No such file", "PNG or JPEG"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pj"], "unknown score 'pj'", "offered: pi"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pi +"], "malformed reward", "pi +"),
-        (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps has no meaning here", "judge.… and reward"),
+        (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps cannot be set here", "judge.… and reward"),
         (["some", "--judge", "toy", "--prompt", "x", "judge.x=3"], "judge 'toy' has no options", "gotr1 show judge toy"),
         (["some", "--judge", "toy", "--prompt", "x", "--batch", "0"], "--batch", "gotr1 score --help"),
         (["some", "--prompt", "x", "judge=[3]"], "judge.0: Input should be a name, or a mapping", "gotr1 config schema"),
@@ -213,7 +213,7 @@ class Seen:
 def test_a_judge_sees_plans_where_they_are_known_and_pictures_where_they_are_there(tmp_path: Path) -> None:
     file, judge = picture(tmp_path / "a.png", 3), Seen()
     pictures = [Picture(file, Prompt("x"), None), Picture(None, Prompt("y"), parse("a")), Picture(file, Prompt("hard"), parse("b"))]
-    found = list(score({"seen": judge}, pictures, Expression.parse("plan * both"), batch=5))  # type: ignore[dict-item]
+    found = list(score_pictures({"seen": judge}, pictures, Expression.parse("plan * both"), batch=5))  # type: ignore[dict-item]
     assert judge.calls == [(["plan"], ["a", "b"]), (["both"], ["", "b"])]
     assert [sample.scores for sample in found[:2]] == [{"both": 1}, {"plan": 1}]
     assert list(found[2].scores) == ["plan", "both"]

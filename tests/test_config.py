@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from gotr1_core.config.merge import layered, merge, overrides, read_yaml
-from gotr1_core.config.messages import keys
+from gotr1_core.config.merge import merge, merge_layers, parse_overrides, read_yaml
+from gotr1_core.config.messages import dotted_keys
 from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.workflows.judging import ScoreConfig
@@ -77,32 +76,32 @@ def test_merge(base: dict[str, Any], over: dict[str, Any], expected: dict[str, A
     ],
 )
 def test_options_of_the_only_one_in_a_list(word: str, expected: Any) -> None:
-    assert merge({"judge": [{"name": "one", "y": 2}]}, overrides([word])) == {"judge": expected}
+    assert merge({"judge": [{"name": "one", "y": 2}]}, parse_overrides([word])) == {"judge": expected}
 
 
 def test_options_of_one_of_several() -> None:
     listed = {"judge": ["one", {"name": "two", "x": 1}]}
-    assert merge(listed, overrides(["judge.one.x=3", "judge.two.y=4"])) == {
+    assert merge(listed, parse_overrides(["judge.one.x=3", "judge.two.y=4"])) == {
         "judge": [{"name": "one", "x": 3}, {"name": "two", "x": 1, "y": 4}]
     }
-    assert overrides(["judge.two.y=4", "judge=[one, two]"]) == {"judge": [{"name": "one"}, {"name": "two", "y": 4}]}
+    assert parse_overrides(["judge.two.y=4", "judge=[one, two]"]) == {"judge": [{"name": "one"}, {"name": "two", "y": 4}]}
     for word in ("judge.x=3", "judge.one=3", "judge.three.x=3"):
-        with pytest.raises(UsageError, match="there are 2 of judge") as caught:
-            merge(listed, overrides([word]))
-        assert caught.value.hint == "say which one: judge.NAME.KEY=…, of one, two"
+        with pytest.raises(UsageError, match="the config has 2 components under judge") as caught:
+            merge(listed, parse_overrides([word]))
+        assert caught.value.hint == "say which one: judge.NAME.KEY=…; NAME is one of one, two"
 
 
 def test_options_of_one_of_two_of_one_name() -> None:
     listed = {"judge": ["one", {"name": "one", "as": "two", "x": 1}]}
-    assert merge(listed, overrides(["judge.two.x=3"])) == {"judge": [{"name": "one"}, {"name": "one", "as": "two", "x": 3}]}
+    assert merge(listed, parse_overrides(["judge.two.x=3"])) == {"judge": [{"name": "one"}, {"name": "one", "as": "two", "x": 3}]}
     with pytest.raises(UsageError) as caught:
-        merge(listed, overrides(["judge.x=3"]))
-    assert caught.value.hint == "say which one: judge.NAME.KEY=…, of one, two"
+        merge(listed, parse_overrides(["judge.x=3"]))
+    assert caught.value.hint == "say which one: judge.NAME.KEY=…; NAME is one of one, two"
 
 
 def test_a_judge_of_one_of_two_distributions_is_called_by_its_name() -> None:
     listed = {"judge": ["one", {"name": "toy:two", "x": 1}, {"name": "toy:two", "as": "three"}]}
-    merged = merge(listed, overrides(["judge.two.x=3"]))
+    merged = merge(listed, parse_overrides(["judge.two.x=3"]))
     config = validate(ScoreConfig, merged)
     assert [(judge.name, judge.label, judge.options) for judge in config.judge] == [
         ("one", "one", {}),
@@ -113,7 +112,7 @@ def test_a_judge_of_one_of_two_distributions_is_called_by_its_name() -> None:
 
 @pytest.mark.parametrize("label", ["a.b", "", "3", "a b", "a-", None, 3, ["a"]])
 def test_a_name_that_no_reward_can_say_is_refused(label: Any) -> None:
-    with pytest.raises(UsageError, match=r"judge\.0: as: .* is no name for a judge"):
+    with pytest.raises(UsageError, match=r"judge\.0: as: .* is not a valid judge name"):
         validate(ScoreConfig, {"judge": [{"name": "one", "as": label}]})
 
 
@@ -176,14 +175,14 @@ PLAIN = {key: value for key, value in PRESET.items() if key != "variants"}
 )
 def test_variants_of_a_preset(over: list[dict[str, Any]], expected: dict[str, Any]) -> None:
     before = yaml.safe_dump(PRESET)
-    assert layered(PRESET, *over) == expected
+    assert merge_layers(PRESET, *over) == expected
     assert yaml.safe_dump(PRESET) == before
 
 
 @pytest.mark.parametrize("variants", [[], {"prompts": {"two": {}}}, {"planner": ["two"]}, {"planner": {"two": "three"}}, "two"])
 def test_variants_that_are_none(variants: Any) -> None:
     with pytest.raises(UsageError, match="variants"):
-        layered({"planner": "one", "variants": variants})
+        merge_layers({"planner": "one", "variants": variants})
 
 
 def test_only_a_preset_has_variants() -> None:
@@ -215,33 +214,33 @@ def test_only_a_preset_has_variants() -> None:
     ],
 )
 def test_words(word: str, expected: dict[str, Any]) -> None:
-    found = overrides([word])
+    found = parse_overrides([word])
     assert found == expected
     assert repr(found) == repr(expected)  # 20 is not 20.0, True is not 1
 
 
 def test_words_add_up_and_the_later_holds() -> None:
-    assert overrides(["a.x=1", "a.y=2", "b=3", "b=4"]) == {"a": {"x": 1, "y": 2}, "b": 4}
-    assert overrides([]) == {}
+    assert parse_overrides(["a.x=1", "a.y=2", "b=3", "b=4"]) == {"a": {"x": 1, "y": 2}, "b": 4}
+    assert parse_overrides([]) == {}
 
 
 def test_a_component_keeps_options_given_with_it() -> None:
     for words in (["planner=toy", "planner.model=x"], ["planner.model=x", "planner=toy"]):
-        assert overrides(words) == {"planner": {"name": "toy", "model": "x"}}
-        assert merge({"planner": {"name": "other", "old": 1}}, overrides(words)) == {"planner": {"name": "toy", "model": "x"}}
+        assert parse_overrides(words) == {"planner": {"name": "toy", "model": "x"}}
+        assert merge({"planner": {"name": "other", "old": 1}}, parse_overrides(words)) == {"planner": {"name": "toy", "model": "x"}}
 
 
 @pytest.mark.parametrize("word", ["steps", "=20", "", "--steps", "steps:20"])
 def test_what_is_no_word_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="is not KEY=VALUE") as caught:
-        overrides([word])
+        parse_overrides([word])
     assert "steps=20" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("value", ["[1, 2", "*x", "@y", "{x: 1, x: 2}", "[\n", "0x_", "{a: b: c}", "'", "\0", "[" * 5000])
 def test_a_value_that_is_not_yaml_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="the value of a is not YAML") as caught:
-        overrides([f"a={value}"])
+        parse_overrides([f"a={value}"])
     assert "\n" not in caught.value.message
 
 
@@ -252,19 +251,19 @@ def test_a_value_that_is_not_yaml_is_refused(value: str) -> None:
     ("word", "unknown", "near"),
     [
         ("step=3", "step", "steps"),
-        ("optimiser.rate=1e-4", "optimiser", "optimizer"),
-        ("optimizer.rat=1e-4", "optimizer.rat", "optimizer.learning_rate"),
+        ("optimiser.learning_rate=1e-4", "optimiser", "optimizer"),
+        ("optimizer.learning_rat=1e-4", "optimizer.learning_rat", "optimizer.learning_rate"),
         ("segments.plan.kll=1", "segments.plan.kll", "segments.plan.kl"),
         ("lora.rnak=8", "lora.rnak", "lora.rank"),
         ("evaluation.evry=8", "evaluation.evry", "evaluation.every"),
         # The right key in the wrong place: where it belongs.
-        ("rate=1e-4", "rate", "optimizer.learning_rate"),
+        ("learning_rate=1e-4", "learning_rate", "optimizer.learning_rate"),
         ("kl=0.1", "kl", "segments.plan.kl"),
         ("guidance_scale=2", "guidance_scale", "sampling.guidance_scale"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(word: str, unknown: str, near: str) -> None:
-    error = refused(merge(LEAST, overrides([word])))
+    error = refused(merge(LEAST, parse_overrides([word])))
     assert error.message == f"unknown key {unknown}"
     assert error.hint == f"did you mean {near}?"
 
@@ -295,7 +294,7 @@ def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(word: str, part: str) -> None:
-    assert part in refused(merge(LEAST, overrides([word]))).message
+    assert part in refused(merge(LEAST, parse_overrides([word]))).message
 
 
 @pytest.mark.parametrize(
@@ -322,15 +321,15 @@ def test_a_complaint_has_a_place_in_the_config_and_no_other(model: Any, data: di
 
 @pytest.mark.parametrize("word", ["mixed_precision=no", 'mixed_precision="no"'])
 def test_no_mixed_precision_can_be_said(word: str) -> None:
-    assert validate(RunConfig, LEAST | overrides([word])).mixed_precision == "no"
+    assert validate(RunConfig, LEAST | parse_overrides([word])).mixed_precision == "no"
 
 
 @pytest.mark.parametrize("said", ["no", "off", "yes", "on", "No", "y"])
 def test_words_are_texts_and_where_a_switch_is_asked_for_they_switch(said: str) -> None:
-    assert overrides([f"name={said}"]) == {"name": said}
-    assert validate(RunConfig, LEAST | overrides([f"name={said}"])).name == said
-    assert validate(RunConfig, LEAST | overrides([f"prune={said}"])).prune == (said in ("yes", "on", "y"))
-    assert overrides(["prune=false", "shard=True"]) == {"prune": False, "shard": True}
+    assert parse_overrides([f"name={said}"]) == {"name": said}
+    assert validate(RunConfig, LEAST | parse_overrides([f"name={said}"])).name == said
+    assert validate(RunConfig, LEAST | parse_overrides([f"prune={said}"])).prune == (said in ("yes", "on", "y"))
+    assert parse_overrides(["prune=false", "shard=True"]) == {"prune": False, "shard": True}
 
 
 def test_what_is_missing_is_named() -> None:
@@ -339,7 +338,7 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_keys_are_those_of_the_model() -> None:
-    found = keys(RunConfig)
+    found = dotted_keys(RunConfig)
     assert {
         "planner",
         "segments.image.clip_high",
@@ -363,7 +362,7 @@ def test_here_is_the_files_own_folder(tmp_path: Path) -> None:
 
 def test_numbers_read_alike_in_files_and_words(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("\ufeffrate: 1e-4\nname: 2026-01-02\nquoted: '1e-4'\n", encoding="utf-8")
+    file.write_text("\ufefflearning_rate: 1e-4\nname: 2026-01-02\nquoted: '1e-4'\n", encoding="utf-8")
     assert read_yaml(file) == {"learning_rate": 1e-4, "name": "2026-01-02", "quoted": "1e-4"}
 
 
@@ -441,14 +440,14 @@ WORDS = [
 
 def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
     for words in ([], WORDS, ["lora=null"]):
-        config = validate(RunConfig, merge(LEAST, overrides(words)))
+        config = validate(RunConfig, merge(LEAST, parse_overrides(words)))
         file = tmp_path / "config.yaml"
         file.write_text(dump(config), encoding="utf-8")
         assert validate(RunConfig, read_yaml(file)) == config
-    assert validate(RunConfig, LEAST) != validate(RunConfig, merge(LEAST, overrides(["steps=3"])))
+    assert validate(RunConfig, LEAST) != validate(RunConfig, merge(LEAST, parse_overrides(["steps=3"])))
 
 
-def test_a_dumped_sft_config_reads_back_equal(tmp_path: Path) -> None:
+def test_a_dumped_sft_config_reads_back_equal() -> None:
     for data in ("pairs.jsonl", "scenes", {"name": "scenes", "noise": 0.1}):
         config = validate(SftConfig, {"policy": "toy", "data": data})
         assert isinstance(config.data, Path) == (data == "pairs.jsonl")
@@ -467,7 +466,7 @@ def test_an_option_of_the_default_algorithm_needs_no_name() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    """facts.md, the training recipe."""
+    """The training recipe of the GoT-R1 paper."""
     config = validate(RunConfig, LEAST)
     assert (config.steps, config.groups, config.plans, config.images) == (1000, 8, 16, 1)
     assert (config.optimizer.learning_rate, config.optimizer.schedule) == (1e-5, "cosine")

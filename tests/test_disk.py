@@ -20,7 +20,7 @@ from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, checkpoints, damage, writing
+from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, explain_full_disk, find_damage
 from gotr1_core.runs.records import Records
 from gotr1_core.samples import Prompt, Sample
 
@@ -90,12 +90,12 @@ class Filling:
 def whole(run: Path) -> None:
     """Every checkpoint is what was saved, and nothing half-written lies about."""
     assert list(run.rglob("*.part")) == []
-    assert [damage(folder) for folder in (run / CHECKPOINTS).glob("*")] == [None] * len(checkpoints(run))
+    assert [find_damage(folder) for folder in (run / CHECKPOINTS).glob("*")] == [None] * len(complete_checkpoints(run))
 
 
 def manifest(run: Path) -> str:
     """Weights, optimizer and state after the last step, as hashes."""
-    return (checkpoints(run)[3] / MANIFEST).read_text()
+    return (complete_checkpoints(run)[3] / MANIFEST).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +112,9 @@ def test_a_run_goes_on_when_there_is_room_again(make: Make, disk: Disk, undistur
         start.train(make(**SMALL, output=str(disk.folder), name="run"), listeners=[heard], cpu=True)
     assert caught.value.code == 1
     assert caught.value.hint == f"make room, then gotr1 train --resume {run}"
-    last = max(checkpoints(run), default=None)
+    last = max(complete_checkpoints(run), default=None)
     assert last == {("saved", 1): 1, ("evaluated", 2): 1, ("evaluated", 3): 2}.get(moment)
-    assert str(caught.value).endswith(f"; the last checkpoint is {checkpoints(run)[last]}" if last else "No space left on device")
+    assert str(caught.value).endswith(f"; the last checkpoint is {complete_checkpoints(run)[last]}" if last else "No space left on device")
     assert heard.outcome == "failed"
     whole(run)
     with pytest.raises(Gotr1Error, match="No space left on device"):  # still
@@ -135,7 +135,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(make: Make, tmp_path: Path, und
             start.train(make(**SMALL, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert checkpoints(run) == {}
+    assert complete_checkpoints(run) == {}
     whole(run)
     start.resume(run, cpu=True)
     assert manifest(run) == undisturbed
@@ -172,7 +172,7 @@ def test_stage_one_goes_on_when_there_is_room_again(make: Make, disk: Disk, caps
     status, error, hint = said([*words, "steps=2"], capsys)
     assert status == 1
     assert error == f"error: {disk.folder} cannot be written: No space left on device"
-    assert hint == "hint: make room, then run it again: it goes on from its last save"
+    assert hint == "hint: make room, then run it again: it continues from its last save"
     assert json.loads((disk.folder / "model" / "state.json").read_text()) == {"step": 1}
     assert list(disk.folder.rglob("*.part")) == []
     disk.free()
@@ -185,16 +185,16 @@ def test_rows_and_pictures_that_do_not_fit(disk: Disk) -> None:
     """Which a run's own few might, in the last page of a file."""
     sample = Sample(Prompt("a"), parse("a"), Image.effect_noise((64, 64), 99).convert("RGB"), scores={"a" * 99: 0.5}, reward=0.5)
     with closing(Records(disk.folder)) as records:
-        records.metrics({"step": 0})
+        records.add_metrics({"step": 0})
         disk.fill()
-        with pytest.raises(Gotr1Error, match="No space"), writing(disk.folder, again="try again"):
-            list(map(records.metrics, ({"step": step, "a" * 99: 0.5} for step in range(1, 200))))
-        with pytest.raises(Gotr1Error, match="No space"), writing(disk.folder, again="try again"):
-            records.samples("step-000001", [sample] * 16)
-        with pytest.raises(Gotr1Error, match="No space"), writing(disk.folder, again="try again"):
-            records.evaluation("before", {"a": [0.5] * 2000})
+        with pytest.raises(Gotr1Error, match="No space"), explain_full_disk(disk.folder, again="try again"):
+            list(map(records.add_metrics, ({"step": step, "a" * 99: 0.5} for step in range(1, 200))))
+        with pytest.raises(Gotr1Error, match="No space"), explain_full_disk(disk.folder, again="try again"):
+            records.add_samples("step-000001", [sample] * 16)
+        with pytest.raises(Gotr1Error, match="No space"), explain_full_disk(disk.folder, again="try again"):
+            records.add_evaluation("before", {"a": [0.5] * 2000})
         disk.free()
     with closing(Records(disk.folder)) as again:
-        again.cut(5)
+        again.truncate(5)
         assert [row["step"] for row in again.rows] == [0, 1, 2, 3, 4]
         assert again.held_out == {}

@@ -28,11 +28,12 @@ import yaml
 from gotr1_core import hookspecs
 from gotr1_core.cli import common
 from gotr1_core.cli.main import call, commands, read_ahead
-from gotr1_core.config.merge import merge, overrides, read_yaml
-from gotr1_core.config.models import RunConfig, SegmentConfig, SftConfig, keys, validate
+from gotr1_core.config.merge import merge, parse_overrides, read_yaml
+from gotr1_core.config.messages import dotted_keys
+from gotr1_core.config.models import RunConfig, SegmentConfig, SftConfig, validate
 from gotr1_core.plugins import Registry, load
 from gotr1_core.reward import FUNCTIONS
-from gotr1_core.runs.start import FIXED
+from gotr1_core.runs.start import FIXED_KEYS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -125,12 +126,12 @@ def check_gotr1(words: list[str], where: str) -> None:
     parsed = parse(words)
     if words[0] == "train":
         assert call(["train", "--dry-run", *words[1:]]) == 0, where  # words may end in those after --
-        name = overrides([word for word in words if word.startswith("name=")]).get("name")
+        name = parse_overrides([word for word in words if word.startswith("name=")]).get("name")
         if name:  # what it would have left, for the blocks that follow
             shutil.copytree("runs/NAME", f"runs/{name}")
     elif words[0] == "sft":
         path, given = common.config_or_words(parsed["config"], parsed["override"] or [])
-        validate(SftConfig, merge(read_yaml(path) if path else {}, overrides(given)))
+        validate(SftConfig, merge(read_yaml(path) if path else {}, parse_overrides(given)))
 
 
 def parse(words: list[str]) -> dict[str, Any]:
@@ -235,8 +236,8 @@ def test_config_reference_has_every_key_and_says_something_about_it(reference: M
         told = section(page, title)
         rows = dict(re.findall(r"^\| `([\w.]+)` \|.*\| (.*?) \|$", told, re.M))
         sections = set(re.findall(r"^### ([\w.]+) ", told, re.M))
-        assert {key for key in keys(model) if not {key, key.rpartition(".")[0]} & {*rows, *sections, ""}} == set()
-        assert rows.keys() <= set(keys(model))
+        assert {key for key in dotted_keys(model) if not {key, key.rpartition(".")[0]} & {*rows, *sections, ""}} == set()
+        assert rows.keys() <= set(dotted_keys(model))
         assert [key for key, meaning in rows.items() if not meaning.strip()] == []
 
 
@@ -336,7 +337,7 @@ def test_rewards_page_has_every_function_and_score() -> None:
 def test_what_cannot_change_on_resume_is_listed() -> None:
     page = docs("runs")
     listed = re.findall(r"`([\w.]+)`", "".join(re.findall(r"^\| (`.+?) \|", section(page, "## Stopping and going on"), re.M)))
-    assert sorted(listed) == sorted(FIXED)
+    assert sorted(listed) == sorted(FIXED_KEYS)
 
 
 def test_what_a_run_leaves_is_listed(miniature_run: Path) -> None:

@@ -192,7 +192,7 @@ def test_example_of_commands(tmp_path: Path, run: Path) -> None:
     app.command("other")(lambda: None)  # one command alone would need no name
     hook("gotr1_commands", tmp_path)(app=app)
     assert CliRunner().invoke(app, ["steps", str(run)]).stdout == "2\n"
-    assert "is no run" in str(CliRunner().invoke(app, ["steps", str(tmp_path)]).exception)
+    assert "is not a run" in str(CliRunner().invoke(app, ["steps", str(tmp_path)]).exception)
 
 
 def test_example_of_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

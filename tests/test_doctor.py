@@ -28,7 +28,7 @@ from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import Parts
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import checkpoints, damage, read_state
+from gotr1_core.runs.checkpoint import complete_checkpoints, find_damage, read_state
 from gotr1_core.runs.recorder import Run
 from gotr1_core.samples import PLAN, Prompt, Rollout, Sample, Sampling, SegmentName
 
@@ -208,7 +208,7 @@ def test_an_evaluation_before_the_first_step_may_stop_a_run_too() -> None:
     first = {"step": 0, "evaluation": "before", "prompts": 4, "nan": 0.75, "nan.pi": 0.75}
     [finding] = examine_run([first, *rows(5)], config())
     assert (*finding.cause, finding.step) == ("missing rewards", "nan", 0)
-    assert finding.measured == "75% of the samples have no reward (pi could not be had)"
+    assert finding.measured == "75% of the samples have no reward (missing: pi)"
     assert examine_run([{**first, "nan": 0.5}, *rows(5), {**first, "step": 5}], config()) == []
 
 
@@ -407,7 +407,7 @@ def judged(value: Callable[[int], float]) -> Callable[[Parts], Parts]:
 def test_a_judge_that_always_fails(examined: Examined) -> None:
     found = examined(judged(lambda n: math.nan), 5)
     assert named(found, "missing rewards", "missing scores") == {"nan": "missing rewards", "nan.value": "missing scores"}
-    assert (found[0].step, found[0].measured) == (1, "100% of the samples have no reward (value could not be had)")
+    assert (found[0].step, found[0].measured) == (1, "100% of the samples have no reward (missing: value)")
 
 
 def test_a_judge_that_fails_at_times(examined: Examined) -> None:
@@ -530,15 +530,15 @@ def test_a_run_that_stops(brittle: Callable[[int], list[str]], tmp_path: Path, c
     assert call(brittle(3)) == 1  # an evaluation and two steps
     *_, error, hint = capsys.readouterr().err.splitlines()
     said = (
-        "step 3, missing rewards: 100% of the samples have no reward (brittle could not be had). A sample without a reward teaches nothing."
+        "step 3, missing rewards: 100% of the samples have no reward (missing: brittle). A sample without a reward teaches nothing."
     )
     assert error == f"error: {said}"
-    assert hint == "hint: look at the judge and at what it is asked to score, or raise nan_limit"
+    assert hint == "hint: check the judge and what it is asked to score, or raise nan_limit"
 
     run = tmp_path / "run"
-    last = checkpoints(run)[2]
-    assert max(checkpoints(run)) == 2
-    assert damage(last) is None
+    last = complete_checkpoints(run)[2]
+    assert max(complete_checkpoints(run)) == 2
+    assert find_damage(last) is None
     assert read_state(last)["step"] == 2
     found = told(run, capsys, 1)
     assert found["steps"] == 3
@@ -549,7 +549,7 @@ def test_a_run_that_stops(brittle: Callable[[int], list[str]], tmp_path: Path, c
     assert call(["doctor", str(run)]) == 1
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{said} It stops the run."
-    assert second == "  what to do: look at the judge and at what it is asked to score, or raise nan_limit"
+    assert second == "  what to do: check the judge and what it is asked to score, or raise nan_limit"
 
     brittle(9)  # and the judge is well again
     assert call(["train", "--resume", str(run), "--cpu"]) == 0
@@ -574,7 +574,7 @@ def test_a_wrong_scorer_stops_a_run_in_its_first_step(registry: Registry, make: 
         start.train(settings, registry=registry, parts=parts, cpu=True)
     assert stopped.value.code == 1
     assert "gotr1 check" in str(stopped.value.hint)
-    assert checkpoints(tmp_path / "run") == {}
+    assert complete_checkpoints(tmp_path / "run") == {}
 
 
 def test_a_warning_is_given_once_also_across_a_resume(registry: Registry, make: Make, tmp_path: Path, capsys: Captured) -> None:
@@ -625,7 +625,7 @@ def test_the_limits_are_those_of_the_run_s_config(written: Path, capsys: Capture
         ("{\n", "metrics.jsonl is damaged: "),
         ("\x00\x01\n", "metrics.jsonl is damaged: "),
         ("[1, 2]\n", "metrics.jsonl is damaged: "),
-        ('{"step": 1}\n{"step": 2, "plan.kl": "x"}\n', "metrics.jsonl is damaged: line 2 says plan.kl is 'x', which is no number"),
+        ('{"step": 1}\n{"step": 2, "plan.kl": "x"}\n', "metrics.jsonl is damaged: line 2 says plan.kl is 'x', which is not a number"),
         ('{"reward": 1}\n', "metrics.jsonl is damaged: line 1 has no step"),
     ],
 )
@@ -635,11 +635,11 @@ def test_metrics_that_cannot_be_read(written: Path, refused: Refused, text: str 
         (written / "metrics.jsonl").write_text(text)
     error, hint = refused(["doctor", str(written)])
     assert said in error
-    assert hint.startswith("put it back")
+    assert hint.startswith("restore the original file")
 
 
 def test_what_is_no_run(tmp_path: Path, refused: Refused) -> None:
-    assert refused(["doctor", str(tmp_path)]) == (f"{tmp_path} is no run", "give the folder that `gotr1 train` named")
+    assert refused(["doctor", str(tmp_path)]) == (f"{tmp_path} is not a run", "give the folder that `gotr1 train` named")
     (tmp_path / "config.yaml").write_text("steps: 3\n")
     assert "planner: " in refused(["doctor", str(tmp_path)])[0]
 

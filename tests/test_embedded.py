@@ -10,7 +10,7 @@ import pytest
 from gotr1_core.cli.main import call
 from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
-from gotr1_core.runs.checkpoint import checkpoints, read_state
+from gotr1_core.runs.checkpoint import complete_checkpoints, read_state
 
 
 def test_a_short_run_leaves_everything(miniature_run: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_short_run_leaves_everything(miniature_run: Path) -> None:
     held_out = json.loads((miniature_run / "held-out.json").read_text())
     assert list(held_out) == ["before", "before, greedy", "before, best of 4", "after"]
     assert all(len(row["correct"]) == 6 for row in held_out.values())
-    kept = checkpoints(miniature_run)
+    kept = complete_checkpoints(miniature_run)
     assert list(kept) == [2, 3]
     assert all(read_state(folder)["sampling"]["guidance_scale"] == 1.0 for folder in kept.values())
     assert (miniature_run / "samples" / "step-000001" / "000-plan.png").is_file()

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gotr1_core.chain import parse
 from gotr1_core.evaluation import REWARD, columns, estimate, paired, summary

@@ -24,7 +24,7 @@ from gotr1_core.config.models import LoraConfig, RunConfig, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import Component
 from gotr1_core.plugins import Registry
-from gotr1_core.policies.lora import add_lora, layers
+from gotr1_core.policies.lora import add_lora, lora_layers
 from gotr1_core.runs.restore import restore
 from gotr1_core.runs.start import train
 from gotr1_core.samples import PLAN, Sample, Sampling, SegmentName
@@ -169,7 +169,7 @@ def test_long_lists_of_layers_stay_exact(policy: Any, tiny_janus: Path, tmp_path
         language.layers.extend([*(type(language.layers[0])(language.config, i) for i in (2, 3))])
         language.config.num_hidden_layers = 4
     config = LoraConfig(rank=1)
-    wanted = [name.removeprefix("model.") for name in layers(policy.module, policy.lora_prefix, config)]
+    wanted = [name.removeprefix("model.") for name in lora_layers(policy.module, policy.lora_prefix, config)]
     add_lora(policy, config)
     with torch.no_grad():
         for name, parameter in policy.module.named_parameters():
@@ -285,8 +285,8 @@ def test_mistakes_cost_two_lines(run: Path, full: Path, tmp_path: Path, capsys: 
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "out"
     cases: list[tuple[list[Any], int, str, str]] = [
-        ([tmp_path / "empty", out], 2, "no run with a checkpoint", "gotr1 train"),
-        ([tmp_path / "nowhere", out], 2, "no run with a checkpoint", "gotr1 train"),
+        ([tmp_path / "empty", out], 2, "neither a run with a checkpoint", "gotr1 train"),
+        ([tmp_path / "nowhere", out], 2, "neither a run with a checkpoint", "gotr1 train"),
         ([without, out], 2, "checkpoint", ""),
         ([damaged, out], 2, "damaged", "another checkpoint"),
         ([full, out], 2, "trained full weights", "--merge"),

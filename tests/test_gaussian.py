@@ -16,10 +16,10 @@ from gotr1_core.judges import Judges
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import RolloutSettings, roll_out
 from gotr1_core.samples import IMAGE, ActionStats, Prompt, Sampling
-from gotr1_rl.grpo import Grpo, GrpoOptions, normalised
+from gotr1_rl.grpo import Grpo, GrpoOptions, normalised_log_ratio
 from gotr1_testing.enumerable import TinyPolicy
 from gotr1_testing.subject import Subject
-from gotr1_testing.updates import Student
+from gotr1_testing.updates import UpdateSetup
 
 SHAPE = (3, 2, 4, 5)  # rows, actions, and two latent dimensions
 
@@ -56,16 +56,18 @@ def test_a_normalised_log_ratio_is_the_shift_along_the_noise() -> None:
     action = before + std[..., None, None] * noise
     ratio = gaussian.log_prob(action, now, std) - gaussian.log_prob(action, before, std)
     scored = ActionStats(ratio, ratio, mean=now, std=std, moved=gaussian.divergence(now, before, std))
-    found = normalised(scored, ratio)
+    found = normalised_log_ratio(scored, ratio)
     assert found is not None
     torch.testing.assert_close(found, ((now - before) * noise).mean((2, 3)), rtol=0, atol=1e-12)  # rounding of float64
-    assert normalised(ActionStats(ratio, ratio), ratio) is None
+    assert normalised_log_ratio(ActionStats(ratio, ratio), ratio) is None
 
 
-def student(algorithm: Grpo, kl: float = 0.0, updates: int = 1) -> Student:
+def student(algorithm: Grpo, kl: float = 0.0, updates: int = 1) -> UpdateSetup:
     subject = Subject(GaussianRenderer(GaussianModule()), IMAGE)
     drawn = subject.draw(subject.sampling(guidance_scale=3.0))
-    made = Student.of(subject, drawn, {IMAGE: SegmentConfig(kl=kl, clip_low=1e-3, clip_high=1e-3)}, algorithm=algorithm, rate=1e-2)
+    made = UpdateSetup.of(
+        subject, drawn, {IMAGE: SegmentConfig(kl=kl, clip_low=1e-3, clip_high=1e-3)}, algorithm=algorithm, learning_rate=1e-2
+    )
     return replace(made, config=made.config.model_copy(update={"updates": updates}))
 
 
@@ -90,10 +92,10 @@ def test_the_divergence_in_the_loss_is_the_exact_one() -> None:
     made = student(Grpo(GrpoOptions(scale=False)), kl=0.1)
     subject, drawn = made.subject, made.drawn
     with torch.no_grad():
-        start = subject.score(drawn)
+        start = subject.action_stats(drawn)
     assert made.update()["image.kl"] == 0.0
     with torch.no_grad():
-        now = subject.score(drawn)
+        now = subject.action_stats(drawn)
     assert now.mean is not None
     assert start.mean is not None
     assert now.std is not None
@@ -109,7 +111,7 @@ def test_normalised_ratios_change_the_gradient_by_the_noise_alone(normalise: boo
     made = student(Grpo(GrpoOptions(scale=False, normalise=normalise)))
     subject, drawn = made.subject, made.drawn
     advantages = made.algorithm.advantages(made.batch.rewards).image.flatten()
-    scored = subject.score(drawn)
+    scored = subject.action_stats(drawn)
     assert scored.mean is not None
     assert scored.std is not None
     scored = replace(scored, moved=gaussian.divergence(scored.mean, scored.mean.detach(), scored.std))

@@ -16,7 +16,7 @@ from gotr1_core.judges import Judges, averaged, judge_reward, offers
 from gotr1_core.pictures.sample_files import Picture
 from gotr1_core.reward import Expression
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
-from gotr1_core.workflows.judging import score
+from gotr1_core.workflows.judging import score_pictures
 
 nan = math.nan
 
@@ -122,7 +122,7 @@ def test_pictures_of_one_prompt_are_a_group(pair: tuple[Table, Table], tmp_path:
     moody = Table({"pi": IMAGE}, lambda name, text: next(seen))
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     pictures = [Picture(tmp_path / "one.png", Prompt(text), None) for text in ("a", "a", "b")]
-    found = list(score({"qwen-vl": pair[0], "moody": moody}, pictures, Expression.parse("pi")))
+    found = list(score_pictures({"qwen-vl": pair[0], "moody": moody}, pictures, Expression.parse("pi")))
     assert close([sample.reward for sample in found], [0.5, 0.5, 0.3])
     assert found[0].scores.keys() == {"pi", "qwen-vl.pi", "moody.pi"}
 

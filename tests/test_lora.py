@@ -10,7 +10,7 @@ from torch import nn
 
 from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import UsageError
-from gotr1_core.policies.lora import add_lora, layers, merged_state
+from gotr1_core.policies.lora import add_lora, lora_layers, merged_state
 from gotr1_core.samples import PLAN, Prompt, Sampling
 
 
@@ -20,7 +20,7 @@ def adapted(module: nn.Module) -> set[str]:
 
 def test_adapters_are_in_the_language_model_alone(policy: Any) -> None:
     """The vision tower has layers called q_proj too, the heads are linear; and peft shortens long lists of names."""
-    wanted = set(layers(policy.module, policy.lora_prefix, LoraConfig()))
+    wanted = set(lora_layers(policy.module, policy.lora_prefix, LoraConfig()))
     assert len(wanted) == 14
     assert [n for n, _ in policy.module.named_modules() if n.endswith("vision_model.encoder.layers.0.self_attn.q_proj")]
     add_lora(policy, LoraConfig(rank=3))
@@ -36,7 +36,7 @@ def test_long_lists_of_names_stay_exact(policy: Any) -> None:
     """From twenty names on peft looks for shorter suffixes, and those must not reach further."""
     language = policy.module.model.model.language_model
     language.layers.extend([*(type(language.layers[0])(language.config, i) for i in (2, 3))])
-    wanted = set(layers(policy.module, policy.lora_prefix, LoraConfig()))
+    wanted = set(lora_layers(policy.module, policy.lora_prefix, LoraConfig()))
     assert len(wanted) == 28
     add_lora(policy, LoraConfig(rank=1))
     assert adapted(policy.module) == wanted

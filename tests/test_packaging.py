@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Import names that are not their distribution's name.
 DISTRIBUTION_OF = {"PIL": "pillow", "yaml": "pyyaml", "gotr1_core": "gotr1"}
 
+# The recipe that makes the weights of gotr1-scenes: for a checkout, in no wheel.
+RECIPE = "gotr1_scenes_recipe"
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -138,8 +141,10 @@ def test_plugin_registers_one_entry_point(plugin: Distribution) -> None:
 def test_extras_name_every_plugin_with_the_exact_version() -> None:
     extras = CORE.project["optional-dependencies"]
     exact = {plugin.name.removeprefix("gotr1-"): f"{plugin.name}=={CORE.version}" for plugin in PLUGINS}
-    assert {name: extras[name] for name in exact} == {name: [pin] for name, pin in exact.items()}
     assert sorted(extras["all"]) == sorted(exact.values())
+    # The contract classes of the conformance suite need pytest. `gotr1 check`, which comes with `all`, does not.
+    exact["testing"] = f"gotr1-testing[pytest]=={CORE.version}"
+    assert {name: extras[name] for name in exact} == {name: [pin] for name, pin in exact.items()}
 
 
 @each_distribution
@@ -157,6 +162,16 @@ def test_requirements_install_the_core_and_every_plugin_from_the_checkout() -> N
     assert sorted(lines("requirements.txt")) == sorted(local)
     editable = [line.removeprefix("-e ") for line in lines("requirements-dev.txt") if line.startswith("-e ")]
     assert sorted(editable) == sorted(local)
+
+
+@each_distribution
+def test_a_wheel_holds_the_package_alone(distribution: Distribution) -> None:
+    """No tests, no examples, and not the recipe that makes the weights of gotr1-scenes."""
+    text = (distribution.directory / "pyproject.toml").read_text(encoding="utf-8")
+    package = distribution.package.relative_to(distribution.directory).as_posix()
+    targets = tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]
+    assert targets == {"wheel": {"packages": [package]}, "sdist": {"only-include": [package]}}
+    assert not (distribution.package / RECIPE).exists()
 
 
 @each_distribution
@@ -204,6 +219,13 @@ def test_the_core_imports_no_model_library_and_no_plugin() -> None:
 def test_a_plugin_imports_no_other_plugin(plugin: Distribution) -> None:
     first_party = {root: places for root, places in roots(plugin.package).items() if root.startswith("gotr1")}
     assert first_party.keys() <= {"gotr1_core"}, first_party
+
+
+@each_distribution
+def test_no_distribution_imports_the_recipe(distribution: Distribution) -> None:
+    """An editable install finds the recipe, so that only this test notices an import that breaks the wheel."""
+    assert (ROOT / "plugins/gotr1-scenes/recipe" / RECIPE / "__init__.py").is_file()
+    assert RECIPE not in roots(distribution.package)
 
 
 def test_nothing_imports_click() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gotr1_core.components.build import make_component
-from gotr1_core.config.merge import overrides, read_yaml
+from gotr1_core.config.merge import parse_overrides, read_yaml
 from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Provided, Registry
@@ -200,7 +200,7 @@ def test_a_config_names_files_absolutely(model: type, rest: dict[str, str], tmp_
     monkeypatch.chdir(tmp_path)
     assert validate(model, rest).plugins == []
     for word in ("plugins=[my.py, /elsewhere/other.py]", "plugins=my.py"):
-        config = validate(model, {**rest, **overrides([word])})
+        config = validate(model, {**rest, **parse_overrides([word])})
         assert config.plugins == [tmp_path / "my.py", Path("/elsewhere/other.py")][: len(config.plugins)]
         (tmp_path / "config.yaml").write_text(dump(config))
         assert validate(model, read_yaml(tmp_path / "config.yaml")) == config

@@ -24,15 +24,15 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load as parse
-from safetensors.torch import load_file
+from safetensors.torch import load as parse, load_file
 from torch import Tensor
 
-from gotr1_core.cli.launch import ERRORS, LAUNCHED, told
+from gotr1_core.cli.launch import ERRORS, report_to_launcher
 from gotr1_core.cli.main import BUG, call
 from gotr1_core.errors import UsageError
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import CHECKPOINTS, checkpoints, damage
+from gotr1_core.runs.checkpoint import CHECKPOINTS, complete_checkpoints, find_damage
+from gotr1_core.runs.launched import LAUNCHED
 
 HERE = Path(__file__).parent
 
@@ -200,7 +200,7 @@ def test_the_schedule_goes_by_updates(results: Path) -> None:
 
 def test_copies_have_to_begin_alike(results: Path) -> None:
     said = [json.loads((results / f"unlike-{process}.json").read_text()) for process in (0, 1)]
-    assert said == ["process 2 starts with other weights of the renderer than process 1"] * 2
+    assert said == ["process 2 starts with different weights of the renderer than process 1"] * 2
 
 
 # -- files ------------------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def test_runs_and_checkpoints_are_those_of_one_process(results: Path, other: str) -> None:
     """A whole run of two processes; one begun by one and finished by two, and the other way round."""
     whole, run = results / "runs" / "whole-1", results / "runs" / other
-    assert list(checkpoints(run)) == list(checkpoints(whole))
+    assert list(complete_checkpoints(run)) == list(complete_checkpoints(whole))
     for part in (CHECKPOINTS, "samples"):
         one, two = files(whole / part), files(run / part)
         assert one.keys() == two.keys()
@@ -337,8 +337,8 @@ def launched() -> Iterator[Callable[..., Launched]]:
 
 def sound(run: Path) -> int:
     """The last step that a checkpoint has; every checkpoint is whole."""
-    found = checkpoints(run)
-    assert all(damage(folder) is None for folder in found.values())
+    found = complete_checkpoints(run)
+    assert all(find_damage(folder) is None for folder in found.values())
     return max(found)
 
 
@@ -356,7 +356,7 @@ def test_a_killed_process_and_ctrl_c_end_a_run_that_goes_on(launched: Any, tmp_p
     said = first.finish(1)
     assert time.monotonic() - killed < 30
     again = f"gotr1 train --resume {run} -- --num-processes 2 goes on"
-    assert said[-2:] == ["error: process 2 of 2 was killed (SIGKILL)", f"hint: often for want of memory; {again}"]
+    assert said[-2:] == ["error: process 2 of 2 was killed (SIGKILL)", f"hint: often because memory ran out; {again}"]
     saved = sound(run)
     assert 6 <= saved <= len(steps(run))
 
@@ -368,7 +368,7 @@ def test_a_killed_process_and_ctrl_c_end_a_run_that_goes_on(launched: Any, tmp_p
     assert saved < done
     assert steps(run) == list(range(1, done + 1))  # the step under way was finished and saved, and none was done twice
     assert said[0] == "checkpoint.every: 3 -> 0"
-    assert "SIGINT: finishing this step and saving it; Ctrl-C leaves at once" in said
+    assert "SIGINT: finishing this step and saving it; Ctrl-C stops at once" in said
     assert said[-2:] == [f"error: interrupted after step {done} of 5000", f"hint: gotr1 train --resume {run} goes on"]
 
     assert call(["train", "--resume", str(run), f"steps={done + 1}", "--cpu"]) == 0
@@ -403,7 +403,7 @@ def test_ctrl_c_twice_leaves_at_once(launched: Any, tmp_path: Path) -> None:
     one.until('"evaluation": "before"')
     time.sleep(0.5)  # so that the first step, which takes many seconds, has begun
     one.process.send_signal(signal.SIGINT)
-    one.until("Ctrl-C leaves at once")
+    one.until("Ctrl-C stops at once")
     one.process.send_signal(signal.SIGINT)
     assert one.finish(130, timeout=20)[-2] == "error: interrupted before the first step was saved"
 
@@ -449,9 +449,9 @@ def test_what_a_process_has_to_say_is_there_whole_or_not_at_all(monkeypatch: pyt
     with monkeypatch.context() as dying:
         dying.setattr(os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
-            told("its peer went away", None)
+            report_to_launcher("its peer went away", None)
     assert not left.exists()
-    assert told("its peer went away", None)
+    assert report_to_launcher("its peer went away", None)
     assert json.loads(left.read_text())["message"] == "its peer went away"
 
 
@@ -487,18 +487,18 @@ def test_two_machines(launched: Any, tmp_path: Path) -> None:
     ("words", "error", "hint"),
     [
         ([], "-- needs --num-processes", "for example: gotr1 train … -- --num-processes 2"),
-        (["2"], "after --: 2 is no option", "accelerate launch --help"),
+        (["2"], "after --: 2 is not an option", "accelerate launch --help"),
         (["--num-procs", "2"], "after --: unrecognized arguments: --num-procs", "accelerate launch --help"),
         (["--num-processes", "two"], "invalid int value: 'two'", "accelerate launch --help"),
-        (["--num-processes", "0"], "--num-processes 0 cannot be shared by --num-machines 1", "over all machines"),
-        (["--num-processes", "3", "--num-machines", "2"], "--num-processes 3 cannot be shared by --num-machines 2", "over all machines"),
-        (["--num_processes=2", "--num_machines=2"], "several machines have to find each other", "--main-process-ip"),
+        (["--num-processes", "0"], "--num-processes 0 cannot be divided among --num-machines 1", "of all machines"),
+        (["--num-processes", "3", "--num-machines", "2"], "--num-processes 3 cannot be divided among --num-machines 2", "of all machines"),
+        (["--num_processes=2", "--num_machines=2"], "several machines must find each other", "--main-process-ip"),
         (["--num-processes", "3"], "groups=4 cannot be shared by 3 processes", "nearest: groups=3 or groups=6"),
         (["--num-processes", "8"], "groups=4 cannot be shared by 8 processes", "nearest: groups=8"),
-        (["--num-processes", "2", "--use-fsdp"], "--use-fsdp has no meaning after --: gotr1 spreads", "shard=true"),
-        (["--num-processes", "2", "--use_deepspeed"], "--use-deepspeed has no meaning after --: gotr1 spreads", "shard=true"),
-        (["--num-processes", "2", "--mixed_precision", "bf16"], "--mixed-precision has no meaning after --", "stand before it"),
-        (["--num-processes", "2", "--cpu"], "--cpu has no meaning after --", "stand before it"),
+        (["--num-processes", "2", "--use-fsdp"], "--use-fsdp cannot be used after --: gotr1 shards", "shard=true"),
+        (["--num-processes", "2", "--use_deepspeed"], "--use-deepspeed cannot be used after --: gotr1 shards", "shard=true"),
+        (["--num-processes", "2", "--mixed_precision", "bf16"], "--mixed-precision cannot be used after --", "go before --"),
+        (["--num-processes", "2", "--cpu"], "--cpu cannot be used after --", "go before --"),
     ],
 )
 def test_what_cannot_be_started_is_refused(refused: Any, tmp_path: Path, words: list[str], error: str, hint: str) -> None:
@@ -511,7 +511,7 @@ def test_what_cannot_be_started_is_refused(refused: Any, tmp_path: Path, words: 
 
 def test_a_dry_run_shows_the_share_of_a_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["train", *PLUGINS, *SMALL, "groups=4", "--dry-run", "--json", *TWO]) == 0
-    shape = json.loads(capsys.readouterr().out)["geometry"]
+    shape = json.loads(capsys.readouterr().out)["sizes"]
     assert (shape["processes"], shape["prompts"], shape["prompts per process"]) == (2, 4, 2)
 
 
@@ -519,13 +519,13 @@ def test_a_dry_run_shows_the_share_of_a_process(capsys: pytest.CaptureFixture[st
 def test_accelerate_may_not_spread_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     """As `accelerate launch --use_fsdp` asks for by the environment."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(UsageError, match=f"accelerate was asked for {name}, and gotr1 spreads"):
+    with pytest.raises(UsageError, match=f"accelerate was asked for {name}, but gotr1 shards"):
         driver.begin(tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_made_by_hand_is_shared_as_well(tmp_path: Path) -> None:
-    """A config's geometry is checked where components are not the config's."""
+def test_what_is_made_by_hand_is_shared_as_well() -> None:
+    """A config's numbers are checked if components are not the config's."""
     settings = driver.config(groups=4, evaluation={"best_of": 3, "batch": 2, "prompts": 4})
     with pytest.raises(UsageError, match="cannot hold best_of=3"):
         start.train(settings, parts=driver.build(driver.registry(), driver.config()), cpu=True)

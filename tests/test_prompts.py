@@ -39,10 +39,10 @@ def test_prompts_of_a_jsonl_file(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}', "line 1, is not"),
         ("a.jsonl", b'["a"]', "line 1, is not"),
         ("a.jsonl", b'"a"', "line 1, is not"),
-        ("a.jsonl", b'{"prompt": 3}', "line 1: the prompt is no text"),
-        ("a.jsonl", b'{"prompt": " "}', "line 1: the prompt is no text"),
-        ("a.jsonl", b'{"prompt": "a", "metadata": 3}', "line 1: category is a text and metadata an object"),
-        ("a.jsonl", b'{"prompt": "a", "category": null}', "line 1: category is a text and metadata an object"),
+        ("a.jsonl", b'{"prompt": 3}', "line 1: the prompt is not a text"),
+        ("a.jsonl", b'{"prompt": " "}', "line 1: the prompt is not a text"),
+        ("a.jsonl", b'{"prompt": "a", "metadata": 3}', "line 1: category must be a text and metadata an object"),
+        ("a.jsonl", b'{"prompt": "a", "category": null}', "line 1: category must be a text and metadata an object"),
     ],
 )
 def test_prompt_files_that_are_none(tmp_path: Path, name: str, content: bytes, message: str) -> None:

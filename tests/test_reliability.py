@@ -16,9 +16,9 @@ from gotr1_core.pictures.sample_files import write_samples
 from gotr1_core.samples import IMAGE, Prompt, Sample, SegmentName
 from gotr1_scenes.judge import ScenesJudge
 from gotr1_testing import JUDGE, RELIABILITY
-from gotr1_testing.finding import Finding
-from gotr1_testing.judges import Court
-from gotr1_testing.reliability import SECONDS, directions, order_pairs, pair_accuracy
+from gotr1_testing.check import CheckResult
+from gotr1_testing.judges import JudgeSubject
+from gotr1_testing.reliability import MAX_SECONDS, order_pairs, pair_accuracy, relation_samples
 
 nan = math.nan
 CHECK = {check.name: check for check in RELIABILITY}
@@ -37,16 +37,16 @@ class Bent:
         return {name: [self.bend(score, sample) for score, sample in zip(exact, samples, strict=True)] for name in names}
 
 
-def run(name: str, bend: Callable[[float, Sample], float], **more: Any) -> Finding:
-    return CHECK[name].run(Court(Bent(bend), **more))
+def run(name: str, bend: Callable[[float, Sample], float], **more: Any) -> CheckResult:
+    return CHECK[name].run(JudgeSubject(Bent(bend), **more))
 
 
 def test_the_exact_judge_has_no_weakness() -> None:
-    found = {name: check.run(Court(ScenesJudge(), reference=ScenesJudge())) for name, check in CHECK.items()}
+    found = {name: check.run(JudgeSubject(ScenesJudge(), reference=ScenesJudge())) for name, check in CHECK.items()}
     assert all(finding.passed for finding in found.values()), found
     assert [found[name].measured for name in ("repeats-itself", "prefers-no-side", "prefers-no-order")] == pytest.approx([0, 0, 0])
     assert (found["answers-are-read"].measured, found["agrees-with-reference"].measured) == (1, 1)
-    assert found["keeps-up"].measured < SECONDS
+    assert found["keeps-up"].measured < MAX_SECONDS
 
 
 def test_one_that_changes_its_mind() -> None:
@@ -92,7 +92,7 @@ def test_one_that_prefers_an_order() -> None:
 
 def test_what_they_are_tried_on() -> None:
     """Right samples are right and the others wrong, to the exact judge, whatever the relation."""
-    for relation, samples in directions().items():
+    for relation, samples in relation_samples().items():
         scores = ScenesJudge().score(samples, ["pi", "spa", "ri", "correct"])
         assert scores["correct"] == [1, 0] * 3, relation
         assert min(scores["ri"]) > 0.9  # boxes of 96 pixels
@@ -119,10 +119,10 @@ def test_agreement() -> None:
     assert run("agrees-with-reference", lambda score, sample: score).passed is None
     assert run("agrees-with-reference", lambda score, sample: score**2, reference=ScenesJudge()).measured == 1
     assert run("agrees-with-reference", lambda score, sample: 1 - score, reference=ScenesJudge()).measured == 0
-    plans = replace(Court(ScenesJudge()), judge=Bent(lambda score, sample: score), reference=Bent(lambda score, sample: score))
+    plans = replace(JudgeSubject(ScenesJudge()), judge=Bent(lambda score, sample: score), reference=Bent(lambda score, sample: score))
     plans.reference.rewards = {"other": IMAGE}  # type: ignore[union-attr]
     assert CHECK["agrees-with-reference"].run(plans).passed is None
-    single = Court(ScenesJudge(), reference=ScenesJudge(), compared=[Court(ScenesJudge()).samples[0]])
+    single = JudgeSubject(ScenesJudge(), reference=ScenesJudge(), compared=[JudgeSubject(ScenesJudge()).samples[0]])
     assert CHECK["agrees-with-reference"].run(single).passed is None
 
 
@@ -152,7 +152,7 @@ def test_a_presets_judge_is_the_reference(half: Path, capsys: pytest.CaptureFixt
 
 
 def test_samples_of_a_run(half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    samples = [replace(sample, prompt=Prompt("a red circle above a blue square")) for sample in Court(ScenesJudge()).samples]
+    samples = [replace(sample, prompt=Prompt("a red circle above a blue square")) for sample in JudgeSubject(ScenesJudge()).samples]
     write_samples(tmp_path, samples)
     arguments = ["check", "--plugin", str(half), "judge", "half", "--only", "agrees-with-reference", "--json"]
     assert call([*arguments, "--reference", "scenes", "--samples", str(tmp_path)]) == 0
@@ -162,9 +162,9 @@ def test_samples_of_a_run(half: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["algorithm", "grpo", "--reference", "scenes"], "--reference has no meaning for a algorithm"),
-        (["planner", "janus", "--samples", "."], "--samples has no meaning for a planner"),
-        (["judge", "scenes", "--samples", "."], "--samples has no meaning without a judge to compare with"),
+        (["algorithm", "grpo", "--reference", "scenes"], "--reference cannot be used for a check of kind algorithm"),
+        (["planner", "janus", "--samples", "."], "--samples cannot be used for a check of kind planner"),
+        (["judge", "scenes", "--samples", "."], "--samples cannot be used without a judge to compare with"),
         (["judge", "scenes", "--reference", "scens"], "there is no judge 'scens'"),
     ],
 )

@@ -24,8 +24,8 @@ from gotr1_core.evaluation import Estimate
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.loop import Trainer
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import CHECKPOINTS, EMA_FILE, OPTIMIZER, TRAINABLE, checkpoints
-from gotr1_core.runs.restore import checkpoint_of
+from gotr1_core.runs.checkpoint import CHECKPOINTS, EMA_FILE, OPTIMIZER, TRAINABLE, complete_checkpoints
+from gotr1_core.runs.restore import find_checkpoint
 
 Make = Callable[..., RunConfig]
 
@@ -89,12 +89,12 @@ def test_a_killed_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, lora: Any,
     whole = started(config.model_copy(update={"output": tmp_path, "name": "whole"}))
     run = killed(config, tmp_path / "killed", moment)
     written = [row["step"] for row in rows(run) if "evaluation" not in row]
-    assert max(checkpoints(run)) == last < max(written)  # there are metrics that no checkpoint knows of
+    assert max(complete_checkpoints(run)) == last < max(written)  # there are metrics that no checkpoint knows of
     assert (run / CHECKPOINTS / "step-000006.part").exists() == (moment == "checkpoint 6")
     assert start.resume(run, cpu=True).folder == run
     same(whole, run)
-    assert list(checkpoints(run))[-3:] == [8, 9, 10]
-    tensors = checkpoints(run)[10] / "planner"
+    assert list(complete_checkpoints(run))[-3:] == [8, 9, 10]
+    tensors = complete_checkpoints(run)[10] / "planner"
     assert {f.name for f in tensors.iterdir()} == {TRAINABLE, OPTIMIZER, EMA_FILE}
     [resumed] = json.loads((run / "environment.json").read_text())["resumed"]
     assert (resumed["from"], resumed["changed"]) == (f"step-00000{last}", {})
@@ -149,7 +149,7 @@ def test_without_a_checkpoint_a_run_starts_over(make: Make, begun: Any, tmp_path
     """But for evaluations of the untrained model, which are there."""
     whole = started(make(**SHORT, output=str(tmp_path), name="whole"))
     run = begun(1, saved=False)
-    assert checkpoints(run) == {}
+    assert complete_checkpoints(run) == {}
     assert len(rows(run)) == 2
     heard = Stopping(0)
     start.resume(run, listeners=[heard], cpu=True)
@@ -168,7 +168,7 @@ def test_a_finished_run_is_done(make: Make, tmp_path: Path) -> None:
         start.resume(run, ["steps=2"], cpu=True)
     start.resume(run, ["steps=4"], cpu=True)
     four = started(make(**SHORT, steps=4, output=str(tmp_path), name="four"))
-    one, other = (files(checkpoints(folder)[4] / "planner") for folder in (run, four))
+    one, other = (files(complete_checkpoints(folder)[4] / "planner") for folder in (run, four))
     assert one == other
     assert [row["step"] for row in rows(run) if "evaluation" not in row] == [1, 2, 3, 4]
     assert json.loads((run / "held-out.json").read_text()) == json.loads((four / "held-out.json").read_text())
@@ -214,7 +214,7 @@ def run(stopped: Path, tmp_path: Path) -> Path:
 
 
 def test_every_fixed_key_is_refused(stopped: Path) -> None:
-    assert CHANGES.keys() == set(start.FIXED)
+    assert CHANGES.keys() == set(start.FIXED_KEYS)
     for key, word in CHANGES.items():
         with pytest.raises(UsageError, match=f"^{key}.* cannot change when a run is resumed") as caught:
             start.resumed_config(stopped, [word])
@@ -260,7 +260,7 @@ def test_what_is_refused_leaves_no_trace(run: Path, words: list[str]) -> None:
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UsageError, match="is no run"):
+        with pytest.raises(UsageError, match="is not a run"):
             start.resume(folder)
     assert list(tmp_path.iterdir()) == []
 
@@ -304,7 +304,7 @@ def test_a_corrupted_checkpoint_is_an_error(run: Path) -> None:
     assert "remove this one" in str(caught.value.hint)
     shutil.rmtree(tensors.parent.parent)
     start.resume(run, cpu=True)
-    assert max(checkpoints(run)) == 3
+    assert max(complete_checkpoints(run)) == 3
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "held-out.json", "environment.json", "config.yaml"])
@@ -351,5 +351,5 @@ def test_pruning_keeps_the_last_and_the_best(make: Make, tmp_path: Path, monkeyp
     monkeypatch.setattr("gotr1_core.loop.summary", lambda samples: {"reward": Estimate(next(scores), 0.0, len(samples))})
     config = make(**{**SHORT, "steps": 4, "evaluation": {"every": 1, "prompts": 2}, "checkpoint": {"keep": 1}})
     run = started(config.model_copy(update={"output": tmp_path, "name": "run"}))
-    assert list(checkpoints(run)) == [2, 4]
-    assert checkpoint_of(run) == (run, checkpoints(run)[2])
+    assert list(complete_checkpoints(run)) == [2, 4]
+    assert find_checkpoint(run) == (run, complete_checkpoints(run)[2])

@@ -33,10 +33,18 @@ class Broken:
 
 
 def tree(
-    policy: Any, judge: Any, reward: str = "letters * bright", prompts: Sequence[Prompt] = PROMPTS, first: int = 20, **changed: Any
+    policy: Any,
+    judge: Any,
+    reward: str = "letters * bright",
+    prompts: Sequence[Prompt] = PROMPTS,
+    first: int = 20,
+    renderer_learns: bool = True,
+    **changed: Any,
 ) -> Batch:
-    settings = RolloutSettings(SAMPLING, **{"seed": (0, 3), "plans": N, "images": M, **changed})
+    """Draws the samples of some prompts, the pictures as the loop asks for them."""
     judges = Judges({"letters": judge, "broken": Broken()}, Expression.parse(reward))
+    needless = judges.blind and not renderer_learns
+    settings = RolloutSettings(SAMPLING, **{"seed": (0, 3), "plans": N, "images": M, "needless": needless, **changed})
     return roll_out(policy, policy, judges, prompts, settings, first=first)
 
 

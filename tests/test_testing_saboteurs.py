@@ -14,11 +14,11 @@ from gotr1_core.config.models import SegmentConfig
 from gotr1_core.hookspecs import Kind
 from gotr1_core.samples import IMAGE
 from gotr1_rl.grpo import Grpo, GrpoOptions
-from gotr1_testing import Case, Finding, RendererContract, TinyPolicy
-from gotr1_testing.exact import gradient, rewarded, some_totals, tree
-from gotr1_testing.examine import checks_of, subject_of
+from gotr1_testing import Case, CheckResult, RendererContract, TinyPolicy
+from gotr1_testing.exact import example_rewards, make_tree, update_gradient, with_rewards
+from gotr1_testing.runner import checks_of, subject_of
 
-CASE = Case(max_chain_tokens=2, many=1000)
+CASE = Case(max_chain_tokens=2, statistical_samples=1000)
 
 
 class TestGaussianRenderer(RendererContract):
@@ -61,34 +61,34 @@ def judge(made: Callable[[], Any], check: str) -> Mistake:
 
 MISTAKES = {
     # policies: what is scored
-    "conditional scoring of guided samples": policy("renderer", broken.ConditionalScoring, "sampled-is-scored"),
-    "divided guided logits": policy("renderer", broken.DividedGuidance, "sampled-is-scored"),
-    "mispaired rows": policy("renderer", broken.MispairedRows, "sampled-is-scored"),
-    "mispaired rows, by batch": policy("renderer", broken.MispairedRows, "scored-alone-as-in-a-batch"),
-    "another temperature": policy("planner", broken.OtherTemperature, "sampled-is-scored"),
-    "dropout on": policy("planner", broken.Dropout, "same-score-twice"),
-    "a mean that counts padding": policy("planner", broken.PaddedMean, "scored-alone-as-in-a-batch"),
-    "a mean that counts padding, drawn": policy("planner", broken.PaddedMean, "drawn-alone-as-in-a-batch"),
+    "conditional scoring of guided samples": policy("renderer", broken.ConditionalScoring, "log-probs-match-sampler"),
+    "divided guided logits": policy("renderer", broken.DividedGuidance, "log-probs-match-sampler"),
+    "mispaired rows": policy("renderer", broken.MispairedRows, "log-probs-match-sampler"),
+    "mispaired rows, by batch": policy("renderer", broken.MispairedRows, "same-log-probs-alone-and-in-batch"),
+    "another temperature": policy("planner", broken.OtherTemperature, "log-probs-match-sampler"),
+    "dropout on": policy("planner", broken.Dropout, "same-log-probs-twice"),
+    "a mean that counts padding": policy("planner", broken.PaddedMean, "same-log-probs-alone-and-in-batch"),
+    "a mean that counts padding, drawn": policy("planner", broken.PaddedMean, "same-sample-alone-and-in-batch"),
     "padding that learns": policy("planner", broken.PaddingLearns, "padding-has-no-gradient"),
     "no gradient through the unconditional row": policy("renderer", broken.UnconditionalDetached, "surrogate-gradient-is-the-slope"),
     "no gradient through it, of the divergence": policy("renderer", broken.UnconditionalDetached, "kl-gradient-is-the-slope"),
     "no gradient through it, of adapters": policy("renderer", broken.UnconditionalDetached, "surrogate-gradient-is-the-slope-lora"),
     "weights merged once": policy("planner", broken.MergedOnce, "surrogate-gradient-is-the-slope"),
-    "weights merged once, after a step": policy("planner", broken.MergedOnce, "sampled-is-scored-after-a-step"),
+    "weights merged once, after a step": policy("planner", broken.MergedOnce, "log-probs-match-sampler-after-step"),
     "a buffer that learns": policy("planner", broken.RunningMean, "frozen-stays"),
     "a state that no checkpoint has": policy("planner", broken.KeptToItself, "state-round-trips"),
     # policies: what is sampled
     "truncated sampler": planner(broken.TruncatedSampler, "surprise-is-entropy"),
-    "truncated sampler, by its gradient": planner(broken.TruncatedSampler, "mean-score-is-zero"),
+    "truncated sampler, by its gradient": planner(broken.TruncatedSampler, "mean-log-prob-gradient-is-zero"),
     "forced tokens scored": planner(broken.ForcedTokens, "actions-are-marked"),
     "forced tokens scored, by chance": planner(broken.ForcedTokens, "surprise-is-entropy"),
-    "forced first token scored": planner(broken.ForcedStart, "mean-score-is-zero"),
-    "masks from pad ids": planner(broken.MasksFromPadIds, "mean-score-is-zero"),
-    "float32 ids": planner(broken.Float32Seeds, "seeds-tell-samples-apart"),
-    "merged prompts": planner(broken.MergedPrompts, "drawn-alone-as-in-a-batch"),
+    "forced first token scored": planner(broken.ForcedStart, "mean-log-prob-gradient-is-zero"),
+    "masks from pad ids": planner(broken.MasksFromPadIds, "mean-log-prob-gradient-is-zero"),
+    "float32 ids": planner(broken.Float32Seeds, "other-seeds-give-other-samples"),
+    "merged prompts": planner(broken.MergedPrompts, "same-sample-alone-and-in-batch"),
     # policies: Gaussian steps
-    "wrong last ᾱ": steps(lambda: GaussianRenderer(broken.WrongLastAlpha()), "sampled-is-scored"),
-    "wrong last ᾱ, by chance": steps(lambda: broken.SaysWhatItScores(broken.WrongLastAlpha()), "mean-score-is-zero"),
+    "wrong last ᾱ": steps(lambda: GaussianRenderer(broken.WrongLastAlpha()), "log-probs-match-sampler"),
+    "wrong last ᾱ, by chance": steps(lambda: broken.SaysWhatItScores(broken.WrongLastAlpha()), "mean-log-prob-gradient-is-zero"),
     "half-precision log-probs": steps(lambda: GaussianRenderer(broken.HalfPrecision()), "surrogate-gradient-is-the-slope"),
     "half-precision log-probs that show": steps(lambda: GaussianRenderer(broken.BareHalfPrecision()), "log-probs-are-float32"),
     "per-sample windows": steps(broken.WindowPerSample, "groups-have-one-window"),
@@ -98,10 +98,10 @@ MISTAKES = {
     "zero reference": algorithm(broken.ZeroReference, "kl-starts-at-0"),
     "zero reference, by its gradient": algorithm(broken.ZeroReference, "kl-gradient"),
     "KL without gradient": algorithm(broken.DivergenceWithoutGradient, "kl-gradient"),
-    "a mean over the micro-batch": algorithm(broken.MeanOfSlice, "micro-batches"),
-    "pooled token mean": algorithm(broken.PooledTokenMean, "segments-are-apart"),
+    "a mean over the micro-batch": algorithm(broken.MeanOfMicroBatch, "micro-batches"),
+    "pooled token mean": algorithm(broken.PooledTokenMean, "segments-are-independent"),
     "per-sample means": algorithm(broken.PerSampleMean, "expected-gradient-uneven"),
-    "merged groups": algorithm(broken.MergedGroups, "groups-are-apart"),
+    "merged groups": algorithm(broken.MergedGroups, "groups-are-independent"),
     "merged groups, by constant ones": algorithm(broken.MergedGroups, "constant-groups"),
     "merged groups, by a shift": algorithm(broken.MergedGroups, "shifted-rewards"),
     "unknown rewards are 0": algorithm(broken.UnknownIsZero, "unknown-rewards"),
@@ -120,7 +120,7 @@ MISTAKES = {
 }
 
 
-def found(mistake: Mistake, make: Callable[[], Any]) -> Finding:
+def found(mistake: Mistake, make: Callable[[], Any]) -> CheckResult:
     (check,) = checks_of(mistake.kind, [mistake.check])
     return check.run(subject_of(mistake.kind, make(), CASE))
 
@@ -138,9 +138,9 @@ def test_a_mistake_is_caught_by_its_check(name: str) -> None:
 def test_the_ratio_does_not_tell(module: type[broken.TinyModule]) -> None:
     """With one update it is 1 whatever is scored; the deviation is what tells."""
     wrong = broken.tiny(module)
-    batch = rewarded(tree(wrong), some_totals())
-    _, statistics = gradient(Grpo(GrpoOptions()), wrong, batch, {IMAGE: SegmentConfig()})
+    batch = with_rewards(make_tree(wrong), example_rewards())
+    _, statistics = update_gradient(Grpo(GrpoOptions()), wrong, batch, {IMAGE: SegmentConfig()})
     assert statistics["image.ratio"] == 1.0
     assert statistics["image.sampler_gap"] > 0.05
-    _, honest = gradient(Grpo(GrpoOptions()), TinyPolicy(), batch, {IMAGE: SegmentConfig()})
+    _, honest = update_gradient(Grpo(GrpoOptions()), TinyPolicy(), batch, {IMAGE: SegmentConfig()})
     assert honest["image.sampler_gap"] < 1e-6

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.pictures.sample_files import SHOWN
+from gotr1_core.pictures.sample_files import OVERLAY_SIDE
 from gotr1_core.runs import start
 
 Make = Callable[..., RunConfig]
@@ -64,7 +64,7 @@ def test_tensorboard_has_numbers_and_pictures_once(config: Any) -> None:
     assert {tag for tag in steps if "/" not in tag} == rows[0].keys() - {"step"}
     pictures = {tag: found.Images(tag) for tag in found.Tags()["images"]}
     assert pictures.keys() == {"samples", "before", "held-out", "after"}
-    shown = -(-SHOWN // 12) * 12  # of the tiny model's 12 pixels
+    shown = -(-OVERLAY_SIDE // 12) * 12  # of the tiny model's 12 pixels
     sizes = {tag: [(event.step, event.width, event.height) for event in events] for tag, events in pictures.items()}
     assert sizes["samples"] == [(step, 4 * shown, shown) for step in (1, 2)]  # 2 x 2 samples in a row
     assert sizes["after"] == [(3, 2 * shown, shown)]
@@ -118,13 +118,13 @@ def test_a_tracker_that_fails_is_dropped(config: Any, monkeypatch: pytest.Monkey
     assert "after" in run.records.held_out
     assert breaking.logged == 3  # before, and two steps
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: Tracker" in line]
-    expected = "warning: Tracker failed in gotr1_step_finished and hears no more of this run: ConnectionError: the server is gone"
+    expected = "warning: Tracker failed in gotr1_step_finished and gets no more events of this run: ConnectionError: the server is gone"
     assert warnings == [expected]
 
 
 def test_a_tracker_that_is_not_installed_is_refused(config: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is loaded or made; accelerate would go on without a word."""
-    monkeypatch.setattr("gotr1_core.runs.trackers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("gotr1_core.components.preflight.importlib.util.find_spec", lambda name: None)
     file = tmp_path / "config.yaml"
     file.write_text(dump(config("trackio")))
     error, hint = refused(["train", str(file)])

@@ -81,7 +81,7 @@ def same(one: Sequence[Sample], other: Sequence[Sample]) -> bool:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
-def test_a_run_of_three_steps(registry: Registry, make: Any, trainer: Any, tmp_path: Path, lora: Any) -> None:
+def test_a_run_of_three_steps(registry: Registry, make: Any, tmp_path: Path, lora: Any) -> None:
     """Prompts and the judge of the embedded world, and a reward a random policy can get; all of it is restored from disk."""
     settings: dict[str, Any] = {"judge": ["scenes", "values"], "reward": "value * bright + pi / 10", "lora": lora, "updates": 2}
     settings |= {"evaluation": {"every": 2, "prompts": 4, "metric": "value", "greedy": True, "best_of": 2}}
@@ -107,7 +107,7 @@ def test_a_run_of_three_steps(registry: Registry, make: Any, trainer: Any, tmp_p
     state = read_state(run.folder / "checkpoints" / "step-000003")
     assert state["step"] == 3
     assert state["best"] == {"step": 2 if scores[0] >= scores[1] else 3, "score": pytest.approx(max(scores))}
-    found, parts, sampling = restore(registry, run.folder / "checkpoints" / "step-000003", judged=True)
+    found, parts, sampling = restore(registry, run.folder / "checkpoints" / "step-000003", with_judges=True)
     assert found == config
     assert sampling == make_sampling(config.sampling)
     prompts = prompts_of(registry, config.prompts)[1]
@@ -167,6 +167,14 @@ def test_training_the_planner_of_a_unified_policy_is_the_plan_loss_alone(trainer
     head = "model.model.generation_head.vision_head.weight"
     assert not torch.equal(planner[head], both[head])
     assert torch.equal(planner[head], parameters(trainer())[head])
+
+
+@pytest.mark.parametrize(
+    ("train", "reward", "drawn"),
+    [("planner", "letters", False), ("planner", "letters * bright", True), ("renderer", "letters", True), ("both", "letters", True)],
+)
+def test_a_step_draws_pictures_if_a_score_or_a_renderer_needs_them(trainer: Any, train: str, reward: str, drawn: bool) -> None:
+    assert (trainer(train=train, reward=reward).sample_batch(1).images is not None) is drawn
 
 
 @pytest.mark.parametrize("settings", [{"train": "renderer"}, {"segments": {"plan": {"weight": 0}}}])
@@ -260,7 +268,7 @@ def test_a_difference_in_between_starts_the_count_again(trainer: Any) -> None:
 
 def test_runs_without_rewards_stop(trainer: Any) -> None:
     one = trainer(Listed(["missing", "missing", "go"]), nan_limit=0.5)
-    assert found_in(one, 1) == ["missing rewards: 67% of the samples have no reward (value could not be had)"]
+    assert found_in(one, 1) == ["missing rewards: 67% of the samples have no reward (missing: value)"]
 
 
 def test_some_missing_rewards_do_not_stop_a_run(trainer: Any) -> None:

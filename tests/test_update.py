@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gotr1_core.advantages import Advantages
-from gotr1_core.batch import Batch, micro_batches
+from gotr1_core.batch import Batch, split_batch
 from gotr1_core.config.models import LoraConfig, OptimizerConfig, RunConfig, SegmentConfig, validate
 from gotr1_core.engine.metrics import Clock
 from gotr1_core.engine.optim import make_optimizer
@@ -156,19 +156,20 @@ def test_rows_without_advantage_are_skipped_and_missed_by_nobody(recorded: Recor
     plan[:, 1:], image[:, 1:], image[2, 0] = 0, 0, 0
     sparse = Advantages(plan, image)
     learner = recorded.learner()
-    parts = micro_batches(recorded.batch, sparse, learner, config())
+    parts = split_batch(recorded.batch, sparse, learner.segments, config())
     assert sum(len(part.segments[PLAN]) for part in parts) == 4
     expected = whole_gradient(recorded, BOTH, sparse)
     recorded.update(learner, config(), sparse)
     near({n: -g for n, g in expected.items()}, recorded.moved())
     kl = recorded.learner({PLAN: SegmentConfig(kl=0.1), IMAGE: SegmentConfig()})
-    assert sum(len(part.segments[PLAN]) for part in micro_batches(recorded.batch, sparse, kl, config())) == 16  # a divergence is everywhere
+    parts = split_batch(recorded.batch, sparse, kl.segments, config())
+    assert sum(len(part.segments[PLAN]) for part in parts) == 16  # each plan has a divergence from the reference
 
 
 def test_a_batch_without_any_advantage_moves_nothing(recorded: Recorded) -> None:
     nothing = Advantages(torch.zeros(4, 4), torch.zeros(4, 4, 2))
     learner = recorded.learner(adam=True)
-    assert micro_batches(recorded.batch, nothing, learner, config()) == []
+    assert split_batch(recorded.batch, nothing, learner.segments, config()) == []
     recorded.update(learner, config(), nothing)
     assert recorded.moved() == {}
 
@@ -349,7 +350,7 @@ def test_segments_touch_their_own_head_alone(recorded: Recorded) -> None:
 
 def test_gradients_are_clipped(recorded: Recorded) -> None:
     learner = recorded.learner(rate=1.0)
-    learner.settings = learner.settings.model_copy(update={"clip": 1e-3})
+    learner.settings = learner.settings.model_copy(update={"max_grad_norm": 1e-3})
     found = recorded.update(learner, config())
     assert found["gradient_norm"] > 0.01
     size = torch.cat([change.flatten() for change in recorded.moved().values()]).norm().item()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-import gotr1_core.loop as loop
 from gotr1_core.hookspecs import Component, hookimpl
+from gotr1_core.runs import trainer_state
 from gotr1_core.samples import IMAGE, PLAN, Sample, SegmentName
 
 MOMENT = os.environ.get("GOTR1_TEST_KILL", "")
@@ -59,13 +59,13 @@ def gotr1_step_finished(step: int) -> None:
         die()
 
 
-def half_written(tensors: dict[str, Tensor], path: Path, _write: Any = loop.save_file) -> None:
+def half_written(tensors: dict[str, Tensor], path: Path, _write: Any = trainer_state.save_file) -> None:
     """``checkpoint 6``: with half of a file of that step's checkpoint on disk."""
     _write(tensors, path)
-    if path.name == loop.OPTIMIZER and f"checkpoint {int(path.parent.parent.name[5:11])}" == MOMENT:
+    if path.name == trainer_state.OPTIMIZER and f"checkpoint {int(path.parent.parent.name[5:11])}" == MOMENT:
         os.truncate(path, path.stat().st_size // 2)
         die()
 
 
 if MOMENT:
-    loop.save_file = half_written
+    trainer_state.save_file = half_written

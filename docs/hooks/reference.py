@@ -1,4 +1,4 @@
-"""Pages that mkdocs makes of the code when it builds, so that nothing is written twice: command line, config, Python API."""
+"""Makes three pages of the site from the code: command line, configuration, Python API. So nothing is written twice."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from gotr1_core.plugins import Provided, Registry, load
 
 ROOT = Path(__file__).parents[2]
 ROLE = re.compile(r":(?:class|func|meth|mod):`([^`]+)`")
-# Modules told in full, beside the public names of all others.
+# Modules that the API page shows in full. Of all others it shows the public names.
 IN_FULL = (
-    *("chain", "samples", "protocols", "hookspecs", "reward", "advantages", "sampling", "rollout"),
-    *("loop", "session", "checkpoint", "evaluation"),
+    *("chain", "samples", "batch", "protocols", "hookspecs", "reward", "judges", "advantages", "sampling", "rollout"),
+    *("update", "loop", "evaluation", "runs.start", "runs.checkpoint"),
 )
 # Where a component's options are written in a config.
 PLACE: Mapping[Kind, str] = {"planner": "planner.", "renderer": "renderer.", "algorithm": "algorithm.", "source": "prompts.source."}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Mkdocs's hook: adds the pages."""
+    """MkDocs calls it: adds the pages."""
     for name, page in (("cli", cli), ("config", settings), ("api", api)):
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
     return files
 
 
 def linked(text: str) -> str:
-    """Sphinx's roles, which Markdown does not know, as code; full names as links into the API page."""
+    """Turns Sphinx's roles into Markdown code, and roles with a full name into links to the API page."""
     return ROLE.sub(lambda role: f"[`{role[1]}`][]" if role[1].startswith("gotr1_core.") else f"`{role[1]}`", text)
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings in Markdown: roles become links, and the ``::`` before a drawing goes."""
+    """Turns docstrings into Markdown: roles become links, and the ``::`` before a drawing is removed."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Griffe's hook, once for every object."""
+        """Griffe calls it once for every object."""
         if obj.docstring:
             obj.docstring.value = linked(obj.docstring.value).replace("\n::\n", "\n")
 
@@ -53,7 +53,7 @@ class Docstrings(griffe.Extension):
 
 
 def cli() -> str:
-    """Every command with its arguments and options, as Typer tells it."""
+    """Every command with its arguments and options, as Typer documents it."""
     import typer
     from typer.cli import get_docs_for_click
 
@@ -66,9 +66,9 @@ def cli() -> str:
             del group.commands[name]
     page = get_docs_for_click(obj=group, ctx=typer.Context(group), name="gotr1", title="Command line")
     about = (
-        "Results go to stdout, everything else to stderr. The exit status is 0, 1 where something failed, 2 where the line was wrong, "
+        "Results go to stdout, everything else to stderr. The exit status is 0 for success, 1 for a failure, 2 for a wrong command line, "
         "130 after Ctrl-C. "
-        "What `KEY=VALUE` may say is in the [configuration](config.md)."
+        "The [configuration](config.md) lists every `KEY=VALUE`."
     )
     return page.replace("**Usage**", f"{about}\n\n**Usage**", 1)
 
@@ -77,15 +77,15 @@ def cli() -> str:
 
 
 def settings() -> str:
-    """Every key of a run's and of stage one's config, and every component's options."""
+    """Every key of the configs of a run and of stage one, and every component's options."""
     from gotr1_core.config.models import RunConfig, SftConfig
 
     parts = [
         "# Configuration",
-        "A config is YAML, `KEY=VALUE` words, or both: a preset, then a file, then options such as `--judge`, then words, each over "
-        "what comes before. An unknown key is an error that names the nearest one. `${HERE}` in a file is the file's own folder. "
-        "`gotr1 config show` prints what comes of it all, with every default.",
-        "A component is written by its name (`renderer: janus`), or with options beside it (`planner: {name: janus, model: PATH}`, "
+        "A config is YAML, `KEY=VALUE` words, or both. The order is: a preset, a file, options such as `--judge`, words. Later ones win. "
+        "An unknown key is an error that names the nearest one. `${HERE}` in a file is the file's own folder. "
+        "`gotr1 config show` prints the complete config, with every default.",
+        "A component is written as its name (`renderer: janus`), or with options beside the name (`planner: {name: janus, model: PATH}`, "
         "or the word `planner.model=PATH`).",
         "## A run",
         "For `gotr1 train`.",
@@ -98,11 +98,11 @@ def settings() -> str:
 
 
 def sections(schema: Mapping[str, Any], page: str) -> Iterator[str]:
-    """A table of a model's own keys, then one for each section in it. ``page`` sets apart headings that both models have."""
-    found = defaultdict(list)
+    """A table of a model's own keys, then one for each of its sections. ``page`` makes anchors unique: both models have some headings."""
+    rows_of = defaultdict(list)
     for row in option_rows(schema):
-        found[row[0].rpartition(".")[0]].append(row)
-    for section, rows in sorted(found.items(), key=lambda item: item[0] != ""):
+        rows_of[row[0].rpartition(".")[0]].append(row)
+    for section, rows in sorted(rows_of.items(), key=lambda item: item[0] != ""):
         if section:
             yield f"### {section} {{ #{page}-{section.replace('.', '-')} }}"
             yield linked(about(schema, section))
@@ -110,20 +110,20 @@ def sections(schema: Mapping[str, Any], page: str) -> Iterator[str]:
 
 
 def about(schema: Mapping[str, Any], section: str) -> str:
-    """What the model of a section says of itself."""
-    part = schema
+    """The description of a section's model."""
+    model_schema = schema
     for name in section.split("."):
-        field = part["properties"][name]
+        field = model_schema["properties"][name]
         [model] = [kind["$ref"].rpartition("/")[2] for kind in (field, *field.get("anyOf", ())) if "$ref" in kind]
-        part = schema["$defs"][model]
-    return str(part.get("description", ""))
+        model_schema = schema["$defs"][model]
+    return str(model_schema.get("description", ""))
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
     """Key, type, default and description, as gotr1 itself shows them."""
     cells = []
-    for key, kind, default, said in rows:
-        cells.append([f"`{key}`", escaped(kind), f"`{escaped(default)}`" if default else "", linked(escaped(said))])
+    for key, kind, default, description in rows:
+        cells.append([f"`{key}`", escaped(kind), f"`{escaped(default)}`" if default else "", linked(escaped(description))])
     return "\n".join(f"| {' | '.join(row)} |" for row in [COLUMNS, ["---"] * len(COLUMNS), *cells])
 
 
@@ -132,7 +132,7 @@ def escaped(text: str) -> str:
 
 
 def components(registry: Registry) -> Iterator[str]:
-    """A section for every component: what it is, its options, and what a judge can score or a preset says."""
+    """A section for every component: what it is, its options, the scores of a judge, the text of a preset."""
     yield "## Components"
     yield "What the first-party plugins provide, with the options of each."
     for provided in first_party(registry):
@@ -152,12 +152,12 @@ def components(registry: Registry) -> Iterator[str]:
 
 
 def first_party(registry: Registry) -> list[Provided]:
-    """What the plugins of this repository provide, by kind."""
+    """The components that the plugins of this repository provide, by kind."""
     return [provided for kind in KINDS for provided in registry.of_kind(kind) if provided.distribution in ours()]
 
 
 def ours() -> set[str]:
-    """The distributions of this repository; other plugins of who builds the site are not told."""
+    """The distributions of this repository. Other plugins that are installed where the site is built are left out."""
     return {"gotr1", *(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))}
 
 
@@ -165,7 +165,7 @@ def ours() -> set[str]:
 
 
 def api() -> str:
-    """The public names, and the modules they are from, for mkdocstrings to fill in."""
+    """The public names and their modules. mkdocstrings fills in the rest."""
     import gotr1_core
 
     public = defaultdict(list)
@@ -174,9 +174,9 @@ def api() -> str:
     rows = [f"| [`{name}`][gotr1_core.{module}.{name}] | `gotr1_core.{module}` |" for name, module in sorted(gotr1_core._MODULE.items())]
     parts = [
         "# Python API",
-        "Everything that the command line does can be called. `import gotr1_core` costs nothing: a name is imported when it is first used.",
+        "Python can call everything that the command line does. `import gotr1_core` costs nothing: each name is imported at its first use.",
         "\n".join(["| name of `gotr1_core` | from |", "|---|---|", *rows]),
-        "What follows tells these names, and in full the modules that writers of plugins and readers of the code meet.",
+        "Below are these names. Modules that writers of plugins and readers of the code meet are shown in full.",
     ]
     for module in sorted({*public, *IN_FULL}):
         chosen = "" if module in IN_FULL else f"\n    options:\n      members: {json.dumps(public[module])}"

@@ -1,4 +1,4 @@
-"""What several commands share: a run's config from files and options, and components rebuilt from a run."""
+"""What several commands share: the plugin registry, common arguments and options, and the policies that draw."""
 
 from __future__ import annotations
 
@@ -25,42 +25,46 @@ _debug = [False]
 
 
 def start(files: Sequence[Path], *, debug: bool = False) -> None:
-    """Begins a command line: the next :func:`registry` is a new one, with these files of --plugin."""
+    """Starts a command line with the files of --plugin: the next :func:`registry` call builds a new registry."""
     _files[:], _debug[:] = files, [debug]
     registry.cache_clear()
 
 
 def debugging() -> bool:
-    """Whether this command line has --debug."""
+    """True if this command line has ``--debug``."""
     return _debug[0]
 
 
 @cache
 def registry() -> Registry:
-    """The plugins of this command line, loaded when they are first asked for."""
-    found = Registry()
+    """Returns the plugins of this command line. They are loaded at the first call."""
+    plugins = Registry()
     for file in _files:
-        found.add_file(file)
-    return found
+        plugins.add_file(file)
+    return plugins
 
 
-def names(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
-    """Completes the names of a kind of component."""
+def complete_names(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
+    """Returns a function that completes the names of components of one kind for a shell, each with its summary."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        found = [p.component for p in registry().of_kind(kind)]
-        return [(component.name, component.summary) for component in found if component.name.startswith(incomplete)]
+        components = [provided.component for provided in registry().of_kind(kind)]
+        return [(component.name, component.summary) for component in components if component.name.startswith(incomplete)]
 
     return complete
 
 
-def kinds(incomplete: str) -> list[str]:
-    """Completes a kind of component."""
+def complete_kinds(incomplete: str) -> list[str]:
+    """Completes the name of a kind of component for a shell."""
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
-def kind_of(word: str) -> Kind:
-    """The kind that a word says."""
+def parse_kind(word: str) -> Kind:
+    """Returns the kind of component with this name.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
     for kind in KINDS:
         if kind == word:
             return kind
@@ -69,34 +73,41 @@ def kind_of(word: str) -> Kind:
 
 # Arguments and options that several commands have.
 ConfigOrWord = Annotated[
-    str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML config, or the first KEY=VALUE.", show_default=False)
+    str | None, typer.Argument(metavar="CONFIG.yaml", help="A YAML config file, or the first KEY=VALUE.", show_default=False)
 ]
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as steps=20 or planner.model=PATH.")]
 KindArgument = Annotated[
-    str | None, typer.Argument(metavar="KIND", help="Such as planner or judge; all if not given.", autocompletion=kinds)
+    str | None, typer.Argument(metavar="KIND", help="Such as planner or judge. Without it, all kinds.", autocompletion=complete_kinds)
 ]
-PlannerName = Annotated[str | None, typer.Option(help="What writes the chain.", autocompletion=names("planner"))]
-RendererName = Annotated[str | None, typer.Option(help="What draws it.", autocompletion=names("renderer"))]
+PlannerName = Annotated[str | None, typer.Option(help="The component that writes the chain.", autocompletion=complete_names("planner"))]
+RendererName = Annotated[str | None, typer.Option(help="The component that draws the chain.", autocompletion=complete_names("renderer"))]
 JudgeNames = Annotated[
-    list[str] | None, typer.Option(help="What scores plan and picture; may be given again.", autocompletion=names("judge"))
+    list[str] | None,
+    typer.Option(help="A component that scores plans and pictures. May be repeated.", autocompletion=complete_names("judge")),
 ]
-AlgorithmName = Annotated[str | None, typer.Option(help="What turns rewards into gradients.", autocompletion=names("algorithm"))]
+AlgorithmName = Annotated[
+    str | None, typer.Option(help="The component that turns rewards into gradients.", autocompletion=complete_names("algorithm"))
+]
 PresetName = Annotated[
-    str | None, typer.Option(help="A named config to start from; scenes if nothing else is named.", autocompletion=names("preset"))
+    str | None, typer.Option(help="A named config to start from; scenes if you name nothing else.", autocompletion=complete_names("preset"))
 ]
-PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: text, one a line, or JSONL.")]
+PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: a text file with one per line, or JSONL.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def config_or_words(first: str | None, words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Tells ``CONFIG.yaml`` from the first KEY=VALUE."""
+    """Returns the config file that the first argument names, or None, and the KEY=VALUE words.
+
+    Raises:
+        UsageError: ``first`` is a folder, or is neither a file nor KEY=VALUE.
+    """
     if first is None:
         return None, list(words)
     path = Path(first)
     with suppress(OSError):  # a name that is too long
         if path.is_dir():
-            raise UsageError(f"{first} is a folder, and no config", hint=f"give a YAML file, such as {path / 'config.yaml'}")
+            raise UsageError(f"{first} is a folder, not a config", hint=f"give a YAML file, such as {path / 'config.yaml'}")
         if path.exists():
             return path, list(words)
     if "=" not in first:
@@ -104,7 +115,7 @@ def config_or_words(first: str | None, words: Sequence[str]) -> tuple[Path | Non
     return None, [first, *words]
 
 
-def drawing(
+def policies_to_draw(
     registry: Registry,
     checkpoint: Path | None,
     preset: str | None,
@@ -113,18 +124,24 @@ def drawing(
     *,
     planned: bool = True,
 ) -> tuple[Planner | None, Renderer, Sampling]:
-    """What draws and how: a run's trained policies, or the untrained ones of a config. Neither judge nor prompts are needed.
+    """Returns planner, renderer and how to sample: the policies of a run or checkpoint, or the untrained ones of a config.
 
-    Where nothing is to be ``planned`` the planner need not be named, and is not loaded.
+    The config needs neither judges nor prompts. Without ``planned`` it needs no planner either; then none is loaded, and None is returned.
+
+    Raises:
+        UsageError: a preset or a component is named together with a checkpoint.
     """
-    from gotr1_core.components.build import policies, renderer_alone
+    from gotr1_core.components.build import make_policies, make_renderer
     from gotr1_core.config.models import RunConfig, make_sampling, validate
     from gotr1_core.runs.restore import restore
 
     if checkpoint is not None:
-        given = [f"--{key}" for key, value in {**named, "preset": preset}.items() if value is not None]
-        if given:
-            raise UsageError(f"{given[0]} has no meaning with --checkpoint", hint="the run's own components draw; leave out one of both")
+        refused = [f"--{key}" for key, value in {**named, "preset": preset}.items() if value is not None]
+        if refused:
+            raise UsageError(
+                f"{refused[0]} cannot be combined with --checkpoint",
+                hint="a run draws with its own components; remove one of the two options",
+            )
         _, parts, sampling = restore(registry, checkpoint, words, device=device())
         return parts.planner, parts.renderer, sampling
     data = resolve_config(registry, None, preset, named, words)
@@ -133,12 +150,12 @@ def drawing(
     config = validate(RunConfig, {"judge": [], **data})
     sampling = make_sampling(config.evaluation.sampling or config.sampling)
     if not planned:
-        return None, renderer_alone(registry, config, device=device()), sampling
-    return *policies(registry, config, device=device()), sampling
+        return None, make_renderer(registry, config, device=device()), sampling
+    return *make_policies(registry, config, device=device()), sampling
 
 
 def device() -> str:
-    """Where a model goes that accelerate does not place."""
+    """Returns the device for models that accelerate does not place: ``cuda`` if there is a GPU, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""``gotr1 config``: configs shown and checked, nothing trained."""
+"""``gotr1 config``: shows configs, checks them, and prints their JSON Schema. Trains nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gotr1_core.cli.common import (
     registry,
 )
 from gotr1_core.cli.options import ComponentCommand
-from gotr1_core.components.resolve import resolve_config, with_plugins
+from gotr1_core.components.resolve import load_plugin_files, resolve_config
 
 if TYPE_CHECKING:
     from gotr1_core.config.models import SftConfig
@@ -32,13 +32,13 @@ app = typer.Typer(help="Shows and checks configs. Nothing is trained.", no_args_
 
 
 class Stage(StrEnum):
-    """Which command a config is for."""
+    """The command that a config is for."""
 
     train = "train"
     sft = "sft"
 
 
-StageOption = Annotated[Stage, typer.Option(help="Of `gotr1 train`, or of `gotr1 sft`.")]
+StageOption = Annotated[Stage, typer.Option(help="A config of `gotr1 train` or of `gotr1 sft`.")]
 
 
 @app.command("show", cls=ComponentCommand)
@@ -58,8 +58,8 @@ def show(
 
     path, words = config_or_words(config, override or [])
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
-    own = {"prompts": {"file": str(prompts)} if prompts else None}
-    data = resolve_config(registry(), path, preset, {**named, **own}, words)
+    prompts_key = {"prompts": {"file": str(prompts)} if prompts else None}
+    data = resolve_config(registry(), path, preset, {**named, **prompts_key}, words)
     from gotr1_core.config.models import RunConfig, dump, validate
 
     settings = validate(RunConfig, data)
@@ -68,7 +68,7 @@ def show(
 
 @app.command("schema")
 def print_schema(stage: StageOption = Stage.train) -> None:
-    """Prints the JSON Schema of a config. Options of components are in `gotr1 show KIND NAME --json`."""
+    """Prints the JSON Schema of a config. `gotr1 show KIND NAME --json` has that of a component's options."""
     import json
 
     from gotr1_core.config.models import RunConfig, SftConfig
@@ -78,24 +78,23 @@ def print_schema(stage: StageOption = Stage.train) -> None:
 
 
 @app.command("validate")
-def validate(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG.yaml...", help="YAML configs, each complete.")],
+def validate_command(
+    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG.yaml...", help="YAML configs; each must be complete.")],
     stage: StageOption = Stage.train,
 ) -> None:
-    """Checks configs: keys, names, options and the reward. Loads no weights."""
+    """Checks configs: their keys, names of components, options and reward. Loads no weights."""
     from gotr1_core.components.preflight import check
-    from gotr1_core.config.merge import layered, read_yaml
-    from gotr1_core.config.models import RunConfig, SftConfig
-    from gotr1_core.config.models import validate as validated
+    from gotr1_core.config.merge import merge_layers, read_yaml
+    from gotr1_core.config.models import RunConfig, SftConfig, validate
 
     for number, path in enumerate(configs):
         if number:
-            registry.cache_clear()  # the plugin files of one config are not the next one's
-        data: dict[str, Any] = with_plugins(registry(), read_yaml(path))
+            registry.cache_clear()  # plugin files belong to the config that names them
+        data: dict[str, Any] = load_plugin_files(registry(), read_yaml(path))
         if stage is Stage.sft:
-            _check_sft(validated(SftConfig, data))
+            _check_sft(validate(SftConfig, data))
         else:
-            check(registry(), validated(RunConfig, layered(data)))
+            check(registry(), validate(RunConfig, merge_layers(data)))
         print(f"{path}: valid")
 
 
@@ -104,10 +103,10 @@ def _check_sft(config: SftConfig) -> None:
     from gotr1_core.errors import UsageError
     from gotr1_core.plugins import options_of
 
-    named: list[tuple[Kind, ComponentConfig]] = [(config.kind, config.policy)]
+    components: list[tuple[Kind, ComponentConfig]] = [(config.kind, config.policy)]
     if isinstance(config.data, ComponentConfig):
-        named.append(("source", config.data))
+        components.append(("source", config.data))
     elif not config.data.is_file():
-        raise UsageError(f"there is no file {config.data}", hint="data is a JSONL file, or the name of a source")
-    for kind, part in named:
-        options_of(registry().find(kind, part.name).component, part.options)
+        raise UsageError(f"there is no file {config.data}", hint="data must be a JSONL file or the name of a source")
+    for kind, component in components:
+        options_of(registry().find(kind, component.name).component, component.options)

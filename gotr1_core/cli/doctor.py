@@ -1,4 +1,4 @@
-"""``gotr1 doctor``"""
+"""``gotr1 doctor``: prints what the doctor finds in this installation, or in a run."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from gotr1_core.errors import UsageError
 
 
 def command(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run to examine; without one, this installation.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="The run to examine. Without it, this installation is examined.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Says what is wrong with this installation, or with a run, and what to do. Exits with 1 if anything is."""
-    sick = _run(run, as_json=as_json) if run else _installation(as_json=as_json)
-    if sick:
+    """Examines this installation, or a run, and says what to do. Exits with 1 if something is wrong."""
+    unhealthy = _examine_run(run, as_json=as_json) if run else _examine_installation(as_json=as_json)
+    if unhealthy:
         raise typer.Exit(1)
 
 
-def _installation(*, as_json: bool) -> bool:
+def _examine_installation(*, as_json: bool) -> bool:
+    """Prints every diagnosis. True if one is unhealthy."""
     import json
     from dataclasses import asdict
 
-    from gotr1_core.cli.tables import table
+    from gotr1_core.cli.tables import format_table
     from gotr1_core.doctor.environment import diagnose
 
-    found = list(diagnose(registry()))
+    diagnoses = list(diagnose(registry()))
     if as_json:
-        print(json.dumps([asdict(d) for d in found], ensure_ascii=False))
+        print(json.dumps([asdict(d) for d in diagnoses], ensure_ascii=False))
     else:
-        rows = [("FAILED" if not d.healthy else "note" if d.hint else "ok", d.name, d.found, d.hint) for d in found]
-        print(table(("", "what", "found", "what to do"), rows), end="")
-    return not all(d.healthy for d in found)
+        rows = [("FAILED" if not d.healthy else "note" if d.hint else "ok", d.name, d.found, d.hint) for d in diagnoses]
+        print(format_table(("", "what", "found", "what to do"), rows), end="")
+    return not all(d.healthy for d in diagnoses)
 
 
-def _run(folder: Path, *, as_json: bool) -> bool:
+def _examine_run(folder: Path, *, as_json: bool) -> bool:
+    """Prints every finding. True if there is one."""
     import json
 
     from gotr1_core.config.merge import read_yaml
@@ -47,13 +51,13 @@ def _run(folder: Path, *, as_json: bool) -> bool:
     from gotr1_core.runs.records import CONFIG
 
     if not (folder / CONFIG).is_file():
-        raise UsageError(f"{folder} is no run", hint="give the folder that `gotr1 train` named")
+        raise UsageError(f"{folder} is not a run", hint="give the folder that `gotr1 train` named")
     config = validate(RunConfig, read_yaml(folder / CONFIG))
-    rows = _metrics(folder)
+    rows = _read_metrics(folder)
     steps = sum("evaluation" not in row for row in rows)
-    found = examine_run(rows, config)
+    findings = examine_run(rows, config)
     if as_json:
-        told = [
+        facts = [
             {
                 "step": f.step,
                 "rule": f.rule.name,
@@ -64,31 +68,31 @@ def _run(folder: Path, *, as_json: bool) -> bool:
                 "explanation": f.rule.explanation,
                 "hint": f.rule.hint,
             }
-            for f in found
+            for f in findings
         ]
-        print(json.dumps({"steps": steps, "findings": told}, ensure_ascii=False))
+        print(json.dumps({"steps": steps, "findings": facts}, ensure_ascii=False))
     else:
-        for finding in found:
+        for finding in findings:
             print(f"{finding.message}{' It stops the run.' if finding.rule.stops else ''}\n  what to do: {finding.rule.hint}")
-        if not found:
+        if not findings:
             print(f"{steps} steps, nothing found")
-    return bool(found)
+    return bool(findings)
 
 
-def _metrics(folder: Path) -> Sequence[Mapping[str, Any]]:
-    """The rows of a run's metrics, all of them numbers but the names of evaluations."""
+def _read_metrics(folder: Path) -> Sequence[Mapping[str, Any]]:
+    """Reads the rows of a run's metrics. Refuses values that are not numbers; only the name of an evaluation is text."""
     from gotr1_core.runs.records import METRICS, Records
 
     path = folder / METRICS
     if not path.is_file():
-        raise UsageError(f"{folder} has no {METRICS}", hint="put it back; without its numbers nothing can be said about a run")
+        raise UsageError(f"{folder} has no {METRICS}", hint="restore the original file; the doctor reads its numbers")
     rows = Records(folder, main=False).rows
     for number, row in enumerate(rows, 1):
         for name, value in row.items():
             if not isinstance(value, int | float | None) and name != "evaluation":
                 raise UsageError(
-                    f"{path} is damaged: line {number} says {name} is {value!r}, which is no number", hint="put it back as it was"
+                    f"{path} is damaged: line {number} says {name} is {value!r}, which is not a number", hint="restore the original file"
                 )
         if "step" not in row:
-            raise UsageError(f"{path} is damaged: line {number} has no step", hint="put it back as it was")
+            raise UsageError(f"{path} is damaged: line {number} has no step", hint="restore the original file")
     return rows

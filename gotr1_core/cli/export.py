@@ -1,4 +1,4 @@
-"""``gotr1 export``"""
+"""``gotr1 export``: writes the trained weights of a run for peft, transformers or diffusers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gotr1_core.cli.common import registry
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A run's folder, for its best checkpoint; or the folder of one checkpoint.")],
-    out: Annotated[Path, typer.Argument(help="Where to: a folder that is not there yet, or is empty.")],
-    merge: Annotated[bool, typer.Option("--merge", help="The whole model, adapters merged, instead of the adapters alone.")] = False,
+    run: Annotated[Path, typer.Argument(help="The folder of a run (exports its best checkpoint), or of one checkpoint.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write: a new one, or an empty one.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Export the full model with merged adapters, not the adapters alone.")] = False,
 ) -> None:
-    """Writes what a run trained where peft or transformers can load it, with a model card."""
+    """Writes the weights that a run trained, so that peft or transformers can load them, and a model card."""
     import json
 
     from gotr1_core.workflows.export import export

@@ -1,4 +1,4 @@
-"""``gotr1 generate``"""
+"""``gotr1 generate``: plans and draws a prompt, or draws a given chain, and writes the pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gotr1_core.cli.common import PlannerName, PresetName, RendererName, drawing, registry
+from gotr1_core.cli.common import PlannerName, PresetName, RendererName, policies_to_draw, registry
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 def command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     override: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as sampling.guidance_scale=3.")] = None,
-    number: Annotated[int, typer.Option("-n", "--number", help="How many pictures, each with a plan of its own.")] = 1,
-    seed: Annotated[int, typer.Option(help="Pictures of the same seed are the same.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("pictures"),
-    chain: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw this chain, a text, in place of a planned one.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pictures that the folder has.")] = False,
+    number: Annotated[int, typer.Option("-n", "--number", help="How many pictures; each has its own plan.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
+    out: Annotated[Path, typer.Option(help="The folder to write the pictures to.")] = Path("pictures"),
+    chain: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the chain in this text file; plan nothing.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pictures in the folder.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="A run, or one of its checkpoints.")] = None,
     planner: PlannerName = None,
     renderer: RendererName = None,
     preset: PresetName = None,
 ) -> None:
-    """Plans and draws a prompt, or draws your own chain for it. Writes PNG, the chain as JSON, and the boxes drawn over the picture."""
+    """Plans and draws a prompt, or draws your own chain. Writes PNG files, chains as JSON, and pictures with the boxes drawn over them."""
     import json
 
     from gotr1_core.cli.progress import progress
     from gotr1_core.pictures.sample_files import write_samples
-    from gotr1_core.runs.checkpoint import writing
+    from gotr1_core.runs.checkpoint import explain_full_disk
     from gotr1_core.workflows.generation import generate
 
     if number < 1:
@@ -41,20 +41,22 @@ def command(
         raise UsageError("the prompt is empty", hint="say what to draw")
     if not overwrite:
         _check_free(out, number)
-    given = _read(chain) if chain else None
+    own_chain = _read_chain(chain) if chain else None
     named = {"planner": planner, "renderer": renderer}
-    writer, drawer, sampling = drawing(registry(), checkpoint, preset, named, override or [], planned=given is None)
+    policy, drawer, sampling = policies_to_draw(registry(), checkpoint, preset, named, override or [], planned=own_chain is None)
+    plan = own_chain or policy
+    assert plan is not None  # policies_to_draw returns a planner if there is no chain
     with progress("drawing", number) as report:
-        samples = generate(writer, drawer, prompt, number=number, seed=seed, sampling=sampling, chain=given, report=report)
-    _remove_older(out)
-    with writing(out, again="draw again"):
+        samples = generate(plan, drawer, prompt, number=number, seed=seed, sampling=sampling, report=report)
+    _remove_older_pictures(out)
+    with explain_full_disk(out, again="draw again"):
         paths = write_samples(out, samples)
     for path, sample in zip(paths, samples, strict=True):
         print(json.dumps({"image": str(path), "chain": sample.chain.raw}, ensure_ascii=False))
 
 
-def _read(path: Path) -> Chain:
-    """The chain of a text file; one without a single box, or with a broken one, is refused: it would be drawn, but not as it was meant."""
+def _read_chain(path: Path) -> Chain:
+    """Reads a chain from a text file. Refuses one without a box or with a malformed box, because its picture would be wrong."""
     from gotr1_core.chain import parse
 
     try:
@@ -68,26 +70,26 @@ def _read(path: Path) -> Chain:
     if not chain.regions or chain.problems:
         raise UsageError(
             f"--chain: {path}: {chain.problems[0] if chain.problems else 'there is no region in it'}",
-            hint="write each as <|obj_start|>PHRASE<|obj_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>, coordinates 0 to 999",
+            hint="write each region as <|obj_start|>PHRASE<|obj_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>, coordinates 0 to 999",
         )
     return chain
 
 
 def _check_free(out: Path, number: int) -> None:
-    """Refuses, before anything is loaded, a folder in which older pictures would be mixed with new ones or lost."""
+    """Refuses a folder where new pictures would replace older ones or mix with them. Runs before any model is loaded."""
     for name in ("samples.jsonl", *(f"{i:03d}.png" for i in range(number))):
         if (out / name).exists():
-            raise UsageError(f"{out} has pictures already: {name}", hint="give another --out, or --overwrite to replace them")
+            raise UsageError(f"{out} already has pictures: {name}", hint="choose another --out, or give --overwrite to replace them")
 
 
-def _remove_older(out: Path) -> None:
-    """Removes the pictures that a former call wrote; what else is in the folder stays."""
+def _remove_older_pictures(out: Path) -> None:
+    """Removes the pictures that an earlier call wrote. Other files in the folder stay."""
     import json
     from contextlib import suppress
 
     rows = out / "samples.jsonl"
     for line in rows.read_text(encoding="utf-8", errors="replace").splitlines() if rows.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError):  # a row without a picture, or one that gotr1 did not write
+        with suppress(ValueError, KeyError, TypeError):  # the row has no picture, or gotr1 did not write it
             picture = Path(json.loads(line)["image"])
             for name in (picture.name, f"{picture.stem}-plan.png"):
                 (out / name).unlink(missing_ok=True)

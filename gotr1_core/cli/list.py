@@ -1,18 +1,18 @@
-"""``gotr1 list``"""
+"""``gotr1 list``: prints the components that the plugins provide."""
 
 from __future__ import annotations
 
-from gotr1_core.cli.common import Json, KindArgument, kind_of, registry
+from gotr1_core.cli.common import Json, KindArgument, parse_kind, registry
 
 
 def command(kind: KindArgument = None, as_json: Json = False) -> None:
     """Lists components by kind and name."""
     import json
 
-    from gotr1_core.cli.tables import table
+    from gotr1_core.cli.tables import format_table
     from gotr1_core.hookspecs import KINDS
 
-    found = [p for known in ([kind_of(kind)] if kind else KINDS) for p in registry().of_kind(known)]
+    components = [provided for each in ([parse_kind(kind)] if kind else KINDS) for provided in registry().of_kind(each)]
     if as_json:
         rows = [
             {
@@ -22,11 +22,11 @@ def command(kind: KindArgument = None, as_json: Json = False) -> None:
                 "version": p.version,
                 "summary": p.component.summary,
             }
-            for p in found
+            for p in components
         ]
         print(json.dumps(rows, ensure_ascii=False))
         return
-    lines = [(p.component.kind, p.component.name, f"{p.distribution} {p.version}".strip(), p.component.summary) for p in found]
+    lines = [(p.component.kind, p.component.name, f"{p.distribution} {p.version}".strip(), p.component.summary) for p in components]
     columns = ("kind", "name", "plugin", "summary")
-    first = 1 if kind else 0  # a kind that was asked for need not be said
-    print(table(columns[first:], [line[first:] for line in lines]), end="")
+    first = 1 if kind else 0  # without the column of a kind that the user named
+    print(format_table(columns[first:], [line[first:] for line in lines]), end="")

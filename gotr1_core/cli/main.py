@@ -1,4 +1,4 @@
-"""``gotr1``: the commands put together, gotr1's own and those of plugins, and errors printed as two lines."""
+"""``gotr1``: puts together the commands, its own and those of plugins, and prints an error as two lines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.cli import common, config, doctor, evaluate, export, generate, plugins, score, sft, show, train
-from gotr1_core.cli import list as list_
-from gotr1_core.cli.launch import LAUNCHED, LaunchCommand, end, told
+from gotr1_core.cli import common, config, doctor, evaluate, export, generate, list as list_, plugins, score, sft, show, train
+from gotr1_core.cli.launch import LaunchCommand, end_process, report_to_launcher
 from gotr1_core.cli.options import ComponentCommand
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.plugins import RAISED, one_line
+from gotr1_core.runs.launched import is_launched
 
 INTERRUPTED = 130
-COMPLETE = "_GOTR1_COMPLETE"  # set where a shell asks what could come next
+COMPLETE = "_GOTR1_COMPLETE"  # an environment variable; a shell sets it to ask for completions
 HELP = "Trains text-to-image models to plan before they draw, with reinforcement learning."
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 ANYWHERE = "Anywhere on the line"
@@ -33,7 +33,7 @@ app.command(
     "train",
     cls=LaunchCommand,
     epilog="--planner NAME --help (also --renderer, --judge, --algorithm) shows the options of NAME. "
-    "At the end of the line, -- --num-processes N trains in N processes.",
+    "-- --num-processes N at the end of the line trains in N processes.",
 )(train.command)
 app.command("sft", cls=ComponentCommand, epilog="policy=NAME --help (also data=NAME) shows the options of NAME.")(sft.command)
 app.command("generate", cls=ComponentCommand, epilog="--planner NAME --help (also --renderer) shows the options of NAME.")(generate.command)
@@ -47,8 +47,8 @@ app.command("plugins")(plugins.command)
 app.command("doctor")(doctor.command)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(given: bool) -> None:
+    if given:
         from importlib.metadata import version
 
         print(f"gotr1 {version('gotr1')}")
@@ -56,56 +56,62 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback(help=HELP)
-def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
-    """What comes before the command."""
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Reads the options before the command."""
 
 
-def everywhere(
+def options_anywhere(
     plugin: Annotated[
         list[Path] | None,
-        typer.Option("--plugin", metavar="FILE.py", help="Also load this file as a plugin; may be given again.", rich_help_panel=ANYWHERE),
+        typer.Option("--plugin", metavar="FILE.py", help="Also load this file as a plugin. May be repeated.", rich_help_panel=ANYWHERE),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", rich_help_panel=ANYWHERE)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=ANYWHERE)] = False,
 ) -> None:
-    """Options that stand anywhere on a line. `call` reads them before anything else; here they are for --help and completion."""
+    """Options that may stand anywhere on a line. `call` reads them first; this function only shows them in --help and completion."""
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The console script: runs a command and exits with 0, 1 (failure), 2 (usage) or 130 (Ctrl-C)."""
+    """The console script: runs a command and exits with its status: 0, 1 (failure), 2 (usage) or 130 (Ctrl-C)."""
     status = call(sys.argv[1:] if arguments is None else arguments)
-    if LAUNCHED in os.environ:
-        end(status)
+    if is_launched():
+        end_process(status)
     sys.exit(status)
 
 
 def call(arguments: list[str]) -> int:
-    """Runs a command; returns the exit status instead of exiting."""
+    """Runs a command, prints its error if it has one, and returns the exit status."""
     debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
-    # A shell that completes shows whatever is printed between the words that are being typed.
+    # During completion stderr is dropped: the shell would print it into the line that the user types.
     with redirect_stderr(io.StringIO()) if COMPLETE in os.environ else nullcontext():
         try:
             words, files = read_ahead(arguments)
             common.start(files, debug=debug)
             status = commands().main(words, prog_name="gotr1", standalone_mode=False)
-            if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word
+            if status == INTERRUPTED:  # Typer returns this status after Ctrl-C and prints nothing
                 raise KeyboardInterrupt
             return status if isinstance(status, int) else 0
         except (KeyboardInterrupt, typer.Abort):
-            return _say("interrupted", None, INTERRUPTED)
-        except SystemExit as error:  # Typer's completion exits, and so may a plugin's command
-            return (error.code or 0) if isinstance(error.code, int | None) else _say(str(error.code), None, 1)
+            return _print_error("interrupted", None, INTERRUPTED)
+        except SystemExit as error:  # from Typer's completion, or a plugin's command
+            return (error.code or 0) if isinstance(error.code, int | None) else _print_error(str(error.code), None, 1)
         except typer.TyperException as error:
-            return _misused(error)
+            return _print_usage_error(error)
         except Exception as error:
             if debug:
                 raise
             if isinstance(error, Gotr1Error):
-                return _say(error.message, error.hint, error.code)
-            return _say(one_line(error), BUG, 1)
+                return _print_error(error.message, error.hint, error.code)
+            return _print_error(one_line(error), BUG, 1)
 
 
 def read_ahead(arguments: list[str]) -> tuple[list[str], list[Path]]:
-    """What is left for the command, and the files of --plugin: plugins must be loaded before there are commands to read the rest."""
+    """Returns a line without --plugin and --debug, and the files of --plugin. Plugins must be loaded before the rest can be read.
+
+    Raises:
+        UsageError: --plugin without a file.
+    """
     rest: list[str] = []
     files: list[Path] = []
     words = iter(arguments)
@@ -124,68 +130,69 @@ def read_ahead(arguments: list[str]) -> tuple[list[str], list[Path]]:
 
 
 def commands() -> TyperGroup:
-    """gotr1's commands, then those of the plugins, each of which is asked in its own ``try``."""
+    """Returns gotr1's commands and those of the plugins. A plugin that fails to add its commands is reported and left out."""
     app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
     group = get_command(app)
-    assert isinstance(group, TyperGroup)  # it has a callback
+    assert isinstance(group, TyperGroup)  # the app has a callback, so it is a group
     if app.rich_markup_mode is None:
-        group.context_settings = {**SETTINGS, "terminal_width": 140}  # else a pipe has 80, and what commands do is cut to fit
+        group.context_settings = {**SETTINGS, "terminal_width": 140}  # a pipe would get 80 columns, which cuts the commands' summaries
     registry = common.registry()
     registry.commands = dict.fromkeys(group.commands, "gotr1")
     for plugin, add in registry.implementations("gotr1_commands"):
-        own = typer.Typer(context_settings=SETTINGS)
+        plugin_app = typer.Typer(context_settings=SETTINGS)
         try:
-            add(app=own)
-            made = get_group(own).commands
+            add(app=plugin_app)
+            added = get_group(plugin_app).commands
         except RAISED as error:
             registry.fail(plugin.name, plugin.distribution, "adds no commands", error)
             continue
-        for name, command in made.items():
+        for name, command in added.items():
             if name in registry.commands:
-                has = registry.commands[name].partition(":")[0]
-                print(f"warning: {plugin.distribution} adds a command {name!r}, but {has} has one, which is kept", file=sys.stderr)
+                owner = registry.commands[name].partition(":")[0]
+                print(f"warning: {plugin.distribution} adds a command {name!r}, but {owner} has one; gotr1 keeps that", file=sys.stderr)
                 continue
             registry.commands[name] = plugin.id
             command.rich_help_panel = f"Commands of {plugin.distribution}"  # type: ignore[attr-defined]
             group.add_command(command, name)
-    options = _everywhere()
-    for command in _each(group):
+    options = _options_anywhere()
+    for command in _all_commands(group):
         command.params += options
     return group
 
 
-def _everywhere() -> list[Any]:
-    """The options that every command shows, and none is given."""
-    shown = typer.Typer(add_completion=False)
-    shown.command()(everywhere)
-    options: list[Any] = get_command(shown).params
+def _options_anywhere() -> list[Any]:
+    """Returns the options that every command shows. Their values are not passed to commands."""
+    holder = typer.Typer(add_completion=False)
+    holder.command()(options_anywhere)
+    options: list[Any] = get_command(holder).params
     for option in options:
         option.expose_value = False
     return options
 
 
-def _each(command: Any) -> Iterator[Any]:
-    """A command and all that are under it."""
+def _all_commands(command: Any) -> Iterator[Any]:
+    """Yields a command and all commands below it."""
     yield command
     for inner in getattr(command, "commands", {}).values():
-        yield from _each(inner)
+        yield from _all_commands(inner)
 
 
-def _misused(error: typer.TyperException) -> int:
-    """What Typer says of a line that it cannot read, in two lines."""
+def _print_usage_error(error: typer.TyperException) -> int:
+    """Prints Typer's error about a wrong line as two lines. Returns the exit status 2."""
     message, context = error.format_message(), getattr(error, "ctx", None)
-    if not message or message.lstrip().startswith("Usage:"):  # nothing was asked for, which Typer answers with the help
+    if not message or message.lstrip().startswith("Usage:"):  # the line has no command, and the message is the help
         print(message, end="", file=sys.stderr)
         return 2
-    return _say(" ".join(message.split()), f"see `{context.command_path if context else 'gotr1'} --help`", 2)
+    return _print_error(" ".join(message.split()), f"see `{context.command_path if context else 'gotr1'} --help`", 2)
 
 
-def _say(message: str, hint: str | None, code: int) -> int:
-    if told(message, hint):
+def _print_error(message: str, hint: str | None, code: int) -> int:
+    """Prints an error and its hint, or passes them to the launcher of this process. Returns ``code``."""
+    if report_to_launcher(message, hint):
         return code
     print(f"error: {message}", file=sys.stderr)
     if hint:
-        print("hint: " + hint.replace("\n", "\n      "), file=sys.stderr)  # so that a caret stays under what it points at
+        print("hint: " + hint.replace("\n", "\n      "), file=sys.stderr)  # a caret in the hint keeps its column
     return code
 
 

@@ -1,4 +1,4 @@
-"""The options of components: as rows, and after the --help of a command that names them."""
+"""The options of components: as rows of a table, and in the --help of a command whose line names components."""
 
 from __future__ import annotations
 
@@ -9,65 +9,70 @@ from typing import Any
 from typer.core import TyperCommand
 
 from gotr1_core.cli.common import registry
-from gotr1_core.cli.tables import table
+from gotr1_core.cli.tables import format_table
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.hookspecs import Component, Kind
 
 COLUMNS = ("key", "type", "default", "description")
-_GIVEN = "gotr1_core.cli.options"
+_PARAMS = "gotr1_core.cli.options"  # the key of a line's parsed parameters in Typer's context
 
 
 class ComponentCommand(TyperCommand):
-    """A command whose help goes on with the options of the components that its line names."""
+    """A command whose help also shows the options of the components that its line names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Keeps what was given, which --help otherwise does not wait for."""
-        ctx.meta[_GIVEN], _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        """Keeps the line's parameters for :meth:`format_help`, because Typer prints the help before it parses the rest."""
+        ctx.meta[_PARAMS], _, _ = self.make_parser(ctx).parse_args(args=list(args))
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The command's own help, then a table for each component."""
-        shown = [_help(kind, name, key) for kind, name, key in _named(ctx.meta.get(_GIVEN, {}))]  # first: a wrong name shows no help
+        """Writes the command's own help, then a table for each component."""
+        # Tables first: a wrong name is an error, and no help is printed.
+        tables = [_options_table(kind, name, key) for kind, name, key in _named_components(ctx.meta.get(_PARAMS, {}))]
         super().format_help(ctx, formatter)
-        formatter.write("\n".join(shown))
+        formatter.write("\n".join(tables))
 
 
-def _named(given: Mapping[str, Any]) -> Iterator[tuple[Kind, str, str]]:
-    """Kind, name and key in the config of every component that options or KEY=VALUE words name."""
-    words = [word for word in (given.get("config"), *(given.get("override") or ())) if word and "=" in word]
-    said = {key: value for key, value in given.items() if value}
+def _named_components(params: Mapping[str, Any]) -> Iterator[tuple[Kind, str, str]]:
+    """Yields kind, name and config key of every component that options or KEY=VALUE words name."""
+    words = [word for word in (params.get("config"), *(params.get("override") or ())) if word and "=" in word]
+    settings = {key: value for key, value in params.items() if value}
     if words:
-        from gotr1_core.config.merge import merge, overrides
+        from gotr1_core.config.merge import merge, parse_overrides
 
-        said = merge(said, overrides(words))
-    source = said["prompts"].get("source") if isinstance(said.get("prompts"), Mapping) else None
-    policy: Kind = "renderer" if said.get("kind") == "renderer" else "planner"
+        settings = merge(settings, parse_overrides(words))
+    source = settings["prompts"].get("source") if isinstance(settings.get("prompts"), Mapping) else None
+    policy: Kind = "renderer" if settings.get("kind") == "renderer" else "planner"
     places: list[tuple[str, Kind, Any]] = [
-        ("planner", "planner", said.get("planner")),
-        ("renderer", "renderer", said.get("renderer")),
-        ("judge", "judge", said.get("judge")),
-        ("algorithm", "algorithm", said.get("algorithm")),
-        ("policy", policy, said.get("policy")),
-        ("data", "source", said.get("data")),
+        ("planner", "planner", settings.get("planner")),
+        ("renderer", "renderer", settings.get("renderer")),
+        ("judge", "judge", settings.get("judge")),
+        ("algorithm", "algorithm", settings.get("algorithm")),
+        ("policy", policy, settings.get("policy")),
+        ("data", "source", settings.get("data")),
         ("prompts.source", "source", source),
     ]
     for key, kind, value in places:
-        for part in value if isinstance(value, list | tuple) else [value]:
-            name = part.get("name") if isinstance(part, Mapping) else part
+        for component in value if isinstance(value, list | tuple) else [value]:
+            name = component.get("name") if isinstance(component, Mapping) else component
             if isinstance(name, str) and not name.endswith(".jsonl"):
                 yield kind, name, key
 
 
-def _help(kind: Kind, name: str, key: str) -> str:
-    found = registry().find(kind, name)
-    title = f"options of {kind} {name} ({found.distribution} {found.version})"
-    schema = schema_of(found.component)
+def _options_table(kind: Kind, name: str, key: str) -> str:
+    provided = registry().find(kind, name)
+    title = f"options of {kind} {name} ({provided.distribution} {provided.version})"
+    schema = schema_of(provided.component)
     rows = option_rows(schema, f"{key}.") if schema else []
-    return table(COLUMNS, rows, title) if rows else f"{kind} {name} ({found.distribution} {found.version}) has no options\n"
+    return format_table(COLUMNS, rows, title) if rows else f"{kind} {name} ({provided.distribution} {provided.version}) has no options\n"
 
 
 def schema_of(component: Component) -> dict[str, Any] | None:
-    """The JSON Schema of a component's options; None where it has none."""
+    """Returns the JSON Schema of a component's options; None if it has no options.
+
+    Raises:
+        Gotr1Error: the class of the options cannot be described as JSON Schema.
+    """
     if component.options is None:
         return None
     from pydantic.errors import PydanticInvalidForJsonSchema
@@ -84,54 +89,55 @@ def schema_of(component: Component) -> dict[str, Any] | None:
 
 
 def option_rows(schema: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """Key, type, default and description of every option; a nested model's have dotted keys."""
+    """Returns key, type, default and description of every option. Options of a nested model have dotted keys."""
     return list(_rows(schema, prefix, schema.get("$defs", {}), {}))
 
 
 def _rows(
-    schema: Mapping[str, Any], prefix: str, known: Mapping[str, Any], defaults: Mapping[str, Any]
+    schema: Mapping[str, Any], prefix: str, definitions: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str, str]]:
-    for name, part in schema.get("properties", {}).items():
-        own = defaults.get(name, part.get("default", ...))
-        inner = _inner(part, known)
-        if inner is None or own is None:
-            missing = "required" if name in schema.get("required", ()) else ""
-            yield f"{prefix}{name}", _type(part, known), missing if own is ... else _shown(own), part.get("description", "")
-        if inner is not None:
-            yield from _rows(inner, f"{prefix}{name}.", known, own if isinstance(own, Mapping) else {})
+    for name, option in schema.get("properties", {}).items():
+        default = defaults.get(name, option.get("default", ...))
+        model = _nested_model(option, definitions)
+        if model is None or default is None:
+            if_missing = "required" if name in schema.get("required", ()) else ""
+            default_text = if_missing if default is ... else _as_in_config(default)
+            yield f"{prefix}{name}", _type(option, definitions), default_text, option.get("description", "")
+        if model is not None:
+            yield from _rows(model, f"{prefix}{name}.", definitions, default if isinstance(default, Mapping) else {})
 
 
-def _inner(part: Mapping[str, Any], known: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The model that an option is, or may be."""
-    for kind in (part, *part.get("allOf", ()), *part.get("anyOf", ())):
-        found = known.get(kind.get("$ref", "").rpartition("/")[2], {})
-        if "properties" in found:
-            return found  # type: ignore[no-any-return]
+def _nested_model(option: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the schema of the model that an option is, or may be; None if it is no model."""
+    for schema in (option, *option.get("allOf", ()), *option.get("anyOf", ())):
+        definition = definitions.get(schema.get("$ref", "").rpartition("/")[2], {})
+        if "properties" in definition:
+            return definition  # type: ignore[no-any-return]
     return None
 
 
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def _type(part: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """A JSON Schema in a few words."""
-    if "$ref" in part:
-        return _type(known.get(part["$ref"].rpartition("/")[2], {}), known)
-    if "enum" in part or "const" in part:
-        return " | ".join(_shown(value) for value in part.get("enum", [part.get("const")]))
-    several: Sequence[Mapping[str, Any]] = part.get("anyOf") or part.get("oneOf") or part.get("allOf") or ()
-    if several:
-        return " | ".join(dict.fromkeys(_type(kind, known) for kind in several))
-    kind = part.get("type", "anything")
+def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """Describes the type in a JSON Schema in a few words."""
+    if "$ref" in schema:
+        return _type(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
+    if "enum" in schema or "const" in schema:
+        return " | ".join(_as_in_config(value) for value in schema.get("enum", [schema.get("const")]))
+    alternatives: Sequence[Mapping[str, Any]] = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf") or ()
+    if alternatives:
+        return " | ".join(dict.fromkeys(_type(alternative, definitions) for alternative in alternatives))
+    kind = schema.get("type", "anything")
     if kind == "array":
-        items = part.get("prefixItems") or ([part["items"]] if part.get("items") else [])
-        return f"list of {', '.join(_type(item, known) for item in items)}" if items else "list"
+        items = schema.get("prefixItems") or ([schema["items"]] if schema.get("items") else [])
+        return f"list of {', '.join(_type(item, definitions) for item in items)}" if items else "list"
     if kind == "object":
         return "mapping"
-    limits = ", ".join(f"{sign} {_shown(part[limit])}" for limit, sign in _LIMITS.items() if limit in part)
-    return f"{part.get('format', kind)} {limits}".rstrip()
+    limits = ", ".join(f"{sign} {_as_in_config(schema[limit])}" for limit, sign in _LIMITS.items() if limit in schema)
+    return f"{schema.get('format', kind)} {limits}".rstrip()
 
 
-def _shown(value: Any) -> str:
-    """A value as a config says it."""
+def _as_in_config(value: Any) -> str:
+    """Writes a value as a config file does."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

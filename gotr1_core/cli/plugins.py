@@ -1,4 +1,4 @@
-"""``gotr1 plugins``"""
+"""``gotr1 plugins``: prints the installed plugins, what each provides, and why one fails to load."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ if TYPE_CHECKING:
 
 
 def command(as_json: Json = False) -> None:
-    """Lists plugins and what each provides. Also those that fail, with their error."""
+    """Lists the plugins and what each provides. Plugins that fail are listed with their error."""
     import json
 
-    from gotr1_core.cli.tables import table
+    from gotr1_core.cli.tables import format_table
 
-    found = registry()
+    plugins = registry()
     if as_json:
-        print(json.dumps(_facts(found), ensure_ascii=False))
+        print(json.dumps(_facts(plugins), ensure_ascii=False))
         return
-    print(table(("plugin", "version", "provides"), [(p.distribution, p.version, _provides(found, p)) for p in found.loaded]), end="")
-    if found.broken:
-        print("\n" + table(("failed", "error"), [(_name(b.distribution, b.name), b.error) for b in found.broken]), end="")
+    rows = [(p.distribution, p.version, _provides(plugins, p)) for p in plugins.loaded]
+    print(format_table(("plugin", "version", "provides"), rows), end="")
+    if plugins.broken:
+        print("\n" + format_table(("failed", "error"), [(_name(b.distribution, b.name), b.error) for b in plugins.broken]), end="")
 
 
 def _name(distribution: str, name: str) -> str:
-    """A distribution, and which of its plugins where the names do not tell."""
+    """Names a distribution. Adds the name of the plugin if the distribution's name does not contain it."""
     return distribution if name in distribution else f"{distribution} ({name})"
 
 
-def _provides(found: Registry, plugin: Plugin) -> str:
-    parts = [f"{c.kind} {c.name}" for c in plugin.components]
-    parts += [f"command {name}" for name, owner in found.commands.items() if owner == plugin.id]
-    parts += [f"hook {hook}" for hook in plugin.hooks if hook not in ("gotr1_components", "gotr1_commands")]
-    return ", ".join(parts) or "nothing"
+def _provides(registry: Registry, plugin: Plugin) -> str:
+    words = [f"{c.kind} {c.name}" for c in plugin.components]
+    words += [f"command {name}" for name, owner in registry.commands.items() if owner == plugin.id]
+    words += [f"hook {hook}" for hook in plugin.hooks if hook not in ("gotr1_components", "gotr1_commands")]
+    return ", ".join(words) or "nothing"
 
 
-def _facts(found: Registry) -> dict[str, Any]:
+def _facts(registry: Registry) -> dict[str, Any]:
     return {
         "plugins": [
             {
@@ -45,10 +46,10 @@ def _facts(found: Registry) -> dict[str, Any]:
                 "distribution": p.distribution,
                 "version": p.version,
                 "components": [{"kind": c.kind, "name": c.name} for c in p.components],
-                "commands": [name for name, owner in found.commands.items() if owner == p.id],
+                "commands": [name for name, owner in registry.commands.items() if owner == p.id],
                 "hooks": list(p.hooks),
             }
-            for p in found.loaded
+            for p in registry.loaded
         ],
         "components": [
             {
@@ -57,7 +58,7 @@ def _facts(found: Registry) -> dict[str, Any]:
                 "plugin": f"{p.distribution} {p.version}".strip(),
                 "summary": p.component.summary,
             }
-            for p in found.provided
+            for p in registry.provided
         ],
-        "failed": [{"name": b.name, "plugin": b.distribution, "error": b.error} for b in found.broken],
+        "failed": [{"name": b.name, "plugin": b.distribution, "error": b.error} for b in registry.broken],
     }

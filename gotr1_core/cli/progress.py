@@ -1,4 +1,4 @@
-"""How far a command is: a bar on stderr where that is a terminal, and nothing elsewhere."""
+"""Shows the progress of a command: a bar on stderr if stderr is a terminal, else nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives the function to call with how much of ``total`` is done."""
+    """Shows a bar labelled ``what``. Gives the function to call with how much of ``total`` is done."""
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""``gotr1 sft``"""
+"""``gotr1 sft``: supervised training, the stage before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gotr1_core.cli.common import ConfigOrWord, config_or_words, device, registry
-from gotr1_core.components.resolve import with_plugins
+from gotr1_core.components.resolve import load_plugin_files
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,32 +22,36 @@ def command(
     config: ConfigOrWord = None,
     override: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as steps=20 or policy=janus.")] = None,
 ) -> None:
-    """Stage one: trains on prompts, chains and pictures. Run again, it goes on where it stopped."""
+    """Stage one: trains on prompts, chains and pictures. Run the command again to continue a stopped training."""
     import json
     import sys
 
     from gotr1_core.cli.progress import progress
     from gotr1_core.components.build import make_component
-    from gotr1_core.config.merge import merge, overrides, read_yaml
+    from gotr1_core.config.merge import merge, parse_overrides, read_yaml
     from gotr1_core.config.models import SftConfig, validate
     from gotr1_core.engine.files import write_atomically
-    from gotr1_core.runs.checkpoint import writing
+    from gotr1_core.runs.checkpoint import explain_full_disk
     from gotr1_core.workflows.sft import train_supervised
 
     path, words = config_or_words(config, override or [])
-    settings = validate(SftConfig, with_plugins(registry(), merge(read_yaml(path) if path else {}, overrides(words))))
+    settings = validate(SftConfig, load_plugin_files(registry(), merge(read_yaml(path) if path else {}, parse_overrides(words))))
     batches = _batches(settings)
     import torch
 
-    torch.manual_seed(settings.seed)  # what LoRA draws
+    torch.manual_seed(settings.seed)  # for the random initial values of LoRA
     policy = make_component(registry(), settings.kind, settings.policy, key="policy", device=device())
-    log = _log(settings.output)
+    log = _log_file(settings.output)
     rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    with progress("training", settings.steps) as report, writing(settings.output, again="run it again: it goes on from its last save"):
+    with (
+        progress("training", settings.steps) as report,
+        explain_full_disk(settings.output, again="run it again: it continues from its last save"),
+    ):
         for row in train_supervised(settings, policy, batches):
             report(row["step"] + 1)
             if row["step"] % LOGGED == 0 or row["step"] + 1 == settings.steps:
-                rows = [kept for kept in rows if json.loads(kept)["step"] < row["step"]]  # what a broken run logged past its last save
+                # Drops what a stopped run logged after its last save.
+                rows = [earlier for earlier in rows if json.loads(earlier)["step"] < row["step"]]
                 rows.append(json.dumps(row))
                 write_atomically(log, "\n".join(rows) + "\n")
                 if not sys.stderr.isatty():
@@ -56,20 +60,20 @@ def command(
 
 
 def _batches(settings: SftConfig) -> Batches:
-    """What is trained on; read before any weight is loaded."""
+    """Returns the training batches. They are read before any weights are loaded."""
     from gotr1_core.components.build import make_component
     from gotr1_core.config.models import ComponentConfig
     from gotr1_core.workflows.sft import from_examples, from_source, read_examples
 
-    registry().find(settings.kind, settings.policy.name)  # a wrong name before a source is made
+    registry().find(settings.kind, settings.policy.name)  # an unknown policy is an error before the source is made
     if isinstance(settings.data, ComponentConfig):
         return from_source(make_component(registry(), "source", settings.data), settings.batch, settings.seed, settings.sort_window)
     return from_examples(read_examples(settings.data), settings.batch, settings.seed, settings.sort_window)
 
 
-def _log(output: Path) -> Path:
+def _log_file(output: Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make the folder {output}: {error.strerror}", hint="choose another output=…") from None
+        raise UsageError(f"cannot make the folder {output}: {error.strerror}", hint="choose another folder with output=DIR") from None
     return output / "log.jsonl"

@@ -1,4 +1,4 @@
-"""``gotr1 show``"""
+"""``gotr1 show``: prints one component and its options."""
 
 from __future__ import annotations
 
@@ -7,67 +7,68 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gotr1_core.cli.common import Json, kind_of, kinds, names, registry
+from gotr1_core.cli.common import Json, complete_kinds, complete_names, parse_kind, registry
 
 if TYPE_CHECKING:
     from gotr1_core.hookspecs import Component
     from gotr1_core.plugins import Provided
 
 
-def _names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    return names(kind_of(ctx.params["kind"]))(incomplete)
+def _complete_name(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    return complete_names(parse_kind(ctx.params["kind"]))(incomplete)
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as planner or judge.", autocompletion=kinds)],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `gotr1 list` shows it.", autocompletion=_names)],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Such as planner or judge.", autocompletion=complete_kinds)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `gotr1 list` shows.", autocompletion=_complete_name)],
     as_json: Json = False,
 ) -> None:
-    """Shows a component and its options. Of a preset, the config that it is."""
+    """Shows a component and its options. Of a preset, it prints the config."""
     import json
 
-    found = registry().find(kind_of(kind), name)
+    provided = registry().find(parse_kind(kind), name)
     if as_json:
-        print(json.dumps(_facts(found), ensure_ascii=False))
-    elif found.component.kind == "preset":
+        print(json.dumps(_facts(provided), ensure_ascii=False))
+    elif provided.component.kind == "preset":
         path = registry().preset(name)
-        print(f"# {_title(found)}\n{path.read_text(encoding='utf-8').replace('${HERE}', str(path.parent.resolve()))}", end="")
+        print(f"# {_title(provided)}\n{path.read_text(encoding='utf-8').replace('${HERE}', str(path.parent.resolve()))}", end="")
     else:
-        _print(found)
+        _print(provided)
 
 
-def _title(found: Provided) -> str:
-    return f"{found.component.kind} {found.component.name} ({found.distribution} {found.version})"
+def _title(provided: Provided) -> str:
+    return f"{provided.component.kind} {provided.component.name} ({provided.distribution} {provided.version})"
 
 
-def _print(found: Provided) -> None:
+def _print(provided: Provided) -> None:
     from gotr1_core.cli.options import COLUMNS, option_rows, schema_of
-    from gotr1_core.cli.tables import table
+    from gotr1_core.cli.tables import format_table
 
-    component = found.component
+    component = provided.component
     rows = option_rows(schema_of(component) or {}, f"{component.kind}.")
     rewards = _rewards(component)
-    print(_title(found))
+    print(_title(provided))
     print(f"  {component.summary or 'no summary'}\n  {component.target}")
     if component.kind == "judge":
         for stage in sorted(set((rewards or {}).values()), reverse=True):
-            print(f"  scores of the {stage}: {', '.join(reward for reward, sees in (rewards or {}).items() if sees == stage)}")
+            scores = [score for score, its_stage in (rewards or {}).items() if its_stage == stage]
+            print(f"  scores of the {stage}: {', '.join(scores)}")
         if not rewards:
-            print("  scores what its options say")
+            print("  its options decide what it scores")
     print()
-    print(table(COLUMNS, rows) if rows else "no options\n", end="")
+    print(format_table(COLUMNS, rows) if rows else "no options\n", end="")
 
 
-def _facts(found: Provided) -> dict[str, Any]:
+def _facts(provided: Provided) -> dict[str, Any]:
     from gotr1_core.cli.options import schema_of
     from gotr1_core.config.merge import read_yaml
 
-    component = found.component
+    component = provided.component
     facts: dict[str, Any] = {
         "kind": component.kind,
         "name": component.name,
-        "distribution": found.distribution,
-        "version": found.version,
+        "distribution": provided.distribution,
+        "version": provided.version,
         "summary": component.summary,
         "target": component.target,
         "options": schema_of(component),
@@ -75,12 +76,12 @@ def _facts(found: Provided) -> dict[str, Any]:
     if component.kind == "judge":
         facts["rewards"] = _rewards(component)
     if component.kind == "preset":
-        facts["config"] = read_yaml(registry().preset(f"{found.distribution}:{component.name}"))
+        facts["config"] = read_yaml(registry().preset(f"{provided.distribution}:{component.name}"))
     return facts
 
 
 def _rewards(component: Component) -> dict[str, str] | None:
-    """What a judge's class says that it scores; None where only an object knows."""
+    """Returns the scores that a judge's class declares, with their stages; None if they depend on its options."""
     from gotr1_core.plugins import load
 
     offered = getattr(load(component.target), "rewards", None) if component.kind == "judge" else None

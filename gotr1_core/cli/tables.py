@@ -1,4 +1,4 @@
-"""Rows for people: a table on a terminal, aligned columns with whole lines elsewhere."""
+"""Formats rows for people: a table on a terminal; elsewhere aligned columns, one line for each row."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
-    """The text to print. No cell is cut: a terminal's table wraps them, and elsewhere a row is a line however long."""
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """Returns a table as text. No cell is cut: a terminal's table wraps long cells, and elsewhere a line may be long."""
     if sys.stdout.isatty():
         return _rich(columns, rows, title)
     lines = [[" ".join(cell.split()) for cell in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*([title] if title else []), *shown]) + "\n"
+    text_lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*([title] if title else []), *text_lines]) + "\n"
 
 
 def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
@@ -21,12 +21,12 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False)  # what plugins say is text, with whatever brackets
-    shown = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    console = Console(markup=False, emoji=False, highlight=False)  # text of plugins may contain brackets, which are not markup
+    rich_table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        shown.add_column(name, overflow="fold")
+        rich_table.add_column(name, overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        rich_table.add_row(*row)
     with console.capture() as captured:
-        console.print(shown)
+        console.print(rich_table)
     return captured.get()

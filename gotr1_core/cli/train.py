@@ -1,9 +1,8 @@
-"""``gotr1 train``"""
+"""``gotr1 train``: starts or resumes a run, in this process or in several."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,9 +23,10 @@ from gotr1_core.cli.common import (
     config_or_words,
     registry,
 )
-from gotr1_core.cli.launch import LAUNCHED, launch, read, words_of
+from gotr1_core.cli.launch import launch, launch_words, read_launch_options
 from gotr1_core.components.resolve import resolve_config
 from gotr1_core.errors import UsageError
+from gotr1_core.runs.launched import is_launched
 
 if TYPE_CHECKING:
     from gotr1_core.cli.view import View
@@ -44,39 +44,39 @@ def command(
     algorithm: AlgorithmName = None,
     preset: PresetName = None,
     prompts: PromptsFile = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with a run, from its last checkpoint.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run from its last checkpoint.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the sizes of a step; start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU although there is a GPU.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")] = False,
 ) -> None:
     """Trains planner, renderer or both with reinforcement learning."""
     path, words = config_or_words(config, override or [])
-    after = words_of(ctx)
-    processes = None if after is None else read(after, cpu=cpu)
+    words_after = launch_words(ctx)
+    processes = None if words_after is None else read_launch_options(words_after, cpu=cpu)
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
-    own = {"prompts": {"file": str(prompts)} if prompts else None}
+    prompts_key = {"prompts": {"file": str(prompts)} if prompts else None}
     if resume is not None:
-        given = [f"--{key}" for key, value in {**named, "preset": preset, "prompts": prompts}.items() if value]
-        if given or path:
+        refused = [f"--{key}" for key, value in {**named, "preset": preset, "prompts": prompts}.items() if value]
+        if refused or path:
             raise UsageError(
-                f"{given[0] if given else path} has no meaning with --resume",
-                hint="a run goes on with its own config; change it by KEY=VALUE",
+                f"{refused[0] if refused else path} cannot be combined with --resume",
+                hint="a run continues with its own config; change it with KEY=VALUE",
             )
         return _resume(resume, words, processes, dry_run=dry_run, as_json=as_json, cpu=cpu)
-    data = resolve_config(registry(), path, preset, {**named, **own}, words)
+    data = resolve_config(registry(), path, preset, {**named, **prompts_key}, words)
     from gotr1_core.config.models import RunConfig, validate
 
     settings = validate(RunConfig, data)
     if dry_run:
-        return _show(settings, processes, as_json=as_json)
+        return _print_plan(settings, processes, as_json=as_json)
     if processes is not None:
         return _launch(settings, processes, cpu=cpu)
     from gotr1_core.cli.view import training_view
     from gotr1_core.runs.start import train
 
     with training_view(settings.steps) as view:
-        run = train(settings, registry=registry(), listeners=[view], cpu=cpu, launched=LAUNCHED in os.environ)
-    _end(run, view)
+        run = train(settings, registry=registry(), listeners=[view], cpu=cpu)
+    _finish(run, view)
 
 
 def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as_json: bool, cpu: bool) -> None:
@@ -84,53 +84,53 @@ def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as
     from gotr1_core.runs.start import resume, resumed_config
 
     settings, changed = resumed_config(folder, words)
-    if LAUNCHED not in os.environ:  # else the launcher has said so
+    if not is_launched():  # in a started process, the launcher has printed this
         for key, (was, now) in changed.items():
             print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}", file=sys.stderr)
     if dry_run:
-        return _show(settings, processes, as_json=as_json)
+        return _print_plan(settings, processes, as_json=as_json)
     if processes is not None:
         return _launch(settings, processes, cpu=cpu, resume=folder, words=words)
     with training_view(settings.steps) as view:
-        run = resume(folder, words, registry=registry(), listeners=[view], cpu=cpu, launched=LAUNCHED in os.environ)
-    _end(run, view)
+        run = resume(folder, words, registry=registry(), listeners=[view], cpu=cpu)
+    _finish(run, view)
 
 
-def _end(run: Run, view: View) -> None:
-    """Shows what the run came to, and leaves the other processes, if there are any."""
+def _finish(run: Run, view: View) -> None:
+    """Prints the result of a run, and leaves the group of processes if there is one."""
     from gotr1_core.cli.view import show_result
-    from gotr1_core.engine.collectives import leave
+    from gotr1_core.engine.collectives import leave_process_group
 
     show_result(run, live=view.live is not None)
-    leave()
+    leave_process_group()
 
 
 def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None = None, words: Sequence[str] = ()) -> None:
-    """Trains in several processes, once everything that can be checked beforehand is."""
+    """Trains in several processes. Everything that needs no weights is checked first, in this process."""
     from tempfile import TemporaryDirectory
 
     from gotr1_core.components.preflight import check
     from gotr1_core.config.models import dump
-    from gotr1_core.runs.records import check_free
+    from gotr1_core.runs.records import check_output
 
     for file in config.plugins:
         registry().add_file(file)
     check(registry(), config, processes.num_processes)
     plugins = [word for file in registry().files for word in ("--plugin", str(file))]
-    more = [*plugins, *(["--cpu"] if cpu else [])]
+    options = [*plugins, *(["--cpu"] if cpu else [])]
     if resume is not None:
-        return launch(processes, ["train", "--resume", str(resume), *words, *more], resume)
-    # Named here, so that it is known where the run goes on should its processes be killed.
+        return launch(processes, ["train", "--resume", str(resume), *words, *options], resume)
+    # Named here, so that the hint can name the run's folder if its processes are killed.
     config = config.model_copy(update={"name": config.name or time.strftime("%Y%m%d-%H%M%S")})
-    check_free(config)
+    check_output(config)
     with TemporaryDirectory(prefix="gotr1-") as scratch:
         file = Path(scratch, "config.yaml")
         file.write_text(dump(config), encoding="utf-8")
-        launch(processes, ["train", str(file), *more], config.output / str(config.name))
+        launch(processes, ["train", str(file), *options], config.output / str(config.name))
 
 
-def _show(config: RunConfig, processes: Any, *, as_json: bool) -> None:
-    """What would run, on stdout."""
+def _print_plan(config: RunConfig, processes: Any, *, as_json: bool) -> None:
+    """Prints what would run: the config and the sizes of a step."""
     from gotr1_core.components.limits import step_sizes
     from gotr1_core.components.preflight import check
     from gotr1_core.config.models import dump

@@ -1,4 +1,4 @@
-"""The live view of a run: step, rewards with their trend, time left. Plain lines where there is no terminal."""
+"""The live view of a run: its step, its rewards with their trends, and the time left. Without a terminal, lines of JSON."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from gotr1_core.hookspecs import hookimpl
 from gotr1_core.pictures.sample_files import null_for_nan
 from gotr1_core.runs.recorder import Run
 from gotr1_core.runs.report import REPORT
-from gotr1_core.runs.restore import checkpoint_of
+from gotr1_core.runs.restore import find_checkpoint
 from gotr1_core.samples import Sample
 
 BARS = "▁▂▃▄▅▆▇█"
-PHASES = ("rollout", "scoring", "update")
+PHASES = ("rollout", "forward", "update")
 
 
 def trend(values: list[float], width: int = 30) -> str:
-    """A sparkline of the last values, scaled to their own range."""
-    shown = [v for v in values[-width:] if v == v]
-    if not shown:
+    """Returns a sparkline of the last ``width`` values, scaled to their own range. NaN is left out."""
+    finite = [v for v in values[-width:] if v == v]
+    if not finite:
         return ""
-    low, high = min(shown), max(shown)
-    return "".join(BARS[int((v - low) / (high - low or 1) * (len(BARS) - 1))] for v in shown)
+    low, high = min(finite), max(finite)
+    return "".join(BARS[int((v - low) / (high - low or 1) * (len(BARS) - 1))] for v in finite)
 
 
 class View:
-    """A listener that shows a run: enter it, and register it with the run."""
+    """A listener that shows a run while it trains: ``live`` as a table, else a line of JSON for each event. Enter it before the run."""
 
     def __init__(self, console: Console, steps: int, *, live: bool) -> None:
         self.console = console
@@ -67,8 +67,8 @@ class View:
         for name, value in metrics.items():
             self.history.setdefault(name, []).append(value)
         self.progress.update(self.task, completed=step, description=f"{run}: training")
-        shown = {k: round(v, 4) for k, v in metrics.items() if k in ("reward", "seconds") or k.startswith("reward.")}
-        self._show({"step": step, **shown})
+        rounded = {k: round(v, 4) for k, v in metrics.items() if k in ("reward", "seconds") or k.startswith("reward.")}
+        self._show({"step": step, **rounded})
 
     @hookimpl
     def gotr1_evaluated(self, step: int, name: str, samples: Sequence[Sample]) -> None:
@@ -81,15 +81,15 @@ class View:
         self._show({"step": step, "checkpoint": str(checkpoint)})
 
     def _show(self, row: Mapping[str, Any]) -> None:
-        """The table where there is a terminal; else the event as a line of JSON."""
+        """Updates the table of a live view; else prints the event as a line of JSON."""
         if self.live:
-            self.live.update(Group(self._rewards(), self.progress))
+            self.live.update(Group(self._metrics(), self.progress))
         else:
             print(json.dumps({k: null_for_nan(v) for k, v in row.items()}), file=self.console.file, flush=True)
 
-    def _rewards(self) -> Table:
+    def _metrics(self) -> Table:
         table = Table("", "now", "trend", box=None)
-        for name in sorted(n for n in self.history if n.startswith("reward") and n != "group_std"):
+        for name in sorted(n for n in self.history if n.startswith("reward")):
             table.add_row(name, f"{self.history[name][-1]:.3f}", trend(self.history[name]))
         for name in ("plan.sampler_gap", "image.sampler_gap", "gradient_norm"):
             if name in self.history:
@@ -98,25 +98,25 @@ class View:
             phases = ", ".join(f"{p} {self.history[f'seconds.{p}'][-1]:.2f} s" for p in PHASES if f"seconds.{p}" in self.history)
             table.add_row("step", f"{self.history['seconds'][-1]:.2f} s", phases)
         for step, name, means in self.held_out[-4:]:
-            shown = ", ".join(f"{n} {v:.3f}" for n, v in means.items())
-            table.add_row(f"{name}, step {step}", "", shown)
+            scores = ", ".join(f"{n} {v:.3f}" for n, v in means.items())
+            table.add_row(f"{name}, step {step}", "", scores)
         return table
 
 
 def training_view(steps: int) -> View:
-    """The live view of a training in this process: shown on a terminal, and by the first process alone."""
+    """Returns the view of a run in this process. It is live if stderr is a terminal and this is the first process."""
     return View(Console(stderr=True), steps, live=sys.stderr.isatty() and os.environ.get("RANK", "0") == "0")
 
 
 def show_result(run: Run, *, live: bool) -> None:
-    """Prints the run's folder on stdout; where the view was ``live`` also held-out scores before and after, and where everything lies."""
+    """Prints the run's folder on stdout. After a ``live`` view, also held-out scores before and after, and where the results are."""
     if run.main:
         if live:
-            _result(Console(stderr=True), run)
+            _print_result(Console(stderr=True), run)
         print(run.folder)
 
 
-def _result(console: Console, run: Run) -> None:
+def _print_result(console: Console, run: Run) -> None:
     rows = run.records.held_out
     names = [REWARD, *(n for n in rows["before"] if n != REWARD)]
     table = Table("held-out", *names, title=f"{len(rows['before'][REWARD])} held-out prompts")
@@ -126,8 +126,8 @@ def _result(console: Console, run: Run) -> None:
     table.add_section()
     table.add_row("change", *[f"{change[n].mean:+.3f} ± {change[n].half_width:.3f}" for n in names])
     console.print(table)
-    _, best = checkpoint_of(run.folder)
+    _, best = find_checkpoint(run.folder)
     where = {"run": run.folder, "look": run.folder / REPORT, "best": best, "pictures": run.folder / "samples"}
     draw = f'gotr1 generate "a red circle above a blue square" --checkpoint {run.folder}'
-    for name, what in {**where, "draw": draw}.items():
-        console.print(f"{name:<12}{what}", soft_wrap=True, highlight=False, markup=False)
+    for name, value in {**where, "draw": draw}.items():
+        console.print(f"{name:<12}{value}", soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Makes the components of a run from its config. Every component is made once; `preflight` refuses beforehand what is impossible."""
+"""Makes the components of a run from its config, each once. ``preflight.py`` checks the config first."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from gotr1_core.rollout import Parts
 
 
 def make_component(
-    registry: Registry, kind: Kind, config: ComponentConfig, *, key: str | None = None, preflight: bool = True, **more: Any
+    registry: Registry, kind: Kind, config: ComponentConfig, *, key: str | None = None, preflight: bool = True, **arguments: Any
 ) -> Any:
-    """One component by its registered name, its options checked.
+    """Makes one component from its registered name and its options, which are checked.
 
     Args:
         registry: the plugins.
-        kind: what it is, such as ``judge``.
-        config: its name and options.
-        key: its place in a config, for messages; ``kind`` if not given.
-        preflight: asks the component's class first whether it can be made; false where that was asked already.
-        more: what the class takes besides its options, such as ``device``.
+        kind: such as ``judge``.
+        config: the component's name and options.
+        key: its key in the config, for messages; ``kind`` if not given.
+        preflight: calls the class's ``preflight`` first. False if it was called already.
+        arguments: arguments of the class besides its options, such as ``device``.
 
     Raises:
-        UsageError: no such component, a wrong option, or weights that are not there.
+        UsageError: there is no such component, an option is wrong, or weights are missing.
     """
-    found = registry.find(kind, config.name).component
-    options = options_of(found, config.options)
-    make = load(found.target)
+    component = registry.find(kind, config.name).component
+    options = options_of(component, config.options)
+    make = load(component.target)
     try:
         if preflight and hasattr(make, "preflight"):
             make.preflight(options, key=key or kind)
-        return make(options, **more)
-    except OSError as error:  # weights that are not where the config says, most often
+        return make(options, **arguments)
+    except OSError as error:  # mostly weights that are not where the config says
         if is_out_of_memory(error):
             raise
-        first = str(error).strip().split("\n")[0]
-        raise UsageError(f"the {kind} {config.name!r} cannot be made: {first}", hint="see its options; is the path right?") from error
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(f"the {kind} {config.name!r} cannot be made: {reason}", hint="see its options; is the path right?") from error
 
 
 def is_unified(registry: Registry, config: RunConfig) -> bool:
-    """True if the renderer is the planner's own policy: the same class, and no options of its own or the same ones."""
+    """True if planner and renderer are one policy: the same class, and the renderer has no options or the planner's."""
     planner, renderer = registry.find("planner", config.planner.name), registry.find("renderer", config.renderer.name)
     return planner.component.target == renderer.component.target and config.renderer.options in ({}, config.planner.options)
 
@@ -62,39 +62,39 @@ def build(
     config: RunConfig,
     *,
     device: torch.device | str = "cpu",
-    judged: bool = True,
+    with_judges: bool = True,
     preflight: bool = True,
     algorithm: RLAlgorithm | None = None,
 ) -> Parts:
-    """The components of a run with their weights loaded and their adapters in place.
+    """Makes the components of a run: weights loaded, adapters added, everything else frozen.
 
     Args:
         registry: the plugins.
-        config: the run's.
-        device: where weights go.
-        judged: makes the judges. Without them the reward is unknown.
-        preflight: asks each component first whether it can be made; false where the config was checked.
-        algorithm: the one that the check of the config made, if it made one.
+        config: the run's config.
+        device: the device for weights.
+        with_judges: makes the judges. Without them every reward is unknown (NaN).
+        preflight: calls each component's ``preflight`` first. False if the config was checked already.
+        algorithm: the algorithm, if the check of the config made it already.
 
     Raises:
-        UsageError: a component that cannot be made, or an ``evaluation.metric`` that no judge scores.
+        UsageError: a component cannot be made, or no judge scores ``evaluation.metric``.
     """
     algorithm = algorithm or make_component(registry, "algorithm", config.algorithm)
     judges = Judges({}, Expression.parse("1 / 0"))
-    if judged:
+    if with_judges:
         judges = make_judges(registry, config, device=device, preflight=preflight)
         check_metric(config, list(judges.offered()))
-    planner, renderer = policies(registry, config, device=device, preflight=preflight)
+    planner, renderer = make_policies(registry, config, device=device, preflight=preflight)
     parts = Parts(planner, renderer, judges, algorithm)
     prepare(parts, config)
     return parts
 
 
 def check_metric(config: RunConfig, offered: Sequence[str]) -> None:
-    """Checks that judges offer the run's ``evaluation.metric``.
+    """Checks ``evaluation.metric`` against ``offered``, the names that the judges score.
 
     Raises:
-        UsageError: no judge scores it.
+        UsageError: the metric is neither ``reward`` nor an offered name.
     """
     if config.evaluation.metric not in (REWARD, *offered):
         known = ", ".join((REWARD, *offered))
@@ -102,10 +102,10 @@ def check_metric(config: RunConfig, offered: Sequence[str]) -> None:
 
 
 def prepare(parts: Parts, config: RunConfig) -> None:
-    """Adapters into what trains, and everything else frozen.
+    """Prepares policies for training: adds adapters to those that train, and freezes the others.
 
     Raises:
-        UsageError: a policy that is to train and has nothing that could.
+        UsageError: a policy that should train has no trainable parameters.
     """
     trained = parts.trained(config.train)
     for role, (policy, _) in trained.items():
@@ -122,33 +122,32 @@ def prepare(parts: Parts, config: RunConfig) -> None:
             policy.enable_gradient_checkpointing()
 
 
-def policies(
+def make_policies(
     registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu", preflight: bool = True
 ) -> tuple[Planner, Renderer]:
-    """Planner and renderer with their weights: all that drawing needs. One object where one policy has both roles."""
+    """Makes planner and renderer with their weights. Both are the same object if they are one policy."""
     unified = is_unified(registry, config)
-    if not unified:  # a wrong option of the renderer, before the planner is loaded
+    if not unified:  # finds a wrong option of the renderer before the planner is loaded
         options_of(registry.find("renderer", config.renderer.name).component, config.renderer.options)
     planner: Planner = make_component(registry, "planner", config.planner, preflight=preflight, device=device)
     if unified:
         return planner, planner  # type: ignore[return-value]
-    if config.offload:  # before the other is loaded: the device need not have room for both
+    if config.offload:  # before the renderer is loaded: the device may not have room for both
         planner.module.to("cpu")
     return planner, make_component(registry, "renderer", config.renderer, preflight=preflight, device=device)
 
 
-def renderer_alone(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> Renderer:
-    """The renderer with its weights, which are the planner's where one policy has both roles: all that drawing given chains needs."""
-    made: Renderer
-    if is_unified(registry, config):
-        made = make_component(registry, "planner", config.planner, device=device)
-    else:
-        made = make_component(registry, "renderer", config.renderer, device=device)
-    return made
+def make_renderer(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> Renderer:
+    """Makes only the renderer, for pictures of given chains. If planner and renderer are one policy, the planner's options count."""
+    unified = is_unified(registry, config)
+    renderer: Renderer = make_component(
+        registry, "planner" if unified else "renderer", config.planner if unified else config.renderer, device=device
+    )
+    return renderer
 
 
 def make_judges(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu", preflight: bool = True) -> Judges:
-    """The judges and the reward that is made of their scores."""
+    """Makes the judges and parses the reward expression."""
     judges = {
         judge.label: make_judge(registry, judge, key=judge_key(judge, config), device=device, preflight=preflight) for judge in config.judge
     }
@@ -158,13 +157,13 @@ def make_judges(registry: Registry, config: RunConfig, *, device: torch.device |
 def make_judge(
     registry: Registry, config: ComponentConfig, *, key: str | None = None, device: torch.device | str = "cpu", preflight: bool = True
 ) -> RewardJudge:
-    """One judge. A model of its own goes to ``device``, if its class takes one."""
-    takes = inspect.signature(load(registry.find("judge", config.name).component.target)).parameters
-    more = {"device": device} if "device" in takes else {}
-    judge: RewardJudge = make_component(registry, "judge", config, key=key, preflight=preflight, **more)
+    """Makes one judge. ``device`` is passed on if the judge's class takes one."""
+    parameters = inspect.signature(load(registry.find("judge", config.name).component.target)).parameters
+    arguments = {"device": device} if "device" in parameters else {}
+    judge: RewardJudge = make_component(registry, "judge", config, key=key, preflight=preflight, **arguments)
     return judge
 
 
 def judge_key(judge: JudgeConfig, config: RunConfig) -> str:
-    """A judge's place in the config, for messages: ``judge``, or ``judge.LABEL`` where there are several."""
+    """A judge's key in the config, for messages: ``judge``, or ``judge.LABEL`` if there are several judges."""
     return "judge" if len(config.judge) == 1 else f"judge.{judge.label}"

@@ -1,4 +1,4 @@
-"""How many of what a step makes: the shape of a run, checked before anything is loaded."""
+"""Checks the numbers of a config against each other, and counts the sizes of a step. Loads nothing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from gotr1_core.errors import UsageError
 from gotr1_core.protocols import RLAlgorithm
 from gotr1_core.samples import IMAGE, PLAN, SegmentName
 
-_TORCH = (2, 13)  # FSDP2 looked at no dataclass in a module's output before, such as Scored, and said nothing
+_TORCH = (2, 13)  # before, FSDP2 ignored dataclasses such as ActionStats in a module's output, without an error
 
 
 def check_limits(config: RunConfig, processes: int | None) -> None:
-    """Refuses numbers that do not go together, naming the nearest that do; ``processes`` is None where it is not known how many train.
+    """Checks that the config's numbers go together. Nothing is adjusted behind the user's back: hints name the nearest valid numbers.
+
+    ``processes`` is the number of processes that will train, or None if it is not known yet.
 
     Raises:
-        UsageError: groups that processes cannot share, a model that cannot be, or an evaluation of more prompts than are held out.
+        UsageError: ``groups`` is no multiple of ``processes``, the model cannot be sharded, an evaluation has more prompts than are held
+            out, or its batch is smaller than ``best_of``.
     """
     _check_sharding(config, processes)
     processes = processes or 1
@@ -28,7 +31,7 @@ def check_limits(config: RunConfig, processes: int | None) -> None:
     held_out = config.prompts.held_out
     if config.evaluation.every and isinstance(held_out, int) and config.evaluation.prompts > held_out:
         raise UsageError(
-            f"evaluation.prompts={config.evaluation.prompts}, and only {held_out} prompts are held out",
+            f"evaluation.prompts={config.evaluation.prompts}, but only {held_out} prompts are held out",
             hint=f"nearest: evaluation.prompts={held_out} or prompts.held_out={config.evaluation.prompts}",
         )
     if config.evaluation.best_of > config.evaluation.batch:
@@ -37,29 +40,32 @@ def check_limits(config: RunConfig, processes: int | None) -> None:
 
 
 def _check_sharding(config: RunConfig, processes: int | None) -> None:
-    """Refuses to spread what cannot be spread: over one process, adapters, with float16's scaled losses."""
+    """Refuses ``shard=true`` where it cannot work: with one process, adapters, offloading, float16 or an old torch."""
     import torch
 
     if not config.shard:
         return
     if processes == 1:
         hint = "start several, gotr1 train … -- --num-processes 2, or set shard=false"
-        raise UsageError("shard=true spreads a model over processes, and there is one", hint=hint)
+        raise UsageError("shard=true shards a model over several processes, but there is only one", hint=hint)
     if config.lora is not None:
-        raise UsageError("shard=true is for full weights, and lora trains adapters", hint="set lora=null, or shard=false")
+        raise UsageError("shard=true needs full weights, but lora trains adapters", hint="set lora=null, or shard=false")
     if config.offload:
-        raise UsageError("shard=true and offload=true do not go together: no process has a whole model to move", hint="set one of them")
+        raise UsageError("shard=true and offload=true do not go together: no process has a full model to move", hint="set one of them")
     if config.mixed_precision == "fp16":
         raise UsageError("shard=true and mixed_precision=fp16 do not go together", hint="set mixed_precision=bf16, or shard=false")
     if tuple(map(int, torch.__version__.split(".")[:2])) < _TORCH:
-        raise UsageError(f"shard=true needs torch 2.13 or newer, not {torch.__version__}", hint="install it, or set shard=false")
+        raise UsageError(f"shard=true needs torch 2.13 or newer, not {torch.__version__}", hint="install a newer torch, or set shard=false")
 
 
 def check_context(config: RunConfig, sizes: Mapping[str, int]) -> None:
-    """Refuses chains that no prompt leaves room for, where plan and picture are one sequence of one model.
+    """Checks that chain and picture fit into the context of a unified policy, where they are one sequence.
+
+    ``sizes`` is what components reported: ``context`` in positions, ``image_tokens`` of a picture. Either may be missing. A prompt's
+    own length is not known here, so a chain that passes may still be too long.
 
     Raises:
-        UsageError: chain and image tokens alone fill the context; a prompt's own length is known only with the prompt.
+        UsageError: chain and image tokens alone fill the context.
     """
     context, image = sizes.get("context"), sizes.get("image_tokens", 0)
     chain = config.sampling.max_chain_tokens
@@ -71,10 +77,10 @@ def check_context(config: RunConfig, sizes: Mapping[str, int]) -> None:
 
 
 def check_groups(algorithm: RLAlgorithm, config: RunConfig) -> None:
-    """Refuses a tree of samples in which the algorithm can find no difference whatever the rewards are: tried on made-up ones.
+    """Checks that the algorithm finds a difference between samples of a group. It is tried on made-up rewards that all differ.
 
     Raises:
-        UsageError: the algorithm's own, or that a group is too small.
+        UsageError: no segment that trains has a weight, a group is too small to compare its samples, or the algorithm refuses it.
     """
     import torch
 
@@ -82,7 +88,7 @@ def check_groups(algorithm: RLAlgorithm, config: RunConfig) -> None:
     training = [name for name in segments[config.train] if getattr(config.segments, name).weight > 0]
     if not training:
         name = segments[config.train][0]
-        raise UsageError(f"train={config.train}, and nothing of it has a weight", hint=f"set segments.{name}.weight to more than 0")
+        raise UsageError(f"train={config.train}, but no segment of it has a weight", hint=f"set segments.{name}.weight to more than 0")
     rewards = torch.linspace(0, 1, 2 * config.plans * config.images).pow(2).view(2, config.plans, config.images)
     advantages = algorithm.advantages(rewards)
     if all(bool((getattr(advantages, name) == 0).all()) for name in training):
@@ -93,7 +99,7 @@ def check_groups(algorithm: RLAlgorithm, config: RunConfig) -> None:
 
 
 def step_sizes(config: RunConfig, processes: int, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The numbers of a step, for people to look at before they start it."""
+    """The sizes of a step by name, as ``--dry-run`` shows them. ``sizes`` is what components reported; None means not known."""
     plans = config.groups * config.plans
     chain, image = config.sampling.max_chain_tokens, sizes.get("image_tokens")
     return {
@@ -104,7 +110,7 @@ def step_sizes(config: RunConfig, processes: int, sizes: Mapping[str, int]) -> d
         "prompts per process": config.groups // processes,
         "trained weights per process": f"1/{processes}" if config.shard else "all",
         "rollout chunks per process": -(-config.groups // processes // config.rollout_groups),
-        "micro-batches per update and process": -(-plans // processes // config.micro_batch),  # those without an advantage included
+        "micro-batches per update and process": -(-plans // processes // config.micro_batch),  # counts those without an advantage too
         "updates per rollout": config.updates,
         "updates in all": config.steps * config.updates,
         "plan tokens at most": chain,

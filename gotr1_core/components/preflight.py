@@ -1,4 +1,4 @@
-"""Checks a run's config before any weight is loaded: names, options, reward, prompts, sizes, and whether the weights are there."""
+"""Checks a config before any weights are loaded: names, options, reward, prompts, sizes, and that the weights exist."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from gotr1_core.samples import Prompt, Sampling
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of a config found out, so that nothing is asked or made twice.
+    """Results of the check of a config, so that nothing is done twice.
 
-    ``sizes`` is what the components know about themselves: ``image_tokens`` of a picture, ``context`` in positions, ``parameters``.
-    ``algorithm`` was made to try it on made-up rewards, and holds no weights.
+    Attributes:
+        sizes: what components reported: ``image_tokens`` of a picture, ``context`` in positions, ``parameters`` of all components.
+        algorithm: made to try it on made-up rewards; it has no weights.
     """
 
     sizes: Mapping[str, int]
@@ -31,12 +32,12 @@ class Checked:
 
 
 def check(registry: Registry, config: RunConfig, processes: int | None = None) -> Checked:
-    """Checks names and options of every component, the reward, the prompts and the sizes of a step. Loads no weights.
+    """Checks every component's name and options, the reward, the prompts and the sizes of a step. Loads no weights.
 
-    ``processes`` is None where it is not known how many will train.
+    ``processes`` is the number of processes that will train, or None if it is not known yet.
 
     Raises:
-        UsageError: the first thing that cannot be.
+        UsageError: something in the config is wrong; the message is about the first such thing.
     """
     unified = _check_options(registry, config)
     check_tracker(config.tracker)
@@ -51,72 +52,73 @@ def check(registry: Registry, config: RunConfig, processes: int | None = None) -
         check_context(config, sizes)
         if config.offload:
             hint = "set offload=false, or name a renderer with options of its own"
-            raise UsageError("offload: planner and renderer are one policy, and none is ever idle", hint=hint)
+            raise UsageError("offload: planner and renderer are one policy, which is never idle", hint=hint)
     return Checked(sizes, algorithm)
 
 
 def _check_options(registry: Registry, config: RunConfig) -> bool:
-    """Checks every component's name and options; true if planner and renderer are one policy."""
-    named: list[tuple[Kind, ComponentConfig]] = [("planner", config.planner), ("algorithm", config.algorithm)]
-    named += [("judge", judge) for judge in config.judge]
-    named += [("source", config.prompts.source)] if config.prompts.source else []
+    """Checks every component's name and options. Returns true if planner and renderer are one policy."""
+    components: list[tuple[Kind, ComponentConfig]] = [("planner", config.planner), ("algorithm", config.algorithm)]
+    components += [("judge", judge) for judge in config.judge]
+    components += [("source", config.prompts.source)] if config.prompts.source else []
     unified = is_unified(registry, config)
-    named += [] if unified else [("renderer", config.renderer)]
-    for kind, part in named:
-        options_of(registry.find(kind, part.name).component, part.options)
+    components += [] if unified else [("renderer", config.renderer)]
+    for kind, component in components:
+        options_of(registry.find(kind, component.name).component, component.options)
     return unified
 
 
 def _check_judges(registry: Registry, config: RunConfig) -> None:
-    """Checks that each judge is there once, and that together they offer what the reward needs, where their classes say what they offer."""
+    """Checks that judges have different labels and offer what reward and metric need. A class may not say what it offers before it is made;
+    then only the labels are checked."""
     check_labels(config.judge)
     expression = Expression.parse(config.reward)
-    offered = {j.label: getattr(load(registry.find("judge", j.name).component.target), "rewards", None) for j in config.judge}
-    known = {name: rewards for name, rewards in offered.items() if isinstance(rewards, Mapping)}
+    rewards_by_judge = {j.label: getattr(load(registry.find("judge", j.name).component.target), "rewards", None) for j in config.judge}
+    known = {label: rewards for label, rewards in rewards_by_judge.items() if isinstance(rewards, Mapping)}
     names = offers(known)
-    if len(known) == len(offered):  # else one tells only when it is made
+    if len(known) == len(rewards_by_judge):
         check_rewards(expression, known)
         check_metric(config, list(names))
 
 
 def check_labels(judges: Sequence[JudgeConfig]) -> None:
-    """Checks that every judge has a name of its own.
+    """Checks that every judge has a label of its own.
 
     Raises:
-        UsageError: two are known as the same.
+        UsageError: two judges have one label.
     """
     labels = [judge.label for judge in judges]
-    twice = sorted(label for label in set(labels) if labels.count(label) > 1)
-    if twice:
-        raise UsageError(f"the judge {twice[0]!r} is named twice", hint="give it once, or one of them a name of its own: as: NAME")
+    repeated = sorted(label for label in set(labels) if labels.count(label) > 1)
+    if repeated:
+        raise UsageError(f"the judge {repeated[0]!r} is named twice", hint="list it once, or give one of them another label: as: NAME")
 
 
 def preflight(registry: Registry, config: RunConfig, *, unified: bool) -> dict[str, int]:
-    """Asks every component's class, if it has a preflight, whether it could be made; returns the sizes that they know."""
-    asked: list[tuple[Kind, str, ComponentConfig]] = [("planner", "planner", config.planner)]
-    asked += [] if unified else [("renderer", "renderer", config.renderer)]
-    asked += [("judge", judge_key(judge, config), judge) for judge in config.judge]
+    """Calls the ``preflight`` of every component's class that has one. Returns the sizes that they report; ``parameters`` are added up."""
+    components: list[tuple[Kind, str, ComponentConfig]] = [("planner", "planner", config.planner)]
+    components += [] if unified else [("renderer", "renderer", config.renderer)]
+    components += [("judge", judge_key(judge, config), judge) for judge in config.judge]
     sizes: dict[str, int] = {}
-    for kind, key, part in asked:
-        found = registry.find(kind, part.name).component
-        made = load(found.target)
-        if hasattr(made, "preflight"):
-            for name, size in made.preflight(options_of(found, part.options), key=key).items():
+    for kind, key, settings in components:
+        component = registry.find(kind, settings.name).component
+        make = load(component.target)
+        if hasattr(make, "preflight"):
+            for name, size in make.preflight(options_of(component, settings.options), key=key).items():
                 sizes[name] = size + sizes.get(name, 0) if name == "parameters" else size
     return sizes
 
 
 def check_prompts(planner: Planner, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-    """Asks a planner that can tell to refuse prompts that it could not plan, such as one longer than its context."""
+    """Lets a planner with a ``check_prompts`` method refuse prompts that it cannot plan, such as one longer than its context."""
     if hasattr(planner, "check_prompts"):
         planner.check_prompts(prompts, sampling)
 
 
 def check_tracker(name: str | None) -> None:
-    """Checks that a tracker's package is there; accelerate would go on without a word.
+    """Checks that a tracker's package is installed. accelerate itself would continue silently without it.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: the package is not installed.
     """
     if name and importlib.util.find_spec(name) is None:
         raise UsageError(f"tracker: the package {name} is not installed", hint=f"pip install {name}, or tracker=null")

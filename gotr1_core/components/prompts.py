@@ -1,4 +1,4 @@
-"""Prompts of a run: read from files of your own, or given by a source."""
+"""The prompts of a run, from your own files or from a source."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from gotr1_core.samples import Example, Prompt
 
 
 class FilePrompts:
-    """Prompts in their order, again and again."""
+    """A source of the prompts in ``all``, in order. After the last one it starts again with the first."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.all = prompts
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
-        """``count`` prompts from number ``start`` on."""
+        """``count`` prompts from number ``start`` on. ``split`` and ``seed`` change nothing."""
         del split, seed
         return [self.all[i % len(self.all)] for i in range(start, start + count)]
 
     def examples(self, split: str, start: int, count: int, seed: int) -> Sequence[Example]:
-        """A file of prompts has no examples to learn from."""
+        """Always fails: prompts alone are no examples.
+
+        Raises:
+            UsageError: always.
+        """
         del split, start, count, seed
         raise UsageError("a file of prompts has no chains and pictures to learn from", hint="give gotr1 sft a source, or JSONL examples")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a text file, one a line, or of a JSONL file with ``prompt`` and, if wanted, ``id``, ``category``, ``metadata``."""
+    """Reads a text file with one prompt a line, or a JSONL file with ``prompt`` and optionally ``id``, ``category``, ``metadata``.
+
+    Raises:
+        UsageError: the file cannot be read, is not UTF-8 text or has no prompts, or a line of JSONL is wrong.
+    """
     try:
-        # Newlines alone end a line: a JSON string may hold any other separator. Some editors begin a file with a byte order mark.
+        # Only newlines end a line: a JSON string may contain other separators. Some editors write a byte order mark first.
         text = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give a file with one prompt a line, or JSONL") from None
@@ -49,26 +57,26 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _read_row(path: Path, number: int, line: str, name: str) -> Prompt:
-    """One line of JSONL."""
+    """The prompt in one line of JSONL. ``name`` is its id if the line has none."""
     try:
         row = json.loads(line)
         prompt, category, metadata = row["prompt"], row.get("category", ""), row.get("metadata", {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError(f'{path}, line {number}, is not {{"prompt": …}}', hint="one JSON object a line") from None
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{path}, line {number}: the prompt is no text", hint='one {"prompt": "…"} a line')
+        raise UsageError(f"{path}, line {number}: the prompt is not a text", hint='one {"prompt": "…"} a line')
     if not isinstance(category, str) or not isinstance(metadata, dict):
-        raise UsageError(f"{path}, line {number}: category is a text and metadata an object", hint="leave out what you do not need")
+        raise UsageError(f"{path}, line {number}: category must be a text and metadata an object", hint="leave out what you do not need")
     return Prompt(prompt, str(row.get("id", name)), category, metadata)
 
 
 def prompts_of(registry: Registry, config: PromptsConfig) -> tuple[PromptSource, list[Prompt]]:
-    """Training prompts, and the held-out prompts of evaluation. The source is made once, and each file is read once.
+    """The source of training prompts, and the held-out prompts.
 
-    Held-out prompts are a file's, the first of the source's validation split, or the last of your own file.
+    Held-out prompts come from a file, else from the start of the source's validation split, else from the end of your own file.
 
     Raises:
-        UsageError: neither a source nor a file, a file that cannot be read, or one with fewer prompts than ``prompts.held_out`` holds out.
+        UsageError: there is neither a source nor a file, a file cannot be read, or ``prompts.held_out`` leaves none to train with.
     """
     own = read_prompts(config.file) if config.file is not None else None
     source = make_component(registry, "source", config.source) if config.source is not None else None
@@ -92,11 +100,11 @@ def _no_prompts() -> UsageError:
 
 
 def _split(prompts: list[Prompt], config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
-    """Your own prompts for training, and the last of them for evaluation."""
+    """Splits your own prompts: the last ``held_out`` are for evaluation, the others for training."""
     assert isinstance(config.held_out, int)
     if config.held_out >= len(prompts):
         raise UsageError(
-            f"{config.file} has {len(prompts)} prompts, and prompts.held_out={config.held_out} holds out the last of them",
-            hint="set prompts.held_out to a smaller number, or to a file of its own",
+            f"{config.file} has {len(prompts)} prompts, but prompts.held_out={config.held_out} would hold out all of them",
+            hint="set prompts.held_out to a smaller number, or to another file",
         )
     return prompts[: -config.held_out], prompts[-config.held_out :]

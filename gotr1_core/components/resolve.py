@@ -1,4 +1,4 @@
-"""Puts a run's config together: preset, file, options and KEY=VALUE words, each over what comes before."""
+"""Puts a run's config together from preset, file, options and KEY=VALUE words. Later ones win."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ DEFAULT_PRESET = "scenes"
 
 
 def resolve_config(
-    registry: Registry, config: Path | None, preset: str | None, named: Mapping[str, Any], words: Sequence[str]
+    registry: Registry, config: Path | None, preset: str | None, options: Mapping[str, Any], words: Sequence[str]
 ) -> dict[str, Any]:
-    """Preset (and its variants), then file, then options, then KEY=VALUE words, each over what comes before; plugin files are loaded.
+    """The config as one mapping, not validated yet. Loads the plugin files that it names.
 
-    Where neither a preset, a file nor a component is named, the preset ``scenes`` is taken.
+    Args:
+        registry: the plugins.
+        config: a YAML file.
+        preset: name of a preset, which may have variants. ``scenes`` if no preset, file, planner, renderer or judge is given.
+        options: values by key, such as ``planner``; those that are None do not count.
+        words: KEY=VALUE words.
     """
-    from gotr1_core.config.merge import VARIANTS, layered, overrides, read_yaml
+    from gotr1_core.config.merge import VARIANTS, merge_layers, parse_overrides, read_yaml
 
-    own = with_plugins(registry, read_yaml(config)) if config else {}
-    given = {key: value for key, value in named.items() if value is not None}
-    own = layered(own, given, overrides(words)) if VARIANTS in own else own  # such as a copy of a preset
+    file = load_plugin_files(registry, read_yaml(config)) if config else {}
+    given = {key: value for key, value in options.items() if value is not None}
+    file = merge_layers(file, given, parse_overrides(words)) if VARIANTS in file else file  # the file may be a copy of a preset
     if preset is None and config is None and not given.keys() & {"planner", "renderer", "judge"}:
         preset = DEFAULT_PRESET
     data: dict[str, Any] = read_yaml(registry.preset(preset)) if preset else {}
-    return with_plugins(registry, layered(data, own, given, overrides(words)))
+    return load_plugin_files(registry, merge_layers(data, file, given, parse_overrides(words)))
 
 
-def with_plugins(registry: Registry, data: dict[str, Any]) -> dict[str, Any]:
-    """Loads the plugin files that a config names, and names those of --plugin in it too, so that the run's own config has them."""
-    named = data.get("plugins") or []
-    named = [named] if isinstance(named, str) else named
-    if not isinstance(named, list) or not all(isinstance(file, str) for file in named):
-        return data  # which validation will tell
-    for file in named:
+def load_plugin_files(registry: Registry, data: dict[str, Any]) -> dict[str, Any]:
+    """Loads the plugin files that a config names. Returns the config with those of ``--plugin`` added, so that a run keeps them."""
+    files = data.get("plugins") or []
+    files = [files] if isinstance(files, str) else files
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        return data  # validation will report it
+    for file in files:
         registry.add_file(Path(file))
     return {**data, "plugins": [str(file) for file in registry.files]} if registry.files else data

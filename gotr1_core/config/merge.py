@@ -1,4 +1,4 @@
-"""What a config is made of before it is checked: YAML files, presets with their variants, KEY=VALUE words, each over what comes before."""
+"""Merges YAML files, presets with their variants, and KEY=VALUE words into one mapping. Later layers win. ``models.py`` checks it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from pydantic import TypeAdapter, ValidationError
 from gotr1_core.errors import UsageError, first_line
 
 
-def named(value: Any) -> Any:
-    """A component given by its name alone, as a mapping; anything else as it is."""
+def as_component(value: Any) -> Any:
+    """A component that is only a name becomes ``{"name": name}``. Every other value is returned unchanged."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def label_of(component: Mapping[str, Any]) -> str:
-    """What a component of a list is called there: ``as`` what it is to be known, else its name, without the distribution before a colon."""
+    """The label of a component in a list: its ``as``, else its name, without the distribution before a colon."""
     return str(component.get("as", component.get("name"))).rpartition(":")[2]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, mappings into mappings. A component of another name takes nothing from the one it replaces.
+    """Merges ``over`` into ``base``, nested mappings too. A component with another name takes no options from the one it replaces.
 
-    Over a list of components options go to the only one, or to those whose names they stand under: ``judge.NAME.KEY=VALUE``. A judge's
-    name is what it is to be known ``as``, if that is given.
+    Where ``base`` has a list of components, options go to its only component, or to the components that they name:
+    ``judge.NAME.KEY=VALUE``. A judge's NAME is its ``as``, if it has one.
     """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, list) and isinstance(value, Mapping) and value and "name" not in value:
-            merged[key] = _into(key, [named(item) for item in old], value)
+            merged[key] = _merge_into_list(key, [as_component(item) for item in old], value)
             continue
         if isinstance(old, str) and isinstance(value, Mapping):
-            old = {"name": old}  # a component given by its name alone, and now its options
+            old = {"name": old}  # the component was only a name so far; now it gets options
         if isinstance(old, Mapping) and isinstance(value, str) and "name" in old:
             value = old if old["name"] == value else {"name": value}
         elif isinstance(old, Mapping) and isinstance(value, Mapping):
@@ -47,70 +47,77 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _into(key: str, listed: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
-    """Options laid over components of a list."""
-    names = [label_of(item) if isinstance(item, Mapping) else "" for item in listed]
-    if all(name in names and isinstance(own, Mapping) for name, own in options.items()):
-        return [merge(item, options.get(name, {})) if isinstance(item, Mapping) else item for name, item in zip(names, listed, strict=True)]
-    if len(listed) == 1 and isinstance(listed[0], Mapping):
-        return [merge(listed[0], options)]
-    given = next(iter(options))
-    raise UsageError(f"{key}.{given}: there are {len(listed)} of {key}", hint=f"say which one: {key}.NAME.KEY=…, of {', '.join(names)}")
+def _merge_into_list(key: str, components: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    """Merges options into the components of a list."""
+    labels = [label_of(item) if isinstance(item, Mapping) else "" for item in components]
+    if all(label in labels and isinstance(value, Mapping) for label, value in options.items()):
+        pairs = zip(labels, components, strict=True)
+        return [merge(item, options.get(label, {})) if isinstance(item, Mapping) else item for label, item in pairs]
+    if len(components) == 1 and isinstance(components[0], Mapping):
+        return [merge(components[0], options)]
+    first = next(iter(options))
+    hint = f"say which one: {key}.NAME.KEY=…; NAME is one of {', '.join(labels)}"
+    raise UsageError(f"{key}.{first}: the config has {len(components)} components under {key}", hint=hint)
 
 
 VARIANTS = "variants"
-"""What a preset says for other components than its own: ``variants.KIND.NAME`` is a part of a config."""
+"""The key of a preset for components other than its own: ``variants.KIND.NAME`` is a part of a config."""
 
 
-def layered(preset: Mapping[str, Any], *over: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset with what is laid over it, each over what comes before.
+def merge_layers(preset: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset merged with layers, in their order.
 
-    Where the planner, renderer or algorithm asked for has a variant of the preset, that is laid over the preset first, as if it had named
-    the component itself; so has the judge, where one is asked for. A variant may name other judges beside it.
+    The layers together choose a planner, renderer, algorithm and judge. If the preset has a variant for a chosen component, the variant
+    is merged into the preset first, as if the preset had named that component itself. For a judge this holds only where there is one
+    judge; its variant may list more judges beside it.
     """
     base = {key: value for key, value in preset.items() if key != VARIANTS}
-    asked, layers = reduce(merge, over, base), list(over)
-    for kind, variants in _variants(preset).items():
-        only = _only(asked.get(kind))
-        name = str(only.get("name")).rpartition(":")[2]
+    merged, changes = reduce(merge, layers, base), list(layers)
+    for kind, variants in _read_variants(preset).items():
+        component = _single_component(merged.get(kind))
+        name = str(component.get("name")).rpartition(":")[2]
         if name in variants:
-            base = merge(merge(base, {kind: only["name"]}), variants[name])
+            base = merge(merge(base, {kind: component["name"]}), variants[name])
             if isinstance(base[kind], list):
-                layers = [_into_variant(layer, kind) for layer in layers]
-    return reduce(merge, layers, base)
+                changes = [_options_under_name(layer, kind) for layer in changes]
+    return reduce(merge, changes, base)
 
 
-def _only(value: Any) -> Mapping[str, Any]:
-    """The component that stands there alone, if one does."""
-    only = named(value[0] if isinstance(value, list) and len(value) == 1 else value)
-    return only if isinstance(only, Mapping) else {}
+def _single_component(value: Any) -> Mapping[str, Any]:
+    """The component in ``value``, if it is one component or a list of one; else an empty mapping."""
+    component = as_component(value[0] if isinstance(value, list) and len(value) == 1 else value)
+    return component if isinstance(component, Mapping) else {}
 
 
-def _into_variant(layer: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The options of a layer's only component under its name, so that what a variant lists beside it stays."""
-    only = _only(layer.get(kind))
-    if "name" not in only:
+def _options_under_name(layer: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Moves the options of a layer's only component under its name, so that they do not replace the whole list of a variant."""
+    component = _single_component(layer.get(kind))
+    if "name" not in component:
         return dict(layer)
-    options = {key: value for key, value in only.items() if key != "name"}
-    return {key: value for key, value in layer.items() if key != kind} | ({kind: {only["name"]: options}} if options else {})
+    options = {key: value for key, value in component.items() if key != "name"}
+    return {key: value for key, value in layer.items() if key != kind} | ({kind: {component["name"]: options}} if options else {})
 
 
 _Variants = TypeAdapter(dict[Literal["planner", "renderer", "judge", "algorithm"], dict[str, dict[str, Any]]])
 
 
-def _variants(preset: Mapping[str, Any]) -> dict[Any, dict[str, dict[str, Any]]]:
-    """By kind and name."""
+def _read_variants(preset: Mapping[str, Any]) -> dict[Any, dict[str, dict[str, Any]]]:
+    """A preset's variants by kind and name."""
     try:
         return _Variants.validate_python(preset.get(VARIANTS, {}))
     except ValidationError:
-        raise UsageError(f"{VARIANTS}: not what a preset may say", hint="{planner: {NAME: {KEY: VALUE}}}, or of a renderer") from None
+        hint = "write {planner: {NAME: {KEY: VALUE}}}; renderer, judge and algorithm go the same way"
+        raise UsageError(f"{VARIANTS}: this is not a mapping of variants", hint=hint) from None
 
 
-def overrides(words: Sequence[str]) -> dict[str, Any]:
-    """``a.b=VALUE`` words as nested mappings; split at the first ``=``, values read as YAML.
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """``a.b=VALUE`` words as nested mappings. Words are split at the first ``=``; values are read as YAML.
 
-    Of two words for one key the later holds. ``a=NAME`` counts before ``a.b=VALUE`` wherever it stands, so that a component does
-    not lose the options given with it.
+    If two words set one key, the later one wins. ``a=NAME`` is merged before ``a.b=VALUE`` in any order of words, so that a component
+    keeps the options given with it.
+
+    Raises:
+        UsageError: a word is not KEY=VALUE, or its value is not YAML.
     """
     pairs = []
     for word in words:
@@ -118,23 +125,23 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         if not sign or not key:
             raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
         try:
-            pairs.append((key.split("."), _load(value)))
+            pairs.append((key.split("."), _load_yaml(value)))
         except _NOT_YAML as error:
-            raise UsageError(f"the value of {key} is not YAML: {_first_line(value)} ({_problem(error)})", hint="quote it") from None
+            raise UsageError(f"the value of {key} is not YAML: {_first_line(value)} ({_yaml_problem(error)})", hint="quote it") from None
     tree: dict[str, Any] = {}
-    for path, read in sorted(pairs, key=lambda pair: len(pair[0])):
-        for part in reversed(path):
-            read = {part: read}
-        tree = merge(tree, read)
+    for path, parsed in sorted(pairs, key=lambda pair: len(pair[0])):
+        for key in reversed(path):
+            parsed = {key: parsed}
+        tree = merge(tree, parsed)
     return tree
 
 
-# ValueError comes from scalars that only look right, such as 0x_; RecursionError from thousands of brackets.
+# ValueError: scalars such as 0x_, which look like numbers and are not. RecursionError: thousands of brackets.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
-def _problem(error: Exception) -> str:
-    """What is wrong with a text that should be YAML, in one line."""
+def _yaml_problem(error: Exception) -> str:
+    """Says in one line why a text is not YAML."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
     if isinstance(error, RecursionError):
@@ -149,7 +156,7 @@ def _first_line(text: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 1e-4 is a number although it has no dot, dates, "no" and "off" stay texts, and a key stands there once."""
+    """YAML 1.1 with four changes: 1e-4 is a number without a dot; dates stay text; "no" and "off" stay text; a repeated key is an error."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -173,27 +180,31 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _load(text: str) -> Any:
+def _load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def _placed(value: Any, here: str) -> Any:
-    """``${HERE}`` replaced in every text; after reading, so that no folder's name can be taken for YAML."""
+def _replace_here(value: Any, folder: str) -> Any:
+    """Replaces ``${HERE}`` in every text of a parsed value. It runs after parsing, so that no folder's name is read as YAML."""
     if isinstance(value, str):
-        return value.replace("${HERE}", here)
+        return value.replace("${HERE}", folder)
     if isinstance(value, list):
-        return [_placed(v, here) for v in value]
-    return {k: _placed(v, here) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_replace_here(v, folder) for v in value]
+    return {k: _replace_here(v, folder) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file; ``${HERE}`` in it is the file's own folder."""
+    """The mapping in a YAML file. ``${HERE}`` in a text becomes the file's own folder.
+
+    Raises:
+        UsageError: the file cannot be read, is not YAML, or is not a mapping.
+    """
     try:
-        data = _placed(_load(path.read_text(encoding="utf-8-sig")), str(path.parent.resolve()))
+        data = _replace_here(_load_yaml(path.read_text(encoding="utf-8-sig")), str(path.parent.resolve()))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
     except _NOT_YAML as error:
-        raise UsageError(f"{path} is not YAML: {_problem(error)}", hint="`gotr1 config show` prints a config") from None
+        raise UsageError(f"{path} is not YAML: {_yaml_problem(error)}", hint="`gotr1 config show` prints a config") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} is not a mapping of keys to values", hint="`gotr1 config show` prints a config")
     return data

@@ -1,4 +1,4 @@
-"""What pydantic complains about, in the words of whoever wrote the config."""
+"""Turns pydantic's validation errors into errors about the user's own keys."""
 
 from __future__ import annotations
 
@@ -12,48 +12,52 @@ from gotr1_core.errors import UsageError
 
 
 def explain(error: ValidationError, data: Any, known: Sequence[str], *, prefix: str = "", see: str) -> UsageError:
-    """The first complaint as an error that names the nearest of the known keys, else what to ``see``."""
+    """The first error that pydantic found in ``data``, as a :class:`UsageError` for the caller to raise.
+
+    If a key is unknown, the hint names the nearest of the ``known`` dotted keys. Otherwise the hint is ``see``. ``prefix`` stands
+    before every key in the message, such as ``judge.``.
+    """
     first = error.errors(include_url=False)[0]
-    key = ".".join(_place(first["loc"], data, missing=first["type"] == "missing"))
+    key = ".".join(_config_path(first["loc"], data, missing=first["type"] == "missing"))
     where = f"{prefix}{key}".rstrip(".")
     if first["type"] == "extra_forbidden":
         last = key.rpartition(".")[2]
-        # A slip of a letter, or the right key in the wrong place; else whatever is nearest.
+        # First a typo or a valid key in the wrong place, then any similar key.
         near = [*difflib.get_close_matches(key, known, 1, cutoff=0.85), *[k for k in known if k.rpartition(".")[2] == last][:1]]
         near = list(dict.fromkeys(near)) or difflib.get_close_matches(key, known, 1, cutoff=0.4)
-        meant = " or ".join(prefix + k for k in near)
-        return UsageError(f"unknown key {where}", hint=f"did you mean {meant}?" if near else see)
-    # Without the names of classes.
+        suggestions = " or ".join(prefix + k for k in near)
+        return UsageError(f"unknown key {where}", hint=f"did you mean {suggestions}?" if near else see)
+    # pydantic's message without the names of our classes
     message = " ".join(first["msg"].removeprefix("Value error, ").partition(" for <class")[0].split())
     if first["type"] == "model_type":
         component = first.get("ctx", {}).get("class_name") in ("ComponentConfig", "JudgeConfig")
         message = "Input should be a name, or a mapping with a name" if component else "Input should be a mapping of keys to values"
-    given = repr(first["input"])
-    shown = "" if first["type"] == "missing" else f", not {given if len(given) <= 100 else given[:99] + '…'}"
-    return UsageError(f"{where}: {message}{shown}", hint=see)
+    value = repr(first["input"])
+    suffix = "" if first["type"] == "missing" else f", not {value if len(value) <= 100 else value[:99] + '…'}"
+    return UsageError(f"{where}: {message}{suffix}", hint=see)
 
 
-def _place(location: Sequence[str | int], data: Any, *, missing: bool) -> list[str]:
-    """The keys of a complaint's place. Between them pydantic puts the members of unions, which are in nobody's config."""
-    place: list[str] = []
-    here = data
-    for number, part in enumerate(location, start=1):
-        inside = part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if inside:
-            here = here[part]
+def _config_path(location: Sequence[str | int], data: Any, *, missing: bool) -> list[str]:
+    """The keys in an error's location. The location also has names of union members, which stand in no config; they are left out."""
+    path: list[str] = []
+    value = data
+    for number, key in enumerate(location, start=1):
+        exists = key in value if isinstance(value, Mapping) else isinstance(value, list) and isinstance(key, int) and key < len(value)
+        if exists:
+            value = value[key]
         elif not missing or number < len(location):
             continue
-        place.append(str(part))
-    return place
+        path.append(str(key))
+    return path
 
 
-def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a model; a component's options are not among them."""
-    found = []
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a model, without the options of components."""
+    dotted = []
     for name, field in model.model_fields.items():
-        found.append(prefix + name)
-        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.model_config.get("extra") != "allow":
-                found += keys(kind, f"{prefix}{name}.")
-    return found
+        dotted.append(prefix + name)
+        types = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        for nested in types:
+            if isinstance(nested, type) and issubclass(nested, BaseModel) and nested.model_config.get("extra") != "allow":
+                dotted += dotted_keys(nested, f"{prefix}{name}.")
+    return dotted

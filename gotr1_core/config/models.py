@@ -1,4 +1,4 @@
-"""A run in one pydantic model. Unknown keys are errors. What it is read from is in ``layers.py``."""
+"""Pydantic models of a run's config and of stage one's. An unknown key is an error. ``merge.py`` makes the mapping that they check."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pydantic import (
     model_validator,
 )
 
-from gotr1_core.config.merge import label_of, named
-from gotr1_core.config.messages import explain, keys
+from gotr1_core.config.merge import as_component, label_of
+from gotr1_core.config.messages import dotted_keys, explain
 from gotr1_core.samples import Sampling
 
-LABEL = re.compile(r"[A-Za-z]\w*(-[A-Za-z0-9]\w*)*", re.ASCII)  # what stands before the dot of JUDGE.NAME in a reward expression
+LABEL = re.compile(r"[A-Za-z]\w*(-[A-Za-z0-9]\w*)*", re.ASCII)  # the JUDGE of JUDGE.NAME in a reward expression
 
 
 class Strict(BaseModel):
-    """Frozen, and without room for a typo."""
+    """A frozen model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ComponentConfig(BaseModel):
-    """A registered component by name; its other keys are its options, which the plugin's own model checks."""
+    """A registered component by name. Its other keys are its options; the plugin's own model checks those."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -42,47 +42,50 @@ class ComponentConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The component's options: every key but ``name``."""
         return dict(self.model_extra or {})
 
 
 class JudgeConfig(ComponentConfig):
-    """A judge; ``as: LABEL`` gives its scores another name than its own, so that two of one name can judge together."""
+    """A judge. ``as: LABEL`` gives it another label than its own name, so that one config can have two judges of one name."""
 
     @property
     def label(self) -> str:
+        """The judge's name in reward expressions, metrics and messages."""
         return label_of({"name": self.name, **(self.model_extra or {})})
 
     @property
     def options(self) -> dict[str, Any]:
+        """The judge's options: every key but ``name`` and ``as``."""
         return {key: value for key, value in super().options.items() if key != "as"}
 
     @model_validator(mode="after")
     def _check_label(self) -> JudgeConfig:
-        given = (self.model_extra or {}).get("as", "judge")  # its own name is the plugin's to say
-        if not isinstance(given, str) or not LABEL.fullmatch(given):
-            raise ValueError(f"as: {given!r} is no name for a judge: a letter, then letters, digits, _ and -")
+        label = (self.model_extra or {}).get("as", "judge")  # a plugin's own name is not checked here
+        if not isinstance(label, str) or not LABEL.fullmatch(label):
+            raise ValueError(f"as: {label!r} is not a valid judge name: use a letter, then letters, digits, _ and -")
         return self
 
 
-def _algorithm(value: Any) -> Any:
-    """``algorithm.ratio=token`` alone sets an option of the default."""
-    given = named(value)
-    return {"name": "grpo", **given} if isinstance(given, dict) else given
+def _default_algorithm(value: Any) -> Any:
+    """``algorithm.ratio=token`` without a name sets an option of the default algorithm."""
+    component = as_component(value)
+    return {"name": "grpo", **component} if isinstance(component, dict) else component
 
 
-def _listed(value: Any) -> Any:
-    return [named(v) for v in (value if isinstance(value, list) else [value])]
+def _component_list(value: Any) -> Any:
+    return [as_component(v) for v in (value if isinstance(value, list) else [value])]
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-# What a config may say is more than what it becomes; the JSON Schema describes the former.
+# The JSON Schema describes what a user may write: also a name alone. Validation turns that into a component.
 _OPTIONS: dict[str, Any] = {"type": "object", "properties": {"name": {"type": "string"}}}
 _SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string"}, {**_OPTIONS, "required": ["name"]}]}
-Named = Annotated[ComponentConfig, BeforeValidator(named), WithJsonSchema(_SCHEMA)]
+ComponentField = Annotated[ComponentConfig, BeforeValidator(as_component), WithJsonSchema(_SCHEMA)]
 JudgeList = Annotated[
-    list[JudgeConfig], BeforeValidator(_listed), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
+    list[JudgeConfig], BeforeValidator(_component_list), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
 ]
-Algorithm = Annotated[ComponentConfig, BeforeValidator(_algorithm), WithJsonSchema({"anyOf": [{"type": "string"}, _OPTIONS]})]
+Algorithm = Annotated[ComponentConfig, BeforeValidator(_default_algorithm), WithJsonSchema({"anyOf": [{"type": "string"}, _OPTIONS]})]
 Files = Annotated[
     list[Path],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
@@ -91,189 +94,199 @@ Files = Annotated[
 
 
 class SamplingConfig(Strict):
-    """See :class:`gotr1_core.samples.Sampling`."""
+    """How to sample. :class:`gotr1_core.samples.Sampling` says more about each key."""
 
-    temperature: float = Field(1.0, ge=0, description="Of the plan's tokens; 0 decodes greedily.")
+    temperature: float = Field(1.0, ge=0, description="Temperature of the plan's tokens; 0 decodes greedily.")
     image_temperature: float = Field(
-        1.0, ge=0, description="Of the picture's tokens; 0 decodes greedily. It multiplies the noise of denoising steps."
+        1.0, ge=0, description="Temperature of the picture's tokens; 0 decodes greedily. For denoising steps it scales the noise."
     )
-    guidance_scale: float = Field(5.0, ge=0, description="Classifier-free guidance u + w (c - u); 1 is none.")
-    max_chain_tokens: int = Field(600, gt=0, description="A chain that has not ended by then is cut.")
-    log_prob: Literal["guided", "conditional"] = Field("guided", description="Distribution under which guided images are scored.")
-    denoising_steps: int = Field(20, gt=0, description="Steps in which a diffusion model draws.")
+    guidance_scale: float = Field(5.0, ge=0, description="Scale w of classifier-free guidance, u + w (c - u); 1 means no guidance.")
+    max_chain_tokens: int = Field(600, gt=0, description="Maximum length of a chain in tokens; a longer one is cut.")
+    log_prob: Literal["guided", "conditional"] = Field("guided", description="Distribution of guided images' log-probabilities.")
+    denoising_steps: int = Field(20, gt=0, description="Denoising steps of a picture that a diffusion model draws.")
 
 
 class OptimizerConfig(Strict):
-    """AdamW; one for each policy."""
+    """AdamW, one for each policy that trains."""
 
-    learning_rate: float = Field(1e-5, gt=0, description="Learning rate at its peak.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the rate falls after the warm-up.")
-    warmup: int = Field(0, ge=0, description="Updates of linear warm-up.")
-    floor: float = Field(0.0, ge=0, le=1, description="Where the schedule ends, as a share of the rate.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as in AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decays of the running means of gradient and square.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Limit of the global gradient norm.")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of a moving average of the weights, for evaluation and export; 0 has none.")
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="How the learning rate changes after warm-up.")
+    warmup: int = Field(0, ge=0, description="Number of updates of linear warm-up.")
+    floor: float = Field(0.0, ge=0, le=1, description="Final learning rate as a fraction of the peak.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, as in AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's averages of the gradient and of its square.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: the largest global gradient norm.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of a moving average of the weights, for evaluation and export; 0 keeps none.")
 
 
 class LoraConfig(Strict):
-    """Low-rank adapters (arXiv 2106.09685) instead of full weights."""
+    """Trains low-rank adapters (LoRA, arXiv 2106.09685) instead of full weights."""
 
-    rank: int = Field(32, gt=0, description="Rank of an adapter.")
-    alpha: float = Field(32.0, gt=0, description="An adapter's output counts alpha / rank times.")
-    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Layers, within what the policy lets LoRA adapt.")
+    rank: int = Field(32, gt=0, description="Rank of every adapter.")
+    alpha: float = Field(32.0, gt=0, description="An adapter's output is scaled by alpha / rank.")
+    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="Layers to adapt, of those that the policy allows.")
 
 
 class SegmentConfig(Strict):
-    """What belongs to a segment and not to a policy."""
+    """Loss settings of one segment."""
 
-    weight: float = Field(1.0, ge=0, description="Of the segment's loss; 0 leaves it out.")
-    clip_low: float = Field(0.2, gt=0, le=1, description="The ratio is clipped below 1 - clip_low.")
-    clip_high: float = Field(0.2, gt=0, description="... and above 1 + clip_high (larger than clip_low: DAPO, arXiv 2503.14476).")
-    kl: float = Field(0.0, ge=0, description="Weight of the divergence from the starting policy; 0 does without a reference pass.")
-    entropy: float = Field(0.0, ge=0, description="Weight of an entropy bonus.")
+    weight: float = Field(1.0, ge=0, description="Weight of the segment's loss; 0 does not train the segment.")
+    clip_low: float = Field(0.2, gt=0, le=1, description="Ratios are clipped below 1 - clip_low.")
+    clip_high: float = Field(
+        0.2, gt=0, description="Ratios are clipped above 1 + clip_high (DAPO, arXiv 2503.14476: larger than clip_low)."
+    )
+    kl: float = Field(0.0, ge=0, description="KL coefficient, against the starting policy; 0 skips the reference forward pass.")
+    entropy: float = Field(0.0, ge=0, description="Coefficient of the entropy bonus.")
 
 
 class SegmentsConfig(Strict):
-    """The two segments."""
+    """Loss settings of the two segments."""
 
     plan: SegmentConfig = SegmentConfig()
     image: SegmentConfig = SegmentConfig()
 
 
 class PromptsConfig(Strict):
-    """Where prompts come from: a source, or a file of your own (text, one prompt a line, or JSONL with "prompt")."""
+    """Where prompts come from: a source, or your own file (text with one prompt a line, or JSONL with "prompt")."""
 
-    source: Named | None = Field(None, description="A component that makes prompts.")
-    file: Path | None = Field(None, description="Training prompts of your own, in place of the source's.")
+    source: ComponentField | None = Field(None, description="Component that makes prompts.")
+    file: Path | None = Field(None, description="Your own training prompts; they replace the source's.")
     held_out: PositiveInt | Path = Field(
         300,
-        description="Held-out prompts: how many of the source's validation split (of your own file without a source: its last), or a file.",
+        description="Held-out prompts: a number of the source's validation split (without a source: the last of your file), or a file.",
     )
-    seed: int = Field(0, ge=0, description="Of the source.")
+    seed: int = Field(0, ge=0, description="Seed of the source.")
 
 
 class EvaluationConfig(Strict):
     """Held-out evaluation during a run."""
 
-    every: int = Field(20, ge=0, description="Steps between evaluations; 0 evaluates before and after only.")
-    prompts: int = Field(60, gt=0, description="Held-out prompts of the evaluations on the way.")
-    metric: str = Field("reward", description="What the best checkpoint is best in: a reward's name, or reward.")
-    best_of: int = Field(0, ge=0, description="Also show the untrained model's best of so many by the training reward; 0 does not.")
-    greedy: bool = Field(False, description="Also show the untrained model decoded greedily.")
-    seed: int = Field(1, ge=0, description="Every evaluation draws with it, so that scores before and after compare.")
-    batch: int = Field(64, gt=0, description="Prompts drawn at the same time.")
-    sampling: SamplingConfig | None = Field(None, description="If other than training's.")
+    every: int = Field(20, ge=0, description="Steps between evaluations; 0 evaluates only before and after training.")
+    prompts: int = Field(60, gt=0, description="Number of held-out prompts in evaluations during training.")
+    metric: str = Field("reward", description="Metric that chooses the best checkpoint: a score's name, or reward.")
+    best_of: int = Field(0, ge=0, description="Also evaluate the untrained model with the best of this many samples by reward; 0 does not.")
+    greedy: bool = Field(False, description="Also evaluate the untrained model with greedy decoding.")
+    seed: int = Field(1, ge=0, description="Seed of every evaluation, so that scores before and after can be compared.")
+    batch: int = Field(64, gt=0, description="Prompts drawn together.")
+    sampling: SamplingConfig | None = Field(None, description="Sampling in evaluations; the same as in training if not given.")
 
 
 class CheckpointConfig(Strict):
-    """What a run keeps of itself on the way; a checkpoint is also written after every evaluation, and at the end."""
+    """When checkpoints are written and which are kept. Every evaluation and the end of a run write one too."""
 
-    every: int = Field(10, ge=0, description="Steps between checkpoints; 0 writes them after evaluations only.")
-    keep: PositiveInt = Field(2, description="The last so many are kept, and the best one.")
+    every: int = Field(10, ge=0, description="Steps between checkpoints; 0 writes them only after evaluations.")
+    keep: PositiveInt = Field(2, description="How many of the last checkpoints to keep; the best one is kept too.")
 
 
 class RunConfig(Strict):
-    """Everything about a training run."""
+    """The config of a training run."""
 
-    plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
-    planner: Named = Field(description="What writes the chain.")
-    renderer: Named = Field(description="What draws it; named as the planner, the two are one policy.")
+    plugins: Files = Field([], description="Single-file plugins, loaded before components are looked up. --plugin adds to them.")
+    planner: ComponentField = Field(description="Component that writes the chain.")
+    renderer: ComponentField = Field(description="Component that draws the picture; with the planner's name, the two are one policy.")
     judge: JudgeList = Field(
-        description="What scores plan and picture; a list where several share the work. Of two of one name one is known `as` another."
+        description="Component that scores plans and pictures, or a list of them. If two have one name, give one a label with `as`."
     )
-    algorithm: Algorithm = Field(ComponentConfig(name="grpo"), description="What turns rewards into gradients.")
+    algorithm: Algorithm = Field(ComponentConfig(name="grpo"), description="Component that turns rewards into gradients.")
     prompts: PromptsConfig = PromptsConfig()
-    reward: str = Field("pi * (sem + spa) / 2 * ri", description="Expression of the judges' scores that makes a sample's total.")
-    train: Literal["planner", "renderer", "both"] = Field("both", description="Whose segments train.")
-    steps: int = Field(1000, gt=0, description="Rollouts, each with its updates.")
-    groups: int = Field(8, gt=0, description="Prompts of a step, over all processes.")
-    plans: int = Field(16, gt=0, description="Plans of a prompt (N).")
-    images: int = Field(1, gt=0, description="Images of a plan (M).")
-    updates: int = Field(1, gt=0, description="Optimizer updates on a rollout; with more than one, ratios leave 1 and are clipped.")
-    micro_batch: int = Field(16, gt=0, description="Plans, with their images, in one forward and backward pass.")
-    rollout_groups: int = Field(8, gt=0, description="Prompt groups sampled together; results do not depend on it, memory does.")
+    reward: str = Field("pi * (sem + spa) / 2 * ri", description="Expression that makes a sample's reward from the judges' scores.")
+    train: Literal["planner", "renderer", "both"] = Field(
+        "both", description="Whose segments train: the planner's (plan), the renderer's (image), or both."
+    )
+    steps: int = Field(1000, gt=0, description="Training steps: each is one rollout and its updates.")
+    groups: int = Field(8, gt=0, description="Prompts in a step, over all processes.")
+    plans: int = Field(16, gt=0, description="Plans per prompt (N).")
+    images: int = Field(1, gt=0, description="Images per plan (M).")
+    updates: int = Field(1, gt=0, description="Optimizer updates per rollout. After the first one, ratios differ from 1 and are clipped.")
+    micro_batch: int = Field(16, gt=0, description="Plans in one forward and backward pass, with their images.")
+    rollout_groups: int = Field(8, gt=0, description="Prompt groups sampled together. It changes memory, not results.")
     constant_groups: Literal["keep", "skip", "refill"] = Field(
-        "keep", description="Groups without a difference: kept in the denominators, left out, or replaced by new prompts (DAPO)."
+        "keep", description="Groups whose rewards are equal: keep them in the denominators, skip them, or draw new prompts (DAPO)."
     )
-    constant_tolerance: float = Field(1e-9, ge=0, description="Totals of a group that differ by no more than this are no difference.")
-    refill_limit: int = Field(3, gt=0, description="Rounds of new prompts a step may draw for refill.")
-    prune: bool = Field(True, description="Do not draw images that cannot change their total.")
-    mask_truncated: bool = Field(False, description="Chains that were cut carry no gradient.")
-    nan_limit: float = Field(0.5, gt=0, le=1, description="A larger share of samples without a reward stops the run.")
+    constant_tolerance: float = Field(1e-9, ge=0, description="Rewards in a group that differ by at most this count as equal.")
+    refill_limit: int = Field(3, gt=0, description="Most rounds of new prompts that a step draws for refill.")
+    prune: bool = Field(True, description="Do not draw images that cannot change their reward.")
+    mask_truncated: bool = Field(False, description="Chains that were cut get no gradient.")
+    nan_limit: float = Field(0.5, gt=0, le=1, description="Stop the run if a larger fraction of samples has no reward.")
     sampler_gap_limit: float | None = Field(
-        None, gt=0, description="A larger mean deviation of scorer from sampler stops the run; by precision if not given (1e-4, or 2e-2)."
+        None,
+        gt=0,
+        description="Stop the run if the mean sampler gap is larger. If not given, precision decides: 1e-4, or 2e-2.",
     )
-    constant_limit: int = Field(20, gt=0, description="So many steps in a row with nothing but constant groups stop the run.")
-    seed: int = Field(0, ge=0, description="Of what is drawn and of LoRA's beginning.")
+    constant_limit: int = Field(20, gt=0, description="Stop the run after this many steps in a row with only constant groups.")
+    seed: int = Field(0, ge=0, description="Seed of sampling and of LoRA's initial weights.")
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     segments: SegmentsConfig = SegmentsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     renderer_optimizer: OptimizerConfig | None = Field(
-        None, description="The renderer's, where it is a model of its own; else as the planner's."
+        None, description="Optimizer of the renderer, if it is a model of its own; the same as the planner's if not given."
     )
     lora: LoraConfig | None = LoraConfig()
-    shard: bool = Field(False, description="Spread full weights, their gradients and the optimizer over the processes (FSDP2).")
-    offload: bool = Field(False, description="Of planner and renderer only the one at work is on the device, the other in main memory.")
-    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
-    output: Path = Field(Path("runs"), description="Folder of runs.")
-    name: str | None = Field(None, description="Of the run's folder; a date and time if not given.")
+    shard: bool = Field(False, description="Shard full weights, gradients and optimizer state over the processes (FSDP2).")
+    offload: bool = Field(False, description="Keep planner or renderer in main memory while the other one works on the device.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass instead of keeping them.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Data type of matrix products.")
+    output: Path = Field(Path("runs"), description="Folder that holds all runs.")
+    name: str | None = Field(None, description="Name of the run's folder; date and time if not given.")
     save_samples: int = Field(10, ge=0, description="Steps between saved samples with pictures; 0 saves none.")
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracker: Literal["tensorboard", "trackio", "wandb"] | None = Field(
-        None, description="Also sends numbers and pictures there, through accelerate; secrets come from the environment."
+        None, description="Experiment tracker that also gets numbers and pictures, through accelerate. Secrets come from the environment."
     )
 
 
 class SftConfig(Strict):
-    """Everything about stage one."""
+    """The config of stage one: supervised fine-tuning."""
 
-    plugins: Files = Field([], description="Single-file plugins, loaded before components are named; what --plugin gives.")
-    policy: Named = Field(description="What trains.")
-    kind: Literal["planner", "renderer"] = Field("planner", description="As which of the two the policy is registered.")
+    plugins: Files = Field([], description="Single-file plugins, loaded before components are looked up. --plugin adds to them.")
+    policy: ComponentField = Field(description="Component that trains.")
+    kind: Literal["planner", "renderer"] = Field("planner", description="The kind that the policy is registered as.")
     data: Annotated[
         ComponentConfig | Path,
-        BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else named(v)),
+        BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else as_component(v)),
         WithJsonSchema(_SCHEMA),
-    ] = Field(description="A source, or a JSONL file of prompts, chains and pictures.")
+    ] = Field(description="A prompt source, or a JSONL file of prompts, chains and pictures.")
     steps: int = Field(1000, gt=0, description="Optimizer updates.")
-    batch: int = Field(64, gt=0, description="Examples of an update.")
+    batch: int = Field(64, gt=0, description="Examples in an update.")
     micro_batch: int = Field(64, gt=0, description="Examples in one forward and backward pass.")
-    sort_window: int = Field(1, gt=0, description="So many batches are sorted by length together, which saves padding.")
-    weights: dict[Literal["plan", "image"], float] = Field({"plan": 1.0, "image": 1.0}, description="Of the segments' losses.")
+    sort_window: int = Field(1, gt=0, description="Batches that are sorted by length together, to save padding.")
+    weights: dict[Literal["plan", "image"], float] = Field({"plan": 1.0, "image": 1.0}, description="Weights of the segments' losses.")
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoraConfig | None = Field(None, description="Adapters instead of full weights.")
-    gradient_checkpointing: bool = Field(False, description="Compute activations again in the backward pass instead of keeping them.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Type that matrix products are computed in.")
-    seed: int = Field(0, ge=0, description="Of the order of the data, of what is dropped, and of LoRA's beginning.")
-    save_every: int = Field(500, gt=0, description="Steps between saves, from which a stopped training goes on.")
-    output: Path = Field(Path("runs/sft"), description="Where the model, its log and its saves go.")
+    lora: LoraConfig | None = Field(None, description="Train adapters instead of full weights.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass instead of keeping them.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Data type of matrix products.")
+    seed: int = Field(0, ge=0, description="Seed of the order of the data, of dropped conditions, and of LoRA's initial weights.")
+    save_every: int = Field(500, gt=0, description="Steps between saves; a stopped training continues from the last one.")
+    output: Path = Field(Path("runs/sft"), description="Folder for the model, its log and its saves.")
 
 
 def validate(model: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
-    """The checked config; the first complaint as an error that names the nearest key."""
+    """Checks a config and returns it as a ``model``.
+
+    Raises:
+        UsageError: the config has an unknown key or a wrong value. The message is about the first one.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
         stage = " --stage sft" if model is SftConfig else ""
-        raise explain(error, data, keys(model), see=f"see `gotr1 config schema{stage}`") from None
+        raise explain(error, data, dotted_keys(model), see=f"see `gotr1 config schema{stage}`") from None
 
 
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    found: dict[str, Any] = {}
+def flatten_keys(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    dotted: dict[str, Any] = {}
     for key, value in data.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
+        dotted |= flatten_keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return dotted
 
 
 def dump(config: BaseModel) -> str:
-    """A config as YAML that reads back equal."""
+    """A config as YAML. Reading it back gives an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def make_sampling(config: SamplingConfig) -> Sampling:
-    """The settings as the core uses them."""
+    """The config's sampling as the :class:`Sampling` that the core uses."""
     return Sampling(**config.model_dump())

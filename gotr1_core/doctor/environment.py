@@ -1,4 +1,4 @@
-"""What ``gotr1 doctor`` looks at where no run is named: is this installation fit to train?"""
+"""Checks of an installation, for ``gotr1 doctor`` without a run: is it fit to train?"""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gotr1_core.hookspecs import Diagnosis
 from gotr1_core.plugins import RAISED, Registry, one_line
 
 GB = 1e9
-ROOM = {"runs": 1.0, "models": 5.0}  # GB: many checkpoints of adapters; one download of a model of a billion parameters
+ROOM = {"runs": 1.0, "models": 5.0}  # GB: many checkpoints of adapters; one download of a model with a billion parameters
 
 
 def diagnose(registry: Registry) -> Iterator[Diagnosis]:
-    """Every check in turn; each is made when it is asked for, as some take seconds."""
-    yield _one("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
+    """Yields the result of every check. A check runs when its result is asked for, because some take seconds."""
+    yield _diagnosis("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
     yield from _packages(registry)
     yield from _devices()
     yield from _disks()
@@ -27,34 +27,36 @@ def diagnose(registry: Registry) -> Iterator[Diagnosis]:
     yield from _plugins(registry)
 
 
-def _one(name: str, healthy: bool, found: str, hint: str) -> Diagnosis:
-    """A diagnosis with its hint only where that is needed."""
+def _diagnosis(name: str, healthy: bool, found: str, hint: str) -> Diagnosis:
+    """Returns a diagnosis. It has the hint only if it is not healthy."""
     return Diagnosis(name, healthy, found, "" if healthy else hint)
 
 
 def _packages(registry: Registry) -> Iterator[Diagnosis]:
-    """What gotr1 and the plugins depend on, in the versions that they ask for; a package once, unless one of them is not content."""
+    """Checks the versions of the packages that gotr1 and the plugins require. Yields a package once, and again for each wrong version."""
     from packaging.requirements import Requirement
 
-    told: set[str] = set()
-    for asker in dict.fromkeys(["gotr1", *(plugin.distribution for plugin in registry.loaded)]):
+    reported: set[str] = set()
+    for distribution in dict.fromkeys(["gotr1", *(plugin.distribution for plugin in registry.loaded)]):
         try:
-            texts = requires(asker) or ()
-        except PackageNotFoundError:  # a plugin that is a file, or gotr1 run from its sources
+            texts = requires(distribution) or ()
+        except PackageNotFoundError:  # the plugin is a file, or gotr1 runs from its sources
             continue
         for text in texts:
-            wanted = Requirement(text)
-            if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            required = Requirement(text)
+            if required.marker and not required.marker.evaluate({"extra": ""}):
                 continue
-            found = _version(wanted.name)
-            fits = bool(found) and wanted.specifier.contains(found, prereleases=True)
-            if not fits or wanted.name not in told:
-                told.add(wanted.name)
-                asked = f"{found or 'not installed'}{'' if fits else f', and {asker} needs {wanted.name}{wanted.specifier}'}"
-                yield _one(wanted.name, fits, asked, f"pip install '{wanted.name}{wanted.specifier}'")
+            installed = _version(required.name)
+            fits = bool(installed) and required.specifier.contains(installed, prereleases=True)
+            if not fits or required.name not in reported:
+                reported.add(required.name)
+                problem = "" if fits else f", but {distribution} needs {required.name}{required.specifier}"
+                hint = f"pip install '{required.name}{required.specifier}'"
+                yield _diagnosis(required.name, fits, f"{installed or 'not installed'}{problem}", hint)
 
 
 def _version(package: str) -> str:
+    """Returns the installed version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -68,8 +70,8 @@ def _devices() -> Iterator[Diagnosis]:
         for number in range(torch.cuda.device_count()):
             yield _gpu(number)
     elif shutil.which("nvidia-smi"):
-        why = f"nvidia-smi is here, and torch {torch.__version__} sees no GPU"
-        yield Diagnosis("device", False, why, "install a torch for CUDA that this driver knows, and look at CUDA_VISIBLE_DEVICES")
+        problem = f"nvidia-smi is installed, but torch {torch.__version__} sees no GPU"
+        yield Diagnosis("device", False, problem, "install a torch for a CUDA that the driver supports, and check CUDA_VISIBLE_DEVICES")
     else:
         yield Diagnosis("device", True, f"no GPU; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads")
 
@@ -80,32 +82,34 @@ def _gpu(number: int) -> Diagnosis:
     name = f"GPU {number}"
     try:
         free, total = torch.cuda.mem_get_info(number)
-        found = f"{torch.cuda.get_device_name(number)}, {free / GB:.0f} of {total / GB:.0f} GB free"
+        memory = f"{torch.cuda.get_device_name(number)}, {free / GB:.0f} of {total / GB:.0f} GB free"
     except RuntimeError as error:
-        return Diagnosis(name, False, one_line(error), "look at nvidia-smi; a GPU that fails can be left out with CUDA_VISIBLE_DEVICES")
-    return _one(name, free > total / 2, found, "other processes hold most of its memory: nvidia-smi shows which")
+        return Diagnosis(name, False, one_line(error), "run nvidia-smi; CUDA_VISIBLE_DEVICES can leave out a GPU that fails")
+    return _diagnosis(name, free > total / 2, memory, "other processes use most of its memory: nvidia-smi shows which")
 
 
 def _disks() -> Iterator[Diagnosis]:
     from huggingface_hub import constants
 
-    yield _disk("disk of runs", Path.cwd(), ROOM["runs"], "make room, or train on another disk with output=DIR")
-    yield _disk("disk of models", Path(constants.HF_HUB_CACHE), ROOM["models"], "make room, or set HF_HOME to a folder on another disk")
+    yield _disk("disk of runs", Path.cwd(), ROOM["runs"], "free disk space, or train on another disk with output=DIR")
+    yield _disk(
+        "disk of models", Path(constants.HF_HUB_CACHE), ROOM["models"], "free disk space, or set HF_HOME to a folder on another disk"
+    )
 
 
 def _disk(name: str, folder: Path, room: float, hint: str) -> Diagnosis:
-    place = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    free, mine = shutil.disk_usage(place).free / GB, os.access(place, os.W_OK)
-    found = f"{free:.0f} GB free at {place}" if mine else f"{place} cannot be written to"
-    return _one(name, mine and free >= room, found, hint)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free, writable = shutil.disk_usage(existing).free / GB, os.access(existing, os.W_OK)
+    space = f"{free:.0f} GB free at {existing}" if writable else f"{existing} cannot be written to"
+    return _diagnosis(name, writable and free >= room, space, hint)
 
 
 def _hub() -> Diagnosis:
-    """Whether models could be downloaded. Where they could not a hint says what to do, but what is on disk trains without."""
+    """Checks if models can be downloaded. If not, the diagnosis is a note and no failure: models on disk train without the hub."""
     from gotr1_core.policies.hub import hub_problem
 
     problem = hub_problem()
-    hint = "`hf download OWNER/NAME --local-dir DIR` where there is a network, then planner.model=DIR; what is on disk loads without"
+    hint = "run `hf download OWNER/NAME --local-dir DIR` with a network, then set planner.model=DIR; models on disk need no hub"
     return Diagnosis("model hub", True, problem or "answers", hint if problem else "")
 
 
@@ -113,18 +117,18 @@ def _plugins(registry: Registry) -> Iterator[Diagnosis]:
     for plugin in registry.loaded:
         yield Diagnosis(f"plugin {plugin.name}", True, f"{plugin.distribution} {plugin.version}, components: {len(plugin.components)}")
     for broken in registry.broken:
-        hint = f"install {broken.distribution} again, or leave it out: GOTR1_DISABLE_PLUGINS={broken.name}"
+        hint = f"install {broken.distribution} again, or disable it: GOTR1_DISABLE_PLUGINS={broken.name}"
         yield Diagnosis(f"plugin {broken.name}", False, broken.error, hint)
     for plugin, checks in registry.implementations("gotr1_checks"):
-        yield from _own(plugin.distribution, checks)
+        yield from _plugin_checks(plugin.distribution, checks)
 
 
-def _own(distribution: str, checks: Callable[[], Iterable[Diagnosis]]) -> Iterator[Diagnosis]:
-    """A plugin's own checks, in their own ``try``."""
+def _plugin_checks(distribution: str, checks: Callable[[], Iterable[Diagnosis]]) -> Iterator[Diagnosis]:
+    """Yields the results of a plugin's own checks. If they raise an error, that is a diagnosis too."""
     try:
-        for found in checks():
-            if not isinstance(found, Diagnosis) or not all(isinstance(text, str) for text in (found.name, found.found, found.hint)):
-                raise TypeError(f"{found!r} is no Diagnosis of texts")
-            yield found
+        for result in checks():
+            if not isinstance(result, Diagnosis) or not all(isinstance(text, str) for text in (result.name, result.found, result.hint)):
+                raise TypeError(f"{result!r} is not a Diagnosis of texts")
+            yield result
     except RAISED as error:
-        yield Diagnosis(f"checks of {distribution}", False, one_line(error), f"they fail themselves: tell the authors of {distribution}")
+        yield Diagnosis(f"checks of {distribution}", False, one_line(error), f"the checks fail: tell the authors of {distribution}")

@@ -1,7 +1,7 @@
-"""The doctor: which numbers tell a healthy run from a sick one, and what they mean.
+"""The doctor's rules: which metrics show that a run is not healthy, what that means, and what to do.
 
-Every rule looks at the metrics of the steps so far, or of the evaluations, and either finds nothing or says what it measured. Three rules
-stop a run, because going on would waste it; the others warn, once for each metric.
+A rule looks at the metrics of the steps so far, or of the evaluations so far. It finds nothing, or it reports what it measured. Three
+rules stop a run, because more steps would be wasted. The others warn, once for each metric.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gotr1_core.doctor.measures import Measure, Row
 
 @dataclass(frozen=True)
 class Rule:
-    """What is looked at, and what it means when it is out of its ``limit``."""
+    """What is measured, what it means if it is out of its ``limit``, and what to do. A broken rule with ``stops`` ends the run."""
 
     name: str
     limit: str
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """A metric that broke a rule, first in ``step``; 0 is before the first one."""
+    """A metric that broke a rule in ``step``; step 0 is before the first step."""
 
     rule: Rule
     metric: str
@@ -37,12 +37,12 @@ class Finding:
 
     @property
     def cause(self) -> tuple[str, str]:
-        """What is told once."""
+        """Returns rule and metric. Findings with the same cause are reported once."""
         return self.rule.name, self.metric
 
     @property
     def message(self) -> str:
-        """One line for people."""
+        """Returns the finding as one line for people."""
         return f"step {self.step}, {self.rule.name}: {self.measured}. {self.rule.explanation}"
 
 
@@ -52,8 +52,8 @@ MISSING_REWARDS = Rule(
     "missing rewards",
     f"above nan_limit, {RunConfig.model_fields['nan_limit'].default:g} if not given; any step, and the evaluation before the first",
     "A sample without a reward teaches nothing.",
-    "look at the judge and at what it is asked to score, or raise nan_limit",
-    measures.missing,
+    "check the judge and what it is asked to score, or raise nan_limit",
+    measures.missing_rewards,
     stops=True,
 )
 STEPWISE: tuple[Rule, ...] = (
@@ -61,99 +61,99 @@ STEPWISE: tuple[Rule, ...] = (
         "sampler gap",
         f"sampler_gap_limit; if not given {measures.FLOAT32_GAP:g} nats per token, "
         f"{measures.HALF_PRECISION_GAP:g} in half precision; any step",
-        "What is scored is not what was sampled, so the gradient is that of another policy.",
-        "gotr1 check planner NAME (or renderer) finds which of both is wrong; half precision, or sampling.log_prob=conditional, "
-        "may need a sampler_gap_limit of its own",
+        "Sampler and training pass disagree about log-probabilities, so the gradient is that of another policy.",
+        "gotr1 check planner NAME (or renderer) finds which of the two is wrong; half precision, or sampling.log_prob=conditional, "
+        "may need a larger sampler_gap_limit",
         measures.sampler_gap,
         stops=True,
     ),
     Rule(
         "constant rewards",
         f"every group constant for constant_limit steps, {RunConfig.model_fields['constant_limit'].default} if not given",
-        "There was nothing to learn from.",
+        "Equal rewards give nothing to learn from.",
         "look at samples/, the reward expression and the temperature, or raise constant_limit",
-        measures.constant,
+        measures.constant_rewards,
         stops=True,
     ),
     MISSING_REWARDS,
     Rule(
         "missing scores",
         f"above {measures.MISSING_SCORES:g}, {OVER}",
-        "A judge fails on some of the samples, and groups shrink by them.",
-        "look at the judge's replies, its deadline and its server",
+        "A judge fails on some of the samples, and these drop out of their groups.",
+        "check the judge's replies, its deadline and its server",
         measures.missing_scores,
     ),
     Rule(
         "clipped",
         f"above {measures.CLIPPED:g}, {OVER}",
-        "Many actions teach nothing, because the clip holds their gradient back.",
+        "The clip removes the gradient of many actions, so they teach nothing.",
         "lower optimizer.learning_rate or updates, or widen segments.*.clip_low and clip_high",
-        measures.above("clipped", measures.CLIPPED),
+        measures.share_above("clipped", measures.CLIPPED),
     ),
     Rule(
         "ratio",
         f"below {1 / measures.RATIO:g} or above {measures.RATIO:g}, median of {measures.RECENT} steps",
-        "Within a step the policy moves far from the one that sampled.",
+        "Within a step the policy moves far from the policy that sampled.",
         "lower optimizer.learning_rate or updates",
         measures.ratio,
     ),
     Rule(
         "kl",
         f"above {measures.KL:g} nats per token, median of {measures.RECENT} steps",
-        "The policy is far from where it began, and may have forgotten what it could.",
+        "The policy is far from its start, and may have forgotten abilities.",
         "raise segments.*.kl, or lower optimizer.learning_rate",
         measures.kl,
     ),
     Rule(
         "entropy",
-        f"below {measures.COLLAPSED:g} times the beginning's, where that is above {measures.CERTAIN:g} nats, "
-        f"or above {measures.DISSOLVED:g} times and {measures.UNSURE:g} nats, {TREND}",
+        f"below {measures.COLLAPSED:g} times the first steps' value if that is above {measures.CERTAIN:g} nats, "
+        f"or above both {measures.DISSOLVED:g} times that value and {measures.UNSURE:g} nats, {TREND}",
         "The policy collapses to one answer, or dissolves into noise.",
         "raise segments.*.entropy against collapse, segments.*.kl against both, or lower optimizer.learning_rate",
-        measures.entropy,
+        measures.entropy_change,
     ),
     Rule(
         "spread",
         f"below {measures.SPREAD:g} of the mean reward, {OVER}",
         "Samples of a prompt hardly differ in reward, so noise decides which is better.",
         "look at the reward expression, raise sampling.temperature or plans",
-        measures.spread,
+        measures.reward_spread,
     ),
     Rule(
         "constant groups",
         f"above {measures.CONSTANT:g}, {OVER}",
         "Most prompts teach nothing, because all their samples have the same reward.",
         "choose harder or easier prompts, or constant_groups=refill",
-        measures.constant_groups,
+        measures.many_constant_groups,
     ),
     Rule(
         "malformed",
         f"above {measures.MALFORMED:g}, {OVER}",
         "Many chains are not well formed, so their boxes cannot be read.",
         "train longer in stage one (gotr1 sft), or lower sampling.temperature",
-        measures.above("malformed", measures.MALFORMED),
+        measures.share_above("malformed", measures.MALFORMED),
     ),
     Rule(
         "truncated",
         f"above {measures.TRUNCATED:g}, {OVER}",
         "Many chains are cut before they end.",
         "raise sampling.max_chain_tokens, or set mask_truncated=true",
-        measures.above("truncated", measures.TRUNCATED),
+        measures.share_above("truncated", measures.TRUNCATED),
     ),
     Rule(
         "chain length",
-        f"below {measures.SHORTER:g} or above {measures.LONGER:g} times the beginning's, {TREND}",
+        f"below {measures.SHORTER:g} or above {measures.LONGER:g} times the value of the first steps, {TREND}",
         "Chains grow or shrink: the reward may pay for length.",
         "look at samples/ and at the reward expression",
-        measures.changed("chain_tokens"),
+        measures.length_changed("chain_tokens"),
     ),
     Rule(
         "regions",
         f"below {measures.FEW_REGIONS:g} per chain, {OVER}; "
-        f"or below {measures.SHORTER:g} or above {measures.LONGER:g} times the beginning's, {TREND}",
-        "Plans lose their boxes, or pile them up: the reward may pay for it.",
+        f"or below {measures.SHORTER:g} or above {measures.LONGER:g} times the value of the first steps, {TREND}",
+        "Plans lose boxes, or have too many: the reward may pay for it.",
         "look at samples/ and at the reward expression; ri and spa pay for boxes that are right",
-        measures.regions,
+        measures.regions_per_chain,
     ),
     Rule(
         "gradient",
@@ -161,62 +161,62 @@ STEPWISE: tuple[Rule, ...] = (
         f"any step that has {measures.RECENT} before it",
         "One update may undo the run.",
         "look at the step's samples, lower optimizer.max_grad_norm or optimizer.learning_rate",
-        measures.gradient,
+        measures.gradient_spike,
     ),
     Rule(
         "duplicate plans",
         f"above {measures.DUPLICATES:g}, {OVER}",
         "Plans of a prompt repeat each other, so there is little to compare.",
         "raise sampling.temperature",
-        measures.above("duplicates.plan", measures.DUPLICATES),
+        measures.share_above("duplicates.plan", measures.DUPLICATES),
     ),
     Rule(
         "duplicate images",
         f"above {measures.DUPLICATES:g}, {OVER}",
         "Pictures of a prompt repeat each other, so there is little to compare.",
         "raise sampling.image_temperature",
-        measures.above("duplicates.image", measures.DUPLICATES),
+        measures.share_above("duplicates.image", measures.DUPLICATES),
     ),
 )
 JUDGES_PART = Rule(
     "judges part",
     f"moved apart by more than {measures.PARTED:g} since before training; any evaluation",
-    "What one judge pays for and another one does not is more often a judge's fault than a better picture.",
+    "If one judge's score rises and another judge's does not, the judge is more often at fault than the picture is better.",
     "look at samples/ of both evaluations; raise segments.*.kl, train for fewer steps, or let both judges decide: min(A.NAME, B.NAME)",
     measures.judges_part,
 )
 RULES = (*STEPWISE, JUDGES_PART)
 
 
-def look(steps: Sequence[Row], config: RunConfig) -> list[Finding]:
-    """What the rules find in the last step, given all steps so far."""
-    return _found(STEPWISE, steps, config)
+def step_findings(steps: Sequence[Row], config: RunConfig) -> list[Finding]:
+    """Returns what the rules find in the last step, from the metrics of all steps so far."""
+    return _findings(STEPWISE, steps, config)
 
 
-def look_held_out(evaluations: Sequence[Row], config: RunConfig) -> list[Finding]:
-    """What is found in the last evaluation, given all so far: before training whether its rewards are there, later whether judges part."""
+def evaluation_findings(evaluations: Sequence[Row], config: RunConfig) -> list[Finding]:
+    """Returns what the rules find in the last of all evaluations so far: missing rewards before training, later judges that part."""
     if evaluations[-1]["step"] == 0:
-        return _found((MISSING_REWARDS,), evaluations[-1:], config)
-    return _found((JUDGES_PART,), evaluations, config)
+        return _findings((MISSING_REWARDS,), evaluations[-1:], config)
+    return _findings((JUDGES_PART,), evaluations, config)
 
 
-def _found(rules: Sequence[Rule], rows: Sequence[Row], config: RunConfig) -> list[Finding]:
+def _findings(rules: Sequence[Rule], rows: Sequence[Row], config: RunConfig) -> list[Finding]:
     step = int(rows[-1].get("step") or 0)
     return [Finding(rule, metric, step, measured) for rule in rules for metric, measured in rule.measure(rows, config)]
 
 
 def examine_run(rows: Iterable[Row], config: RunConfig) -> list[Finding]:
-    """The first finding of every cause over a run's rows of metrics, in order."""
-    found: dict[tuple[str, str], Finding] = {}
+    """Returns the first finding of every cause in all rows of a run's metrics, in order."""
+    first_findings: dict[tuple[str, str], Finding] = {}
     steps: list[Row] = []
     evaluations: list[Row] = []
     for row in rows:
         if "evaluation" in row:
             evaluations.append(row)
-            new = look_held_out(evaluations, config)
+            new = evaluation_findings(evaluations, config)
         else:
             steps.append(row)
-            new = look(steps, config)
+            new = step_findings(steps, config)
         for finding in new:
-            found.setdefault(finding.cause, finding)
-    return list(found.values())
+            first_findings.setdefault(finding.cause, finding)
+    return list(first_findings.values())

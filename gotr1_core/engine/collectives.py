@@ -1,7 +1,7 @@
-"""What several processes have to agree on, through accelerate.
+"""Communication between the processes of a run, through accelerate.
 
-Gradients are summed here and not by DistributedDataParallel: DDP reduces during a backward pass in which every process takes part with
-every parameter, and a process whose samples are all pruned, constant or without a reward has no such pass.
+Gradients are summed here and not by DistributedDataParallel (DDP). DDP sums during a backward pass, in which every process must take part
+with every parameter. A process whose samples are all pruned, constant or without a reward has no such pass.
 """
 
 from __future__ import annotations
@@ -16,88 +16,90 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import nn
 
-from gotr1_core.engine.dtensor import is_spread
+from gotr1_core.engine.dtensor import is_dtensor
 from gotr1_core.errors import Gotr1Error, UsageError
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
-    """Says in our words that another process is gone; gloo and NCCL raise RuntimeErrors about sockets."""
+def _explain_lost_process() -> Iterator[None]:
+    """Turns the RuntimeErrors of gloo and NCCL, which speak of sockets, into an error that says that another process has ended."""
     try:
         yield
     except RuntimeError as error:
-        raise Gotr1Error("another process of this run has ended, or does not answer", hint="look at what it said") from error
+        raise Gotr1Error("another process of this run has ended, or does not answer", hint="look at what it printed") from error
 
 
-@_answered()
+@_explain_lost_process()
 def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
-    """This process among the others. accelerate keeps the first precision of a process for good, and a process may train again."""
-    AcceleratorState._reset_state()
+    """Connects this process to the others; on the CPU if ``cpu`` or without a GPU. ``mixed_precision``: ``no``, ``fp16`` or ``bf16``."""
+    AcceleratorState._reset_state()  # accelerate keeps a process's first precision for good, and a process may train again
     return Accelerator(mixed_precision=mixed_precision, cpu=cpu or not torch.cuda.is_available())
 
 
-def gather_objects(accelerator: Accelerator, mine: Any) -> list[Any]:
-    """Every process's object, in the order of the processes."""
+def gather_objects(accelerator: Accelerator, item: Any) -> list[Any]:
+    """Returns the objects of all processes, in the order of the processes. Every process must call it."""
     if accelerator.num_processes == 1:
-        return [mine]
-    return list(gather_object([mine]))
+        return [item]
+    return list(gather_object([item]))
 
 
-def any_process(accelerator: Accelerator, here: bool) -> bool:
-    """Whether it is so on any process."""
-    return any(gather_objects(accelerator, here))
+def any_process(accelerator: Accelerator, value: bool) -> bool:
+    """True on every process if ``value`` is true on any."""
+    return any(gather_objects(accelerator, value))
 
 
 def sum_over_processes(accelerator: Accelerator, numbers: Sequence[float]) -> list[float]:
-    """Sums of numbers over processes, in float64."""
+    """Sums numbers over processes, each at its place in the sequence; in float64."""
     return [sum(column) for column in zip(*gather_objects(accelerator, list(numbers)), strict=True)]
 
 
-@_answered()
-def wait(accelerator: Accelerator) -> None:
-    """Until every process is here."""
+@_explain_lost_process()
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Waits until every process has called it."""
     accelerator.wait_for_everyone()
 
 
-def check_alike(accelerator: Accelerator, fingerprints: Mapping[str, str]) -> None:
-    """Refuses to train copies of a model that begin with different weights: nothing would ever make them one.
+def check_same_weights(accelerator: Accelerator, fingerprints: Mapping[str, str]) -> None:
+    """Checks that all processes start with the same weights. ``fingerprints`` are hashes of this process's models by role.
+
+    Copies of a model that start with different weights would stay different.
 
     Raises:
-        UsageError: for example that machines have different files under one name.
+        UsageError: weights differ, for example because machines have different files under one name.
     """
-    first, *others = gather_objects(accelerator, dict(fingerprints))
-    for number, other in enumerate(others, 2):
-        for name, found in other.items():
-            if found != first[name]:
+    expected, *others = gather_objects(accelerator, dict(fingerprints))
+    for number, hashes in enumerate(others, 2):
+        for name, value in hashes.items():
+            if value != expected[name]:
                 raise UsageError(
-                    f"process {number} starts with other weights of the {name} than process 1",
+                    f"process {number} starts with different weights of the {name} than process 1",
                     hint="every machine needs the same files and versions",
                 )
 
 
-@_answered()
+@_explain_lost_process()
 def sum_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces every gradient by its sum over processes. A parameter that no process used keeps none, so that no optimizer moves it.
+    """Replaces every gradient by its sum over processes.
 
-    Shares of gradients are sums already.
+    A parameter that no process used keeps no gradient, so the optimizer does not move it. Gradients of sharded parameters are sums already.
     """
     if accelerator.num_processes == 1:
         return
-    trained = [p for p in parameters if p.requires_grad and not is_spread(p)]
-    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=accelerator.device)
-    torch.distributed.all_reduce(used)
-    for parameter, count in zip(trained, used.tolist(), strict=True):
+    trained = [p for p in parameters if p.requires_grad and not is_dtensor(p)]
+    users = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=accelerator.device)
+    torch.distributed.all_reduce(users)
+    for parameter, count in zip(trained, users.tolist(), strict=True):
         if count:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
 
 
-@_answered()
-def leave() -> None:
-    """Ends what connects this process to the others, once all are here; not after an error, when they may never be.
+@_explain_lost_process()
+def leave_process_group() -> None:
+    """Waits for all processes, then closes the connections between them. Not for use after an error: others may never come.
 
-    The first process keeps the addresses of all, so it must not be the first to go.
+    The first process keeps the addresses of all, so it must not leave before the others.
     """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

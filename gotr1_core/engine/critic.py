@@ -1,4 +1,4 @@
-"""What an algorithm may do between rollout and update: estimate values with a critic of its own, and make advantages per action."""
+"""What an algorithm may do between rollout and update: estimate values with its own critic, and compute advantages per action."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_critic(
     optimizer: torch.optim.Optimizer,
     settings: OptimizerConfig,
 ) -> Critic | None:
-    """The algorithm's critic of one policy, if it has one, its parameters put into the policy's optimizer at a rate of their own.
+    """Makes the algorithm's critic of one policy, if it has one; the policy's optimizer gets its parameters, with their own learning rate.
 
     Raises:
         UsageError: the policy has no features to estimate values from.
@@ -40,7 +40,7 @@ def make_critic(
     width = getattr(policy, "features", None)
     if width is None:
         raise UsageError(
-            f"the {role} has no features that a value could be estimated from, and {type(algorithm).__name__.lower()} needs them",
+            f"the {role} has no features to estimate values from, and {type(algorithm).__name__.lower()} needs them",
             hint="use algorithm=grpo or algorithm=rloo, which compare samples of one prompt instead",
         )
     critic = algorithm.critic(width)
@@ -52,34 +52,38 @@ def make_critic(
 
 
 def critic_tensors(critic: Critic) -> dict[str, Tensor]:
-    """A critic's whole state, on the CPU."""
+    """Returns a critic's full state on the CPU, tensors of any shape by name."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in critic.module.state_dict().items()}
 
 
 def load_critic(critic: Critic, path: Path) -> None:
-    """The inverse of :func:`critic_tensors`."""
+    """Loads the state that :func:`critic_tensors` returned and a checkpoint saved.
+
+    Raises:
+        UsageError: the file is missing or damaged, or its names and shapes are not the critic's.
+    """
     saved, module = read_tensors(path), critic.module
-    mine = module.state_dict()
-    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in mine.items()}:
-        raise UsageError(f"{path} does not fit the algorithm's critic", hint="use the run's own options of the algorithm")
+    state = module.state_dict()
+    if {name: t.shape for name, t in saved.items()} != {name: t.shape for name, t in state.items()}:
+        raise UsageError(f"{path} does not fit the algorithm's critic", hint="use the algorithm options that the run started with")
     module.load_state_dict(saved)
 
 
 def critic_values(
-    critic: nn.Module, scored: Mapping[SegmentName, ActionStats], masks: Mapping[SegmentName, Tensor]
+    critic: nn.Module, stats: Mapping[SegmentName, ActionStats], masks: Mapping[SegmentName, Tensor]
 ) -> dict[SegmentName, Tensor]:
-    """Values ``[B, T]`` of the states before each action, 0 where there is none. The critic alone learns from them.
+    """Estimates the values ``[B, T]`` of the states before each action, by segment; 0 where ``masks``, bool ``[B, T]``, is false.
 
-    It is called once, with what both segments have.
+    The critic is called once, with the features of all segments. No gradient reaches the policy.
     """
-    found = {name: scored[name].features for name in masks}
-    missing = [name for name, features in found.items() if features is None]
+    features = {name: stats[name].features for name in masks}
+    missing = [name for name, tensor in features.items() if tensor is None]
     if missing:
-        raise ValueError(f"the policy says that it has features, and scored the segment {missing[0]!r} without")
-    rows = [features.detach()[masks[name]] for name, features in found.items() if features is not None]
-    flat = critic(torch.cat(rows)).split([len(part) for part in rows])
-    empty = {name: torch.zeros(mask.shape, dtype=flat[0].dtype, device=mask.device) for name, mask in masks.items()}
-    return {name: empty[name].masked_scatter(mask, part) for (name, mask), part in zip(masks.items(), flat, strict=True)}
+        raise ValueError(f"the policy declares features, but returned none for the segment {missing[0]!r}")
+    rows = [tensor.detach()[masks[name]] for name, tensor in features.items() if tensor is not None]
+    values = critic(torch.cat(rows)).split([len(segment_rows) for segment_rows in rows])
+    zeros = {name: torch.zeros(mask.shape, dtype=values[0].dtype, device=mask.device) for name, mask in masks.items()}
+    return {name: zeros[name].masked_scatter(mask, flat) for (name, mask), flat in zip(masks.items(), values, strict=True)}
 
 
 def estimate_advantages(
@@ -88,47 +92,48 @@ def estimate_advantages(
     critic: Critic | None,
     names: Sequence[SegmentName],
     batch: Batch,
-    parts: Sequence[MicroBatch],
+    micro_batches: Sequence[MicroBatch],
 ) -> tuple[list[MicroBatch], Mapping[str, tuple[Tensor, Tensor]]]:
-    """Slices with the advantages and the returns that the algorithm makes of the whole step, and its statistics.
+    """Returns the micro-batches with the algorithm's advantages ``[B]`` or ``[B, T]`` and returns ``[B, T]``, and its statistics.
 
-    ``parts`` are all of the batch in its order, scored; ``names`` the segments that train, also where none of them was drawn.
+    ``names`` are the segments that train, also those without rollouts. ``micro_batches`` are all of the batch, in its order, with
+    log-probabilities (and values if there is a critic) filled in.
     """
 
-    def whole(kind: str) -> dict[SegmentName, Tensor]:
-        found = {name: [getattr(part, kind)[name] for part in parts if name in part.segments] for name in names}
-        return {name: torch.cat(pieces).cpu() if pieces else torch.zeros(0, 0) for name, pieces in found.items()}
+    def concatenate(field: str) -> dict[SegmentName, Tensor]:
+        tensors = {name: [getattr(m, field)[name] for m in micro_batches if name in m.segments] for name in names}
+        return {name: torch.cat(pieces).cpu() if pieces else torch.zeros(0, 0) for name, pieces in tensors.items()}
 
     def over_processes(sums: Tensor) -> Tensor:
         return torch.tensor(sum_over_processes(accelerator, sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
 
-    seen = Experience(
+    experience = Experience(
         rewards=batch.rewards,
         place=batch.place,
-        masks={name: mask.bool() for name, mask in whole("masks").items()},
-        old=_double(whole("old")),
-        reference=_double(whole("reference")) if all(part.reference for part in parts) else None,
-        values=_double(whole("values")) if critic else None,
+        masks={name: mask.bool() for name, mask in concatenate("masks").items()},
+        old=_double(concatenate("old")),
+        reference=_double(concatenate("reference")) if all(m.reference for m in micro_batches) else None,
+        values=_double(concatenate("values")) if critic else None,
     )
     module = critic.module if critic else None
-    targets = algorithm.estimate(seen, module, over_processes)
-    return _dealt(parts, targets), targets.statistics
+    estimates = algorithm.estimate(experience, module, over_processes)
+    return _rows_to_micro_batches(micro_batches, estimates), estimates.statistics
 
 
 def _double(tensors: Mapping[SegmentName, Tensor]) -> dict[SegmentName, Tensor]:
     return {name: tensor.double() for name, tensor in tensors.items()}
 
 
-def _dealt(parts: Sequence[MicroBatch], targets: Estimates) -> list[MicroBatch]:
-    """Rows of the batch given back to the slices they came from."""
-    at: dict[SegmentName, int] = {}
-    found = []
-    for part in parts:
-        spans = {name: slice(at.get(name, 0), at.get(name, 0) + len(rollout)) for name, rollout in part.segments.items()}
-        at |= {name: span.stop for name, span in spans.items()}
+def _rows_to_micro_batches(micro_batches: Sequence[MicroBatch], estimates: Estimates) -> list[MicroBatch]:
+    """Splits step-wide advantages and returns back into micro-batches."""
+    ends: dict[SegmentName, int] = {}
+    filled = []
+    for micro_batch in micro_batches:
+        spans = {name: slice(ends.get(name, 0), ends.get(name, 0) + len(rollout)) for name, rollout in micro_batch.segments.items()}
+        ends |= {name: span.stop for name, span in spans.items()}
         advantages, returns = (
-            {name: tensors[name][span].to(part.masks[name].device) for name, span in spans.items() if name in tensors}
-            for tensors in (targets.advantages, targets.returns)
+            {name: tensors[name][span].to(micro_batch.masks[name].device) for name, span in spans.items() if name in tensors}
+            for tensors in (estimates.advantages, estimates.returns)
         )
-        found.append(replace(part, advantages=advantages, returns=returns))
-    return found
+        filled.append(replace(micro_batch, advantages=advantages, returns=returns))
+    return filled

@@ -1,4 +1,4 @@
-"""Tensors that may be spread over processes (DTensors), and what of them is here. Of any other tensor all of it is."""
+"""Tensors that may be sharded over processes (torch's DTensors). Functions here return any other tensor as it is."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 from torch import Tensor
 
 
-def is_spread(tensor: Tensor) -> bool:
-    """Whether this process has a share of it alone."""
-    return hasattr(tensor, "full_tensor")  # to import DTensor would cost those who have none
+def is_dtensor(tensor: Tensor) -> bool:
+    """True if a tensor (any shape) is sharded, so that this process has only its shard."""
+    return hasattr(tensor, "full_tensor")  # importing DTensor takes time, also for those who have none
 
 
-def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor. All processes have to ask for it."""
-    spread: Any = tensor
-    return spread.full_tensor() if is_spread(tensor) else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Returns a tensor of any shape in full. Every process must call it, as shards are gathered."""
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_dtensor(tensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor, in its memory."""
-    spread: Any = tensor
-    return spread.to_local() if is_spread(tensor) else tensor
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a tensor of any shape. It shares memory with the tensor."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_dtensor(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, which every process has, spread as another of its shape is."""
-    if not is_spread(model) or tensor.shape != model.shape:
+    """Shards a replicated tensor like ``model``. It stays as it is if ``model`` is not sharded or has not its shape."""
+    if not is_dtensor(model) or tensor.shape != model.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    spread: Any = model
-    return distribute_tensor(tensor.to(model.device), spread.device_mesh, spread.placements, src_data_rank=None)
+    sharded: Any = model
+    return distribute_tensor(tensor.to(model.device), sharded.device_mesh, sharded.placements, src_data_rank=None)

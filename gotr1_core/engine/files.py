@@ -1,4 +1,4 @@
-"""engine.files"""
+"""Writes files and folders that are complete or not there at all, also if the process is killed; and reads JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from safetensors import SafetensorError
 
 from gotr1_core.errors import UsageError
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # or a quota or size limit is reached
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of ``folder`` when the block ends well, and leaves no trace when it does not."""
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder to write into. It replaces ``folder`` if the block ends without an error, else it is deleted."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    recover(folder)
+    recover_folder(folder)
     try:
         part.mkdir(parents=True)
         yield part
@@ -32,7 +32,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         code = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
-        if code:  # a full disk is the same error whoever writes
+        if code:  # safetensors reports a full disk as an error of its own; make it an OSError as elsewhere
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
         raise
     old = folder.with_name(folder.name + ".old")
@@ -42,8 +42,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recover(folder: Path) -> None:
-    """Puts back what a process that was killed while it replaced ``folder`` had moved out of the way."""
+def recover_folder(folder: Path) -> None:
+    """Puts the old ``folder`` back if a process was killed while it replaced that folder."""
     old = folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -51,7 +51,7 @@ def recover(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Has the operating system write a folder's files out, so that a rename cannot reach the disk before they do."""
+    """Flushes a folder's files to disk, so that a rename cannot reach the disk before they do."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -61,7 +61,7 @@ def _sync(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A text file that is there whole or not at all."""
+    """Writes a text file (UTF-8). If writing fails, the file stays as it was."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8") as file:
@@ -75,11 +75,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run."""
+    """Reads a file of a run that holds a JSON object.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no JSON object.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged: it is no JSON object", hint="put it back as it was")
-    return found
+        raise UsageError(f"{path} is damaged: {error}", hint="restore the original file") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is damaged: it is not a JSON object", hint="restore the original file")
+    return content

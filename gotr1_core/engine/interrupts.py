@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one lets the step finish and be saved, the second leaves at once."""
+"""Ctrl-C during training: after the first the step finishes and is saved, the second stops at once."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from gotr1_core.errors import Gotr1Error
 
 
 class Interrupted(Gotr1Error):
-    """The user stopped a run, and it was saved. Exit status 130."""
+    """The user stopped a run, and the run was saved. Exit status 130."""
 
     code = 130
 
 
-class Stop:
-    """While it is entered, SIGINT and SIGTERM set ``asked``; a SIGINT after that interrupts.
+class StopRequest:
+    """Inside its ``with`` block, SIGINT and SIGTERM set ``requested``; a later SIGINT raises KeyboardInterrupt.
 
-    A SIGTERM never interrupts: schedulers send it before they kill, to every process and more than once, and torchrun after a Ctrl-C.
+    SIGTERM never interrupts. Schedulers send it before they kill, to every process and more than once; torchrun sends it after a Ctrl-C.
+    Only the main process (``is_main``) prints what it will do.
     """
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, *, main: bool = True) -> None:
-        self.asked = False
-        self.main = main
+    def __init__(self, *, is_main: bool = True) -> None:
+        self.requested = False
+        self.is_main = is_main
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python has no say over signals
-            self._before = {number: signal.signal(number, self._hear) for number in self.signals}
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # in other threads Python cannot set signal handlers
+            self._before = {number: signal.signal(number, self._handle) for number in self.signals}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        first, self.asked = not self.asked, True
-        # torchrun also sends SIGTERM where another process has ended, and then no step is finished.
-        if first and self.main and not (number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ):
-            print(f"{signal.Signals(number).name}: finishing this step and saving it; Ctrl-C leaves at once", file=sys.stderr)
+        first, self.requested = not self.requested, True
+        # torchrun also sends SIGTERM when another process has ended; then no step will finish, and the message would be wrong.
+        if first and self.is_main and not (number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ):
+            print(f"{signal.Signals(number).name}: finishing this step and saving it; Ctrl-C stops at once", file=sys.stderr)
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """While a run's last words are written SIGTERM is not heard: torchrun sends it as soon as another process has ended."""
+def ignore_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM is ignored, so that a failed run can write its error. torchrun sends it as soon as another process has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of a policy, and the few numbers that both training verbs need."""
+"""The optimizer of a policy, its learning-rate schedule and gradient clipping, for both RL and supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core.config.models import OptimizerConfig
-from gotr1_core.engine.dtensor import full
+from gotr1_core.engine.dtensor import full_tensor
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over what trains; vectors (norms, biases) are not decayed."""
+    """Makes AdamW for the trainable parameters. Weight decay is 0 for vectors (norms, biases)."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -23,26 +23,26 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of one update: linear warm-up, then constant, linear or cosine down to ``floor`` of the rate."""
+    """Returns the learning rate of update ``step``: linear warm-up, then constant, or linear or cosine decay to its ``floor`` fraction."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, steps - config.warmup)
-    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    progress = (step - config.warmup) / max(1, steps - config.warmup)
+    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[config.schedule]
     return config.learning_rate * (config.floor + (1 - config.floor) * shape)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next update; a group's ``factor`` multiplies it."""
+    """Sets the learning rate of the next update; a parameter group's ``factor`` multiplies it."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Clips the global gradient norm and returns what it was."""
-    return full(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
+    """Clips the global gradient norm to ``limit`` and returns the norm before clipping, a scalar."""
+    return full_tensor(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
 
 
-def move_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Moves the moments to a device; the count of steps stays on the CPU, where AdamW wants it."""
+def move_optimizer_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Moves the moments to a device. The step counts stay on the CPU, where AdamW needs them."""
     for state in optimizer.state.values():
         state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor) and name != "step"})

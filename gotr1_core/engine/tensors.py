@@ -1,4 +1,4 @@
-"""engine.tensors"""
+"""Trainable parameters and optimizer states as named tensors on the CPU: gathered, hashed, read and loaded."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gotr1_core.engine.dtensor import full, shard_like
+from gotr1_core.engine.dtensor import full_tensor, shard_like
 from gotr1_core.errors import UsageError
 
 
-def trainable(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
-    """The parameters that train, by name, on the CPU. Of a sharded module all processes have to ask; one may not ``keep`` what it hears."""
-    return collected({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, keep=keep)
+def trainable_tensors(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Returns the trainable parameters by name, each in its shape; see :func:`gather_to_cpu`."""
+    return gather_to_cpu({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, keep=keep)
 
 
-def collected(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
-    """Tensors, whole and on the CPU, as :func:`trainable`."""
-    found = {}
-    for name, tensor in tensors.items():  # one after the other: no more than one of them is whole on the GPU
-        whole = full(tensor)
+def gather_to_cpu(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """Copies tensors of any shape to the CPU, in full: every process must call it. One that needs no result passes ``keep=False``."""
+    gathered = {}
+    for name, tensor in tensors.items():  # one at a time, so that the GPU holds at most one of them in full
+        full = full_tensor(tensor)
         if keep:
-            found[name] = whole.cpu().contiguous()
-    return found
+            gathered[name] = full.cpu().contiguous()
+    return gathered
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all parameters, frozen ones too: tells whether a run would go on from another model than it began with."""
+    """Returns the SHA-256 of all parameters, frozen ones too. It tells whether a resumed run has the model that it started with."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.named_parameters()):
         digest.update(name.encode())
-        digest.update(full(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(full_tensor(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file of a checkpoint."""
+    """Reads a safetensors file of a checkpoint: tensors of any shape by name.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise UsageError(
             f"{path.parent} is not a checkpoint: {path.name} is missing", hint="give the folder of a run, or of one of its checkpoints"
@@ -48,29 +52,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was, or use another checkpoint") from None
+        raise UsageError(f"{path} is damaged: {error}", hint="restore the original file, or use another checkpoint") from None
 
 
 def load_trainable(module: nn.Module, path: Path) -> None:
-    """Puts saved parameters back; every one that trains must be there, with its shape, and no other."""
+    """Loads saved parameters into a module.
+
+    Raises:
+        UsageError: the file is missing or damaged, or its names and shapes are not those of the trainable parameters.
+    """
     saved = read_tensors(path)
-    mine = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    wrong = sorted(n for n in mine.keys() ^ saved.keys()) or [n for n, p in mine.items() if p.shape != saved[n].shape]
-    if wrong:
-        raise UsageError(f"{path} does not fit the model: {wrong[0]} and {len(wrong) - 1} more", hint="use the run's own config")
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    misfits = sorted(n for n in parameters.keys() ^ saved.keys()) or [n for n, p in parameters.items() if p.shape != saved[n].shape]
+    if misfits:
+        raise UsageError(f"{path} does not fit the model: {misfits[0]} and {len(misfits) - 1} more", hint="use the run's own config")
     with torch.no_grad():
-        for name, parameter in mine.items():
+        for name, parameter in parameters.items():
             parameter.copy_(shard_like(saved[name], parameter))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Tensor]:
-    """An optimizer's state as named tensors, as :func:`trainable`."""
+    """Returns an optimizer's state as tensors, moments shaped like their parameters, named ``NUMBER.NAME``; see :func:`gather_to_cpu`."""
     state = optimizer.state_dict()["state"]
-    return collected({f"{i}.{name}": value.detach() for i, values in state.items() for name, value in values.items()}, keep=keep)
+    return gather_to_cpu({f"{i}.{name}": value.detach() for i, values in state.items() for name, value in values.items()}, keep=keep)
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of :func:`optimizer_tensors`."""
+    """Loads the state that :func:`optimizer_tensors` returned; moments are shaped like their parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():

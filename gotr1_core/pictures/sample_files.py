@@ -1,4 +1,4 @@
-"""Samples as files: pictures, their plans drawn over them, and a row of JSON each. Writes them and reads them back."""
+"""Writes samples to files and reads them back: pictures, pictures with their plans drawn over them, and a row of JSON for each."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gotr1_core.chain import Chain, parse
-from gotr1_core.engine.files import NO_ROOM
+from gotr1_core.engine.files import DISK_FULL
 from gotr1_core.errors import UsageError
 from gotr1_core.pictures.draw_chain import draw_chain
 from gotr1_core.samples import Prompt, Sample
 
 SAMPLES, OVERLAY = "samples.jsonl", "-plan.png"
+OVERLAY_SIDE = 256  # smallest length of an overlay's shorter side, pixels, so that small pictures can be read
 FORMATS, SUFFIXES = ("PNG", "JPEG"), (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file and what it was drawn for. ``path`` is None for a plan that was never drawn, ``chain`` where no plan is known."""
+    """A picture file with its prompt and plan. ``path`` is None for a plan that was not drawn, ``chain`` is None if no plan is known."""
 
     path: Path | None
     prompt: Prompt
@@ -32,41 +33,46 @@ class Picture:
 
 
 def find_pictures(paths: Sequence[Path], prompt: str | None = None, chain: str | None = None) -> list[Picture]:
-    """The pictures of files, folders and ``samples.jsonl`` files, in this order.
+    """Returns the pictures of files, folders and ``samples.jsonl`` files, in the order of ``paths``.
 
-    A folder's ``samples.jsonl`` says what its pictures were drawn for; of others ``prompt`` and ``chain`` do.
+    Args:
+        paths: picture files, folders of them, or ``samples.jsonl`` files. A folder is read through its ``samples.jsonl``, if it has one.
+        prompt: the prompt of pictures that no ``samples.jsonl`` describes.
+        chain: the text of their plan.
 
     Raises:
-        UsageError: a path that is not there or holds no picture, a picture without a prompt, a prompt or chain that no picture takes.
+        UsageError: a path is missing or has no picture, a picture has no prompt, or no picture uses the given prompt or chain.
     """
-    found: list[Picture] = []
-    loose = 0
+    pictures: list[Picture] = []
+    undescribed = 0
     for path in paths:
         folder = _is_folder(path)
         if path.suffix == ".jsonl" or (folder and (path / SAMPLES).is_file()):
-            found += _read_rows(path / SAMPLES if folder else path)
+            pictures += _read_rows(path / SAMPLES if folder else path)
             continue
-        for file in _files(path) if folder else [path]:
+        for file in _picture_files(path) if folder else [path]:
             if prompt is None:
-                known = f"give --prompt TEXT, or {file.parent}, whose {SAMPLES} says it"
-                hint = known if (file.parent / SAMPLES).is_file() else "give --prompt TEXT"
-                raise UsageError(f"nothing says what {file} was drawn for", hint=hint)
-            found.append(Picture(file, Prompt(prompt, file.stem), None if chain is None else parse(chain)))
-            loose += 1
-    unused = [name for name, value in (("--prompt", prompt), ("--chain", chain)) if value is not None and not loose]
+                folder_hint = f"give --prompt TEXT, or the folder {file.parent}, whose {SAMPLES} has the prompt"
+                hint = folder_hint if (file.parent / SAMPLES).is_file() else "give --prompt TEXT"
+                raise UsageError(f"the prompt of {file} is not known", hint=hint)
+            pictures.append(Picture(file, Prompt(prompt, file.stem), None if chain is None else parse(chain)))
+            undescribed += 1
+    unused = [name for name, value in (("--prompt", prompt), ("--chain", chain)) if value is not None and not undescribed]
     if unused:
-        raise UsageError(f"{unused[0]} has no meaning where {SAMPLES} says it", hint="leave it out, or name the picture files themselves")
-    for file in [picture.path for picture in found if picture.path is not None]:
-        with _opened(file):  # before any judge is made, which may take minutes
+        raise UsageError(
+            f"{unused[0]} cannot be used for pictures that {SAMPLES} describes", hint="leave it out, or name the picture files themselves"
+        )
+    for file in [picture.path for picture in pictures if picture.path is not None]:
+        with _opened(file):  # checked here, before judges are made, which may take minutes
             pass
-    return found
+    return pictures
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A PNG or JPEG file as RGB, upright.
+    """Returns a PNG or JPEG file as an RGB image, turned upright.
 
     Raises:
-        UsageError: it is missing, something else, or damaged.
+        UsageError: the file is missing, is not PNG or JPEG, or is damaged.
     """
     with _opened(path) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
@@ -79,7 +85,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError:
-        raise UsageError(f"{path} is no PNG or JPEG picture", hint=hint) from None
+        raise UsageError(f"{path} is not a PNG or JPEG picture", hint=hint) from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
@@ -89,21 +95,23 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name that is too long; opening it says so
+    except OSError:  # the name is too long; opening the file reports that
         return False
 
 
-def _files(folder: Path) -> list[Path]:
-    """A folder's pictures, without those that show a plan's boxes."""
+def _picture_files(folder: Path) -> list[Path]:
+    """Returns a folder's pictures, without overlays."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OVERLAY) and p.is_file())
     if files:
         return files
-    below = sorted(rows.parent for rows in folder.glob(f"*/{SAMPLES}"))
-    raise UsageError(f"{folder} has no pictures", hint=f"give a folder in it, such as {below[0]}" if below else "give PNG or JPEG files")
+    subfolders = sorted(rows.parent for rows in folder.glob(f"*/{SAMPLES}"))
+    raise UsageError(
+        f"{folder} has no pictures", hint=f"give a folder in it, such as {subfolders[0]}" if subfolders else "give PNG or JPEG files"
+    )
 
 
 def _read_rows(path: Path) -> list[Picture]:
-    """The samples that ``gotr1 generate`` or a run wrote."""
+    """Reads the samples that ``gotr1 generate`` or a run wrote."""
     hint = f"give a {SAMPLES} that gotr1 wrote, or picture files and --prompt"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -111,7 +119,7 @@ def _read_rows(path: Path) -> list[Picture]:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", hint=hint) from None
-    found = []
+    pictures = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -119,53 +127,54 @@ def _read_rows(path: Path) -> list[Picture]:
             row: dict[str, Any] = json.loads(line)
             prompt, chain, image = row["prompt"], row.get("chain"), row.get("image")
             metadata = row.get("metadata", {})
-            right = isinstance(prompt, str) and isinstance(chain, str | None) and isinstance(image, str | None)
-            if not right or not isinstance(metadata, dict):
+            texts = isinstance(prompt, str) and isinstance(chain, str | None) and isinstance(image, str | None)
+            if not texts or not isinstance(metadata, dict):
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UsageError(f"{path}, line {number}, is no sample", hint=hint) from None
-        asked = Prompt(prompt, f"{path.stem}-{number}", str(row.get("category", "")), metadata)
-        found.append(Picture(path.parent / image if image else None, asked, None if chain is None else parse(chain)))
-    if not found:
+            raise UsageError(f"{path}, line {number}, is not a sample", hint=hint) from None
+        row_prompt = Prompt(prompt, f"{path.stem}-{number}", str(row.get("category", "")), metadata)
+        pictures.append(Picture(path.parent / image if image else None, row_prompt, None if chain is None else parse(chain)))
+    if not pictures:
         raise UsageError(f"{path} has no samples", hint=hint)
-    return found
-
-
-SHOWN = 256  # pixels of an overlay's shorter side at least, so that small pictures can be read
+    return pictures
 
 
 def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
-    """Pictures as PNG, the boxes drawn over them, and a row of JSON each; returns the pictures' paths."""
+    """Writes pictures as PNG, overlays with the plan's boxes, and ``samples.jsonl``. Returns the paths of the pictures.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             raise
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}", hint="choose another folder") from None
     paths = []
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / SAMPLES).open("w", encoding="utf-8") as file:
         for number, sample in enumerate(samples):
-            row = as_row(sample)
+            row = sample_row(sample)
             if sample.image is not None:
                 path = folder / f"{number:03d}.png"
                 sample.image.save(path)
-                overlay(sample).save(folder / f"{number:03d}-plan.png")
+                draw_overlay(sample).save(folder / f"{number:03d}{OVERLAY}")
                 row["image"] = path.name
                 paths.append(path)
             print(json.dumps(row, ensure_ascii=False), file=file)
     return paths
 
 
-def overlay(sample: Sample) -> Any:
-    """The picture, enlarged where it is small, with the plan's boxes over it."""
+def draw_overlay(sample: Sample) -> Any:
+    """Returns the picture with the plan's boxes drawn over it. A small picture is enlarged by a whole number."""
     assert sample.image is not None
-    factor = max(1, -(-SHOWN // min(sample.image.size)))
+    factor = max(1, -(-OVERLAY_SIDE // min(sample.image.size)))
     size = (sample.image.width * factor, sample.image.height * factor)
     return draw_chain(sample.chain, size, sample.image)
 
 
-def as_row(sample: Sample) -> dict[str, Any]:
-    """A sample as JSON: prompt, chain (text and regions), scores; NaN becomes null."""
+def sample_row(sample: Sample) -> dict[str, Any]:
+    """Returns a sample as a row for JSON: prompt, chain (text and regions), scores, reward. NaN becomes null."""
     scores = {name: null_for_nan(value) for name, value in sample.scores.items()}
     return {
         "prompt": sample.prompt.text,
@@ -180,10 +189,10 @@ def as_row(sample: Sample) -> dict[str, Any]:
 
 
 def null_for_nan(value: Any) -> Any:
-    """The value, or None for NaN."""
+    """Returns the value, or None for NaN."""
     return None if value != value else value
 
 
 def nan_for_null(value: Any) -> Any:
-    """The inverse of :func:`null_for_nan`."""
+    """Returns the value, or NaN for None; the inverse of :func:`null_for_nan`."""
     return float("nan") if value is None else value

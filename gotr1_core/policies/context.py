@@ -1,4 +1,4 @@
-"""Whether a prompt and its chain fit into a model's context, told before anything is sampled."""
+"""Checks that a prompt and its chain fit into a model's context, before anything is sampled."""
 
 from __future__ import annotations
 
@@ -9,52 +9,56 @@ from torch import Tensor
 
 from gotr1_core.chain import Chain
 from gotr1_core.errors import UsageError
-from gotr1_core.policies.tokenization import Text, shown
+from gotr1_core.policies.tokenization import ChatText, shorten
 
 
 @dataclass(frozen=True)
-class Window:
-    """A model's context in positions, how many of them something else takes and what, and how text becomes tokens."""
+class ContextWindow:
+    """A model's context in tokens, of which ``reserved`` are for something else (``reserved_for``, for messages), and its tokenizer."""
 
-    text: Text
+    text: ChatText
     context: int
-    taken: int = 0
-    taken_by: str = ""
+    reserved: int = 0
+    reserved_for: str = ""
 
     @property
     def room(self) -> int:
-        """Tokens that prompt and chain have together."""
-        return self.context - self.taken
+        """Tokens that prompt and chain can have together."""
+        return self.context - self.reserved
 
     def encode(self, prompt: str, chain: Chain | int) -> tuple[Tensor, Tensor]:
-        """Ids of a prompt and of the chain written for it; an integer leaves room for one of so many tokens.
+        """Returns the ids of a prompt ``[P]`` and of its chain ``[T]``. An integer ``chain`` reserves that many tokens; its ids are empty.
 
         Raises:
             UsageError: they do not fit; says how long they are, and what would fit.
         """
-        # Bounds first: a tokenizer may take minutes over a text that is megabytes long.
+        # Check lower bounds first: a tokenizer may take minutes for a text of megabytes.
         raw = chain.raw if isinstance(chain, Chain) else ""
         for name, text in (("prompt", prompt), ("chain", raw)):
-            if (least := self.text.at_least(text)) > self.room:
-                raise self._error(f"the {name} {shown(text)} has at least {least} tokens", f"shorten it to less than {self.room} tokens")
-        asked, written = self.text.encode_prompt(prompt), self.text.encode_chain(raw)
-        self._check(prompt, len(asked), chain if isinstance(chain, int) else len(written), given=isinstance(chain, Chain))
-        return torch.tensor(asked), torch.tensor(written, dtype=torch.long)
+            if (minimum := self.text.min_tokens(text)) > self.room:
+                raise self._error(
+                    f"the {name} {shorten(text)} has at least {minimum} tokens", f"shorten it to less than {self.room} tokens"
+                )
+        prompt_ids, chain_ids = self.text.encode_prompt(prompt), self.text.encode_chain(raw)
+        length = chain if isinstance(chain, int) else len(chain_ids)
+        self._check(prompt, len(prompt_ids), length, is_written=isinstance(chain, Chain))
+        return torch.tensor(prompt_ids), torch.tensor(chain_ids, dtype=torch.long)
 
-    def _check(self, prompt: str, tokens: int, chain: int, *, given: bool) -> None:
+    def _check(self, prompt: str, tokens: int, chain: int, *, is_written: bool) -> None:
         if tokens + chain <= self.room:
             return
-        counted, fit = ("its chain", "shorten the chain to {} tokens") if given else ("a chain up to", "set sampling.max_chain_tokens={}")
-        hints = [fit.format(self.room - tokens)] if tokens < self.room else []
-        hints += [f"shorten the prompt by {tokens + chain - self.room} tokens"] if chain + self._frame < self.room else []
-        what = f"the prompt {shown(prompt)} has {tokens} tokens with its instruction, and {counted} {chain}"
-        raise self._error(what, ", or ".join(hints) or f"prompt and chain have {self.room} tokens together")
+        shorter = "shorten the chain to {} tokens" if is_written else "set sampling.max_chain_tokens={}"
+        counted = "its chain" if is_written else "a chain up to"
+        hints = [shorter.format(self.room - tokens)] if tokens < self.room else []
+        hints += [f"shorten the prompt by {tokens + chain - self.room} tokens"] if chain + self._template_tokens < self.room else []
+        problem = f"the prompt {shorten(prompt)} has {tokens} tokens with its instruction, and {counted} {chain}"
+        raise self._error(problem, ", or ".join(hints) or f"prompt and chain can have {self.room} tokens together")
 
     @property
-    def _frame(self) -> int:
-        """Tokens of template and instruction."""
+    def _template_tokens(self) -> int:
+        """How many tokens template and instruction have."""
         return len(self.text.encode_prompt("a")) - 1
 
-    def _error(self, what: str, hint: str) -> UsageError:
-        beside = f" with {self.taken_by}" if self.taken else ""
-        return UsageError(f"{what}: too long for the model's context of {self.context}{beside}", hint=hint)
+    def _error(self, problem: str, hint: str) -> UsageError:
+        beside = f" with {self.reserved_for}" if self.reserved else ""
+        return UsageError(f"{problem}: too long for the model's context of {self.context}{beside}", hint=hint)

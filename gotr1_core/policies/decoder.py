@@ -1,7 +1,7 @@
-"""What every autoregressive transformer does here: contexts are continued with a cache, sequences scored in one pass.
+"""What autoregressive transformers share: sampling with a cache, and log-probabilities of whole sequences in one pass.
 
-The language model is its library's own and is called as transformers' are, ``language(inputs_embeds=, attention_mask=, position_ids=,
-past_key_values=, use_cache=)``, which has ``last_hidden_state``. The library itself is not imported.
+``language`` is a library's own language model, called as in transformers: ``language(inputs_embeds=, attention_mask=, position_ids=,
+past_key_values=, use_cache=)``, whose output has ``last_hidden_state``. The library itself is not imported here.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
 from gotr1_core.errors import UsageError
-from gotr1_core.policies.padding import attention, left_pad, right_pad
+from gotr1_core.policies.padding import left_pad, mask_and_positions, right_pad
 from gotr1_core.samples import PLAN, ActionStats, Rollout, Sampling
 from gotr1_core.sampling import Tokens, decode, token_stats, uniforms
 
 
 class Continuation:
-    """Left-padded contexts ``[R, C]`` of ``lengths [R]``, and what is fed after them, up to ``steps`` tokens more.
+    """Continues left-padded contexts ``[R, C]`` of ``lengths [R]`` by up to ``steps`` tokens.
 
-    Neighbouring equal rows are computed once and their cache is repeated, so that a group shares its prompt. ``cache`` is an empty one
-    of the model's library; with ``fixed`` its tensors have one batch size for good, and every row is computed.
+    Equal rows that stand together are computed once and their cache is repeated, so that the samples of a prompt share its prefill.
+    ``cache`` is an empty cache of the model's library. With ``fixed`` its batch size cannot change, so every row is computed.
     """
 
     def __init__(
@@ -40,39 +40,39 @@ class Continuation:
         self.language, self.embed, self.context, self.lengths = language, embed, context, lengths
         self.cache, self.fixed = cache, fixed
         keys = torch.cat([lengths.unsqueeze(1), context], 1)
-        _, self.owner = torch.unique_consecutive(keys, dim=0, return_inverse=True)
-        mask, _ = attention(lengths, context.shape[1])
+        _, self.distinct = torch.unique_consecutive(keys, dim=0, return_inverse=True)
+        mask, _ = mask_and_positions(lengths, context.shape[1])
         self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], 1)
-        self.at = context.shape[1]
+        self.width = context.shape[1]
 
     def prefill(self) -> Tensor:
-        """Hidden states ``[R, H]`` at the contexts' ends."""
-        begins = torch.cat([self.owner.new_ones(1, dtype=torch.bool), self.owner[1:] != self.owner[:-1]])
-        first = torch.ones_like(begins).nonzero().flatten() if self.fixed else begins.nonzero().flatten()
-        context = self.context[first]
-        mask, positions = attention(self.lengths[first], context.shape[1])
+        """Runs the contexts through the model. Returns the hidden states ``[R, H]`` at their ends."""
+        is_first = torch.cat([self.distinct.new_ones(1, dtype=torch.bool), self.distinct[1:] != self.distinct[:-1]])
+        rows = torch.ones_like(is_first).nonzero().flatten() if self.fixed else is_first.nonzero().flatten()
+        context = self.context[rows]
+        mask, positions = mask_and_positions(self.lengths[rows], context.shape[1])
         hidden = self._run(self.embed(context), mask, positions)
-        if len(first) == len(self.context):
+        if len(rows) == len(self.context):
             return hidden
-        self.cache.batch_select_indices(self.owner)
-        return hidden[self.owner]
+        self.cache.batch_select_indices(self.distinct)
+        return hidden[self.distinct]
 
     def step(self, embeds: Tensor) -> Tensor:
-        """Hidden states ``[R, H]`` after one more token per row, ``embeds [R, 1, H]``."""
-        positions = (self.lengths + self.at - self.context.shape[1]).unsqueeze(1)
-        self.at += 1
-        return self._run(embeds, self.mask[:, : self.at], positions)
+        """Feeds one more token per row, ``embeds [R, 1, H]``. Returns the hidden states ``[R, H]`` after it."""
+        positions = (self.lengths + self.width - self.context.shape[1]).unsqueeze(1)
+        self.width += 1
+        return self._run(embeds, self.mask[:, : self.width], positions)
 
     def generate(self, head: nn.Module, uniform: Tensor, temperature: float, stop: int) -> Tokens:
-        """Samples tokens of text until ``stop``; ``uniform [R, T]`` are their random numbers."""
+        """Samples up to T tokens per row until the token ``stop``. ``uniform [R, T]`` are the random numbers, one per token."""
 
         def advance(tokens: Tensor | None) -> Tensor:
             return head(self.prefill() if tokens is None else self.step(self.embed(tokens.unsqueeze(1))))  # type: ignore[no-any-return]
 
-        return decode(advance, uniform, temperature, stop=stop, keep=None if self.fixed else self._keep)
+        return decode(advance, uniform, temperature, stop=stop, keep=None if self.fixed else self._keep_rows)
 
-    def _keep(self, rows: Tensor) -> None:
-        """Goes on with these rows only."""
+    def _keep_rows(self, rows: Tensor) -> None:
+        """Continues only these rows."""
         self.cache.batch_select_indices(rows)
         self.mask, self.lengths = self.mask[rows], self.lengths[rows]
 
@@ -84,30 +84,30 @@ class Continuation:
 
 
 def hidden_states(language: nn.Module, embeds: Tensor, lengths: Tensor, *, checkpointing: bool) -> Tensor:
-    """Last hidden states ``[R, L, H]`` of left-padded sequences, in one pass."""
-    mask, positions = attention(lengths, embeds.shape[1])
+    """Returns the last hidden states ``[R, L, H]`` of left-padded sequences, ``embeds [R, L, H]`` and ``lengths [R]``, in one pass."""
+    mask, positions = mask_and_positions(lengths, embeds.shape[1])
     language.train(checkpointing and torch.is_grad_enabled())  # transformers checkpoints in training mode only
     output = language(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
-    language.eval()  # no dropout, in sampling as in scoring
+    language.eval()  # no dropout, neither in sampling nor in training
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 def checkpoint_activations(language: Any) -> None:
-    """Has a language model compute activations again where :func:`hidden_states` is asked to.
+    """Turns on gradient checkpointing, which :func:`hidden_states` then uses if ``checkpointing`` is true.
 
     Raises:
-        UsageError: it has dropout, which would then be on.
+        UsageError: the language model has dropout. Checkpointing needs training mode, in which dropout would be on.
     """
     if language.config.attention_dropout:
         raise UsageError(
             "gradient_checkpointing: the language model has attention dropout", hint="set attention_dropout to 0 in its config"
         )
-    enable = getattr(language, "activation_checkpointing_enable", None) or language.gradient_checkpointing_enable  # the older name
+    enable = getattr(language, "activation_checkpointing_enable", None) or language.gradient_checkpointing_enable  # the old name
     enable({"use_reentrant": False})
 
 
-def states_before(hidden: Tensor, start: Tensor, count: int) -> Tensor:
-    """Hidden states ``[R, count, H]`` that ``count`` tokens are predicted from, the first of which is at ``start [R]`` of its row."""
+def states_that_predict(hidden: Tensor, start: Tensor, count: int) -> Tensor:
+    """Picks from ``hidden [R, L, H]`` the states ``[R, count, H]`` that predict ``count`` tokens, the first at position ``start [R]``."""
     index = (start.unsqueeze(1) - 1 + torch.arange(count, device=hidden.device)).clamp(0, hidden.shape[1] - 1)
     return hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
@@ -123,7 +123,11 @@ def action_stats(
     unconditional: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> ActionStats:
-    """Scores the masked ones of ``tokens [R, T]`` given ``hidden [R, T, H]``; elsewhere log-probabilities and entropies are 0."""
+    """Computes log-probabilities and entropies ``[R, T]`` of ``tokens [R, T]`` from the states ``hidden [R, T, H]`` that predict them.
+
+    Both are 0 where ``mask``, bool ``[R, T]``, is false. ``chunk`` tokens get logits at a time, which limits memory.
+    ``unconditional [R, T, H]`` are the states without the prompt, for classifier-free guidance with ``guidance_scale``.
+    """
     log_prob, entropy = token_stats(
         head,
         hidden[mask],
@@ -133,43 +137,47 @@ def action_stats(
         guidance_scale=guidance_scale,
         chunk=chunk,
     )
-    empty = torch.zeros(mask.shape, dtype=log_prob.dtype, device=log_prob.device)
-    return ActionStats(empty.masked_scatter(mask, log_prob), empty.masked_scatter(mask, entropy), hidden)
+    zeros = torch.zeros(mask.shape, dtype=log_prob.dtype, device=log_prob.device)
+    return ActionStats(zeros.masked_scatter(mask, log_prob), zeros.masked_scatter(mask, entropy), hidden)
 
 
 # -- plans as tokens --------------------------------------------------------------------------------------------------------
 
 
-def write_plans(
-    asked: Sequence[Tensor],
-    write: Callable[[Tensor, Tensor, Tensor], Tokens],
-    read: Callable[[Tensor], Chain],
+def generate_plans(
+    prompts: Sequence[Tensor],
+    generate: Callable[[Tensor, Tensor, Tensor], Tokens],
+    to_chain: Callable[[Tensor], Chain],
     *,
     seeds: Sequence[int],
     sampling: Sampling,
 ) -> Rollout:
-    """One chain for each of the prompts ``asked``, ids ``[P]`` on the model's device, as a rollout.
+    """Samples one chain for each prompt, as a rollout.
 
-    ``write`` gets contexts ``[R, C]``, their lengths and random numbers, and gives tokens; ``read`` is told a chain's ids, the token that
-    ended it left out. Tensors besides those of every rollout: ``prompt [B, P]``, ``prompt_length``, ``tokens [B, T]`` with the one that
-    ended the chain, ``length`` without it.
+    Its tensors, besides those of every rollout: ``prompt [B, P]`` (right-padded), ``prompt_length [B]``, ``tokens [B, T]`` with the one
+    that ended the chain, ``length [B]`` without it. ``prompts`` are ids ``[P]`` on the model's device. ``generate`` makes tokens from
+    left-padded contexts ``[B, C]``, their lengths ``[B]`` and random numbers ``[B, T]``. ``to_chain`` makes a chain from its ids ``[T]``,
+    without the token that ended it.
     """
-    context, prompt_length = left_pad(asked)
-    drawn = write(context, prompt_length, uniforms(seeds, sampling.max_chain_tokens))
-    length = drawn.mask.sum(1) - drawn.finished.long()
-    chains = tuple(read(row[:n]) for row, n in zip(drawn.tokens, length.tolist(), strict=True))
-    tensors = {"prompt": right_pad(asked)[0], "prompt_length": prompt_length, "tokens": drawn.tokens, "length": length}
-    tensors |= {"mask": drawn.mask, "log_prob": drawn.log_prob, "truncated": ~drawn.finished}
+    context, prompt_length = left_pad(prompts)
+    sampled = generate(context, prompt_length, uniforms(seeds, sampling.max_chain_tokens))
+    length = sampled.mask.sum(1) - sampled.finished.long()
+    chains = tuple(to_chain(row[:n]) for row, n in zip(sampled.tokens, length.tolist(), strict=True))
+    tensors = {"prompt": right_pad(prompts)[0], "prompt_length": prompt_length, "tokens": sampled.tokens, "length": length}
+    tensors |= {"mask": sampled.mask, "log_prob": sampled.log_prob, "truncated": ~sampled.finished}
     return Rollout(PLAN, sampling, tensors, chains=chains)
 
 
-def given_plans(
+def plans_from_chains(
     encoded: Sequence[tuple[Tensor, Tensor]], stop: int, chains: Sequence[Chain], *, sampling: Sampling, device: torch.device
 ) -> Rollout:
-    """Chains that somebody else wrote, ids of prompts and of chains, as a rollout in which ``stop`` ended each; ``log_prob`` is unknown."""
-    prompt, prompt_length = right_pad([asked for asked, _ in encoded])
-    tokens, full = right_pad([torch.cat([written, torch.tensor([stop])]) for _, written in encoded])
-    mask = torch.arange(tokens.shape[1]).unsqueeze(0) < full.unsqueeze(1)
-    tensors = {"prompt": prompt, "prompt_length": prompt_length, "tokens": tokens, "length": full - 1, "mask": mask}
-    tensors |= {"log_prob": torch.full(mask.shape, float("nan")), "truncated": torch.zeros(len(full), dtype=torch.bool)}
+    """Makes a rollout of chains that the model did not sample, with the tensors of :func:`generate_plans`.
+
+    ``encoded`` are the ids of each prompt ``[P]`` and of its chain ``[T]``. The token ``stop`` ends each chain. ``log_prob`` is NaN.
+    """
+    prompt, prompt_length = right_pad([prompt_ids for prompt_ids, _ in encoded])
+    tokens, token_count = right_pad([torch.cat([chain_ids, torch.tensor([stop])]) for _, chain_ids in encoded])
+    mask = torch.arange(tokens.shape[1]).unsqueeze(0) < token_count.unsqueeze(1)
+    tensors = {"prompt": prompt, "prompt_length": prompt_length, "tokens": tokens, "length": token_count - 1, "mask": mask}
+    tensors |= {"log_prob": torch.full(mask.shape, float("nan")), "truncated": torch.zeros(len(token_count), dtype=torch.bool)}
     return Rollout(PLAN, sampling, {name: tensor.to(device) for name, tensor in tensors.items()}, chains=tuple(chains))

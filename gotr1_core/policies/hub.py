@@ -1,6 +1,6 @@
-"""Where a model's weights are: a folder, the local cache, or a hub that answers. Told in seconds, before anything is loaded.
+"""Finds a model's weights in a folder, in the local cache or on the hub, within seconds and before anything is loaded.
 
-A hub's own library retries for much longer than anybody waits for an answer to "is it there?".
+The hub's own library is not left to do this, because it retries for much longer than a user waits.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ T = TypeVar("T")
 Check: TypeAlias = Callable[[Mapping[str, Any]], None]
 
 DEADLINE = 2.0
-"""Seconds a hub has to answer, name resolution included. A command that asks takes two or three to start, and a user waits five."""
+"""Seconds that the hub has to answer, including name resolution. The command itself starts in two or three; a user waits about five."""
 
 MINIATURE = "the miniature needs no download: `gotr1 train --preset scenes`"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint that can be had.
+    """A checkpoint that is available.
 
     Attributes:
-        folder: where it lies, whole; None where the hub has it and the library that loads it will download it.
-        config: its `config.json` (of a diffusers pipeline `model_index.json`), or what the hub tells of it.
-        parameters: how many numbers its tensors hold; None where that is not known.
+        folder: where its complete files are; None if they are on the hub, and the library that loads them will download them.
+        config: its `config.json` (`model_index.json` for a diffusers pipeline), or what the hub reports of it.
+        parameters: its number of parameters; None if unknown.
     """
 
     folder: Path | None
@@ -45,58 +45,58 @@ class Weights:
     parameters: int | None = None
 
 
-class _Lacking(Exception):
-    """A folder is no whole checkpoint; the message goes on after its name."""
+class _Incomplete(Exception):
+    """A folder is not a complete checkpoint. The message continues a sentence that begins with the folder."""
 
 
 def find_weights(model: str, *, key: str, check: Check | None = None) -> Weights:
-    """Where a model's weights are, asking the hub if need be; never longer than `DEADLINE` and what reading headers takes.
+    """Finds a model's weights; asks the hub only if they are not on disk. Takes at most `DEADLINE` plus the time to read headers.
 
     Args:
         model: a folder, or a hub name `owner/name`.
-        key: where the config says it, such as `planner.model`, for the messages.
-        check: raises `UsageError` for a config that the component cannot load; asked before the weights are looked at.
+        key: the config key that names the model, such as `planner.model`, for messages.
+        check: raises `UsageError` for a config that the component cannot load; called before the weights are checked.
 
     Raises:
-        UsageError: it is neither on disk nor to be had; says what is missing, how to get it, and how to point to it.
+        UsageError: the weights are neither on disk nor available on the hub. Says what is missing, how to get it and where to set it.
     """
-    folder = _folder(model)
+    folder = _existing_folder(model)
     if folder is not None:
         try:
-            return _read(folder, check)
-        except _Lacking as error:
+            return _read_checkpoint(folder, check)
+        except _Incomplete as error:
             raise UsageError(
                 f"{key}: the folder {model} {error}",
-                hint=f"point {key} to a whole checkpoint (`hf download OWNER/NAME --local-dir DIR` gets one); {MINIATURE}",
+                hint=f"set {key} to the folder of a complete checkpoint (`hf download OWNER/NAME --local-dir DIR` gets one); {MINIATURE}",
             ) from None
-    _refuse_other_text(model, key)
-    snapshot, lacking = _snapshot(model), "are not in the local cache"
+    _check_hub_name(model, key)
+    snapshot, cache_state = _cached_folder(model), "are not in the local cache"
     if snapshot is not None:
         try:
-            return _read(snapshot, check)
-        except _Lacking as error:
-            lacking = f"are in the local cache, but the copy {error}"
-    return _on_hub(model, key, check, lacking)
+            return _read_checkpoint(snapshot, check)
+        except _Incomplete as error:
+            cache_state = f"are in the local cache, but the copy {error}"
+    return _find_on_hub(model, key, check, cache_state)
 
 
 def local_folder(model: str, *, key: str) -> Path | None:
-    """The folder that a model's name stands for, whole or not: one that exists, or what the local cache has of a hub name."""
-    folder = _folder(model)
+    """Returns the folder of a model, complete or not: an existing folder, or the local cache's copy for a hub name; None if neither."""
+    folder = _existing_folder(model)
     if folder is None:
-        _refuse_other_text(model, key)
-        folder = _snapshot(model)
+        _check_hub_name(model, key)
+        folder = _cached_folder(model)
     return folder
 
 
-def _folder(model: str) -> Path | None:
+def _existing_folder(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()
         return path if model.strip() and path.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # a name that no file system takes, or no user's home
+    except (OSError, ValueError, RuntimeError):  # not a valid path, or an unknown user's home
         return None
 
 
-def _refuse_other_text(model: str, key: str) -> None:
+def _check_hub_name(model: str, key: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -105,21 +105,21 @@ def _refuse_other_text(model: str, key: str) -> None:
             return
     except HFValidationError:
         pass
-    shown = repr(model if len(model) <= 80 else model[:77] + "...")
+    quoted = repr(model if len(model) <= 80 else model[:77] + "...")
     raise UsageError(
-        f"{key}: {shown} is neither a folder that exists nor a hub name owner/name",
-        hint=f"set {key}=DIR to a checkpoint's folder, or to a hub name; {MINIATURE}",
+        f"{key}: {quoted} is neither a folder that exists nor a hub name owner/name",
+        hint=f"set {key} to the folder of a checkpoint or to a hub name; {MINIATURE}",
     )
 
 
-def _snapshot(model: str) -> Path | None:
-    """The folder of a model's files in the cache, whole or not."""
+def _cached_folder(model: str) -> Path | None:
+    """The folder of a model's files in the local cache, complete or not."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in _CONFIGS:
-        found = try_to_load_from_cache(model, name)
-        if isinstance(found, str):
-            return Path(found).parent
+        path = try_to_load_from_cache(model, name)
+        if isinstance(path, str):
+            return Path(path).parent
     return None
 
 
@@ -128,108 +128,110 @@ def _snapshot(model: str) -> Path | None:
 _CONFIGS = ("model_index.json", "config.json")
 
 
-def _read(folder: Path, check: Check | None) -> Weights:
-    """The checkpoint in a folder, a pipeline's parts included. Headers are read, no tensor is."""
+def _read_checkpoint(folder: Path, check: Check | None) -> Weights:
+    """Reads the config and the tensors' headers of a checkpoint or pipeline. No tensor is read."""
     name = next((name for name in _CONFIGS if (folder / name).is_file()), None)
     if name is None:
-        raise _Lacking("has no config.json (and no model_index.json)")
-    config = _json(folder, name)
+        raise _Incomplete("has no config.json (and no model_index.json)")
+    config = _read_json_object(folder, name)
     if check is not None:
         check(config)
-    return Weights(folder, config, _parts(folder, config) if name == "model_index.json" else _tensors(folder))
+    return Weights(
+        folder, config, _count_pipeline_parameters(folder, config) if name == "model_index.json" else _count_model_parameters(folder)
+    )
 
 
-def _parts(folder: Path, index: Mapping[str, Any]) -> int:
-    """A pipeline's parts, `{"unet": ["library", "class"], ...}`; those with a config.json of their own are models."""
-    named = [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and all(kind)]
-    missing = [name for name in named if not (folder / name).is_dir()]
+def _count_pipeline_parameters(folder: Path, index: Mapping[str, Any]) -> int:
+    """Counts the parameters of a pipeline. Its index is `{"unet": ["library", "class"], ...}`; parts with a config.json are models."""
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and all(kind)]
+    missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
-        raise _Lacking(f"lacks the part {missing[0]}")
-    models = [name for name in named if (folder / name / "config.json").is_file()]
-    return sum(_tensors(folder / name, f"{name}/") for name in models)
+        raise _Incomplete(f"lacks the part {missing[0]}")
+    models = [name for name in parts if (folder / name / "config.json").is_file()]
+    return sum(_count_model_parameters(folder / name, f"{name}/") for name in models)
 
 
-def _tensors(folder: Path, prefix: str = "") -> int:
-    """Counts the parameters of a model's files, each of which must be there and whole."""
+def _count_model_parameters(folder: Path, prefix: str = "") -> int:
+    """Counts the parameters of a model's files, which must all be there and complete."""
     files = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index*.json"):
-        listed = _json(folder, index.name).get("weight_map")
+        listed = _read_json_object(folder, index.name).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise _Lacking(f"has a {prefix}{index.name} without a weight_map")
+            raise _Incomplete(f"has a {prefix}{index.name} without a weight_map")
         files |= set(listed.values())
     if not files:
-        raise _Lacking(f"has no {prefix}*.safetensors (weights in other formats are not loaded)")
-    return sum(_parameters(folder, name, prefix) for name in sorted(files))
+        raise _Incomplete(f"has no {prefix}*.safetensors (weights in other formats are not loaded)")
+    return sum(_count_file_parameters(folder, name, prefix) for name in sorted(files))
 
 
-def _parameters(folder: Path, name: str, prefix: str) -> int:
+def _count_file_parameters(folder: Path, name: str, prefix: str) -> int:
     from safetensors import SafetensorError, safe_open
 
     if not (folder / name).is_file():
-        raise _Lacking(f"lacks {prefix}{name}, which its index names")
+        raise _Incomplete(f"lacks {prefix}{name}, which its index names")
     try:
-        # Opening reads the header, and compares what it says with the file's size.
+        # Opening a file reads its header and compares it with the file's size.
         with safe_open(folder / name, framework="np") as file:
             return sum(math.prod(file.get_slice(tensor).get_shape()) for tensor in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise _Lacking(f"has a {prefix}{name} that is cut off or damaged ({first_line(error)})") from None
+        raise _Incomplete(f"has a {prefix}{name} that is cut off or damaged ({first_line(error)})") from None
 
 
-def _json(folder: Path, name: str) -> Mapping[str, Any]:
+def _read_json_object(folder: Path, name: str) -> Mapping[str, Any]:
     try:
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _Lacking(f"has a {name} that cannot be read ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise _Lacking(f"has a {name} that is no JSON object")
-    return found
+        raise _Incomplete(f"has a {name} that cannot be read ({first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise _Incomplete(f"has a {name} that is not a JSON object")
+    return content
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------------
 
 
-def _on_hub(model: str, key: str, check: Check | None, lacking: str) -> Weights:
-    """What the hub tells of a model that is not on disk."""
+def _find_on_hub(model: str, key: str, check: Check | None, cache_state: str) -> Weights:
+    """Asks the hub about a model that is not on disk. ``cache_state`` says why the local cache is not enough."""
     from huggingface_hub import constants
 
-    def refuse(why: str, first: str = "") -> NoReturn:
-        get = f"{first}`hf download {model} --local-dir DIR`, then {key}=DIR; {MINIATURE}"
-        raise UsageError(f"{key}: there is no folder {model}, and the weights of that name {lacking}; {why}", hint=get)
+    def refuse(reason: str, first: str = "") -> NoReturn:
+        hint = f"{first}`hf download {model} --local-dir DIR`, then {key}=DIR; {MINIATURE}"
+        raise UsageError(f"{key}: there is no folder {model}, and the weights of that name {cache_state}; {reason}", hint=hint)
 
     if constants.HF_HUB_OFFLINE:
-        refuse("HF_HUB_OFFLINE forbids to ask the hub", "unset it, or where there is a network: ")
+        refuse("HF_HUB_OFFLINE forbids asking the hub", "unset it, or with a network: ")
     try:
-        info = _within(DEADLINE, lambda: _ask(model))
-    except Exception as error:  # the network's, the hub's and its library's failures have no common class
-        refuse(*_reason(error))
+        info = _with_deadline(DEADLINE, lambda: _request_info(model))
+    except Exception as error:  # failures of the network, the hub and its library have no common class
+        refuse(*_explain_failure(error))
     if check is not None and info.config:
         check(info.config)
     files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if not any(name.endswith(".safetensors") for name in files):
-        refuse("the hub has no *.safetensors of it, and no other format is loaded", "choose another model: ")
-    need, free = _to_download(model, files), _free(Path(constants.HF_HUB_CACHE))
-    if need > free:
+        refuse("the hub has no *.safetensors for it, and other formats are not loaded", "choose another model: ")
+    needed, free = _download_bytes(model, files), _free_bytes(Path(constants.HF_HUB_CACHE))
+    if needed > free:
         refuse(
-            f"they are {need / 1e9:.1f} GB, and the cache's disk has {free / 1e9:.1f} GB left",
-            "make room, set HF_HOME to another disk, or ",
+            f"they are {needed / 1e9:.1f} GB, and the cache's disk has {free / 1e9:.1f} GB free",
+            "free some space, set HF_HOME to another disk, or ",
         )
     return Weights(None, info.config or {}, info.safetensors.total if info.safetensors else None)
 
 
 def hub_problem() -> str | None:
-    """Why no model could be downloaded now, or None."""
+    """Returns why the hub cannot be reached now, or None if it can."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to ask it"
+        return "HF_HUB_OFFLINE forbids asking it"
     try:
-        _within(DEADLINE, lambda: get_session().head(constants.ENDPOINT, timeout=DEADLINE))
-    except Exception as error:  # as above
-        return _reason(error)[0]
+        _with_deadline(DEADLINE, lambda: get_session().head(constants.ENDPOINT, timeout=DEADLINE))
+    except Exception as error:  # no common class, as above
+        return _explain_failure(error)[0]
     return None
 
 
-def _ask(model: str) -> ModelInfo:
+def _request_info(model: str) -> ModelInfo:
     from huggingface_hub import HfApi, constants
 
     hub = HfApi(endpoint=constants.ENDPOINT)
@@ -239,46 +241,46 @@ def _ask(model: str) -> ModelInfo:
     return info
 
 
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of some work; `TimeoutError` if it takes longer. In a daemon thread: nothing else interrupts name resolution."""
+def _with_deadline(seconds: float, work: Callable[[], T]) -> T:
+    """Returns the result of ``work``; `TimeoutError` if it takes longer. A daemon thread, as nothing else interrupts name resolution."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except Exception as error:  # is raised where the result is waited for
+        except Exception as error:  # raised below, when the result is read
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
     return future.result(timeout=seconds)
 
 
-def _reason(error: Exception) -> tuple[str, str]:
-    """Why the hub gave nothing, and what comes before the command that downloads."""
+def _explain_failure(error: Exception) -> tuple[str, str]:
+    """Returns why the hub refused or did not answer, and what to do before the download command."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     network = "with a network: "
     if isinstance(error, GatedRepoError):
-        return "the hub gives them to those only who accepted their terms", "accept them on the model's page and set HF_TOKEN, then "
+        return "the hub gives them only to users who accepted their terms", "accept them on the model's page and set HF_TOKEN, then "
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such model, or a private one", "check the name, set HF_TOKEN for a private one, then "
-    if isinstance(error, HfHubHTTPError):  # without the hub's own code for it, 404 may as well be a proxy's word
+    if isinstance(error, HfHubHTTPError):  # without the hub's own error code, a 404 may come from a proxy
         return f"{constants.ENDPOINT} answers with status {error.response.status_code}", network
     if isinstance(error, TimeoutError):
         return f"the hub did not answer within {DEADLINE:g} seconds", network
     return f"the hub cannot be reached ({first_line(error)})", network
 
 
-def _to_download(model: str, files: Mapping[str, int]) -> int:
-    """Bytes that transformers would download, of its own layout; 0 of another one, and without what the cache has already."""
+def _download_bytes(model: str, files: Mapping[str, int]) -> int:
+    """Bytes of weights that transformers would download, without what the cache has. 0 for file layouts other than its own."""
     from huggingface_hub import try_to_load_from_cache
 
-    wanted = [name for name in files if name == "model.safetensors"]
-    wanted = wanted or [name for name in files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
-    return sum(files[name] for name in wanted if not isinstance(try_to_load_from_cache(model, name), str))
+    weights = [name for name in files if name == "model.safetensors"]
+    weights = weights or [name for name in files if re.fullmatch(r"model-\d+-of-\d+\.safetensors", name)]
+    return sum(files[name] for name in weights if not isinstance(try_to_load_from_cache(model, name), str))
 
 
-def _free(folder: Path) -> int:
-    """Bytes left on the disk where a folder is or will be."""
+def _free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where a folder is or will be."""
     return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir())).free

@@ -1,4 +1,4 @@
-"""LoRA adapters for any policy, through peft (imported when used)."""
+"""LoRA adapters (Hu et al., arXiv 2106.09685) for any policy, through peft, which is imported when it is used."""
 
 from __future__ import annotations
 
@@ -15,75 +15,78 @@ from gotr1_core.protocols import Policy
 
 
 def add_lora(policy: Policy, config: LoraConfig) -> None:
-    """Freezes the policy's module and puts trainable adapters into the layers below ``policy.lora_prefix``.
+    """Freezes the policy's module and puts trainable adapters into the linear layers below ``policy.lora_prefix``.
 
-    LoRA: Hu et al., arXiv 2106.09685. The layers are named in full, so that nothing outside the prefix is hit. Without dropout:
-    a policy scores what it samples.
+    Full names of layers are used, so that nothing outside the prefix matches. Dropout is 0: a policy must compute the same
+    log-probabilities in training as it had when it sampled.
     """
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
+    from peft import LoraConfig as PeftConfig, inject_adapter_in_model
 
-    names = layers(policy.module, policy.lora_prefix, config)
+    names = lora_layers(policy.module, policy.lora_prefix, config)
     policy.module.requires_grad_(False)
     inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0), policy.module)
     for name, parameter in policy.module.named_parameters():
         if "lora_" in name:
-            parameter.data = parameter.data.float()  # peft takes the layer's type, and bfloat16 would swallow most of an update of 1e-5
+            parameter.data = parameter.data.float()  # peft uses the layer's dtype; in bfloat16 most of an update of 1e-5 would be lost
         parameter.requires_grad_("lora_" in name)
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state under the names it has without adapters, each adapter added to its layer: what others can load."""
+    """Returns a module's state with adapters merged into their layers, under the names it has without them; tensors of any shape."""
     from peft.tuners.lora import LoraLayer
 
     state = module.state_dict()
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
-            mine = {key: state.pop(key) for key in [k for k in state if k.startswith(f"{name}.")]}
+            layer_state = {key: state.pop(key) for key in [k for k in state if k.startswith(f"{name}.")]}
             base = f"{name}.base_layer."
-            state |= {f"{name}.{key.removeprefix(base)}": value for key, value in mine.items() if key.startswith(base)}
+            state |= {f"{name}.{key.removeprefix(base)}": value for key, value in layer_state.items() if key.startswith(base)}
             for adapter in layer.active_adapters:
                 weight = state[f"{name}.weight"]
                 state[f"{name}.weight"] = (weight + layer.get_delta_weight(adapter).detach()).to(weight.dtype)
     return state
 
 
-def adapter(module: nn.Module, part: str) -> tuple[Any, dict[str, Tensor]]:
-    """The adapters that :func:`add_lora` put into a module, as peft's config and state.
+def peft_adapter(module: nn.Module, submodule: str) -> tuple[Any, dict[str, Tensor]]:
+    """Returns the adapters that :func:`add_lora` put into a module, as peft's config and state (tensors of any shape, on the CPU).
 
-    Names are those within ``part``, the library's own model inside the module: what others know. The config lists the layers in full,
-    so that loading hits these and no others.
+    ``submodule`` names the library's own model inside the module. Names in config and state are relative to it, so that the library can
+    load them. The config lists full names of layers, so that loading matches no others.
     """
     from peft import get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
-    whole: Any = module
-    config = copy(whole.peft_config["default"])
-    config.target_modules = [name for name, layer in module.get_submodule(part).named_modules() if isinstance(layer, LoraLayer)]
-    # No embedding is adapted; left to find that out, peft would ask a hub for the base model's config.
+    with_adapters: Any = module
+    config = copy(with_adapters.peft_config["default"])
+    config.target_modules = [name for name, layer in module.get_submodule(submodule).named_modules() if isinstance(layer, LoraLayer)]
+    # No embedding has an adapter. Without this argument peft would ask a hub for the base model's config to find out.
     state = get_peft_model_state_dict(module, save_embedding_layers=False)
-    return config, {name.removeprefix(f"{part}."): tensor.cpu().contiguous() for name, tensor in state.items()}
+    return config, {name.removeprefix(f"{submodule}."): tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
-def save_adapter(module: nn.Module, part: str, folder: Path, *, base: str) -> None:
-    """Writes a module's adapters where ``PeftModel.from_pretrained(model, folder)`` loads them onto the library's model.
+def save_adapter(module: nn.Module, submodule: str, folder: Path, *, base: str) -> None:
+    """Writes a module's adapters, so that ``PeftModel.from_pretrained(model, folder)`` loads them onto the library's model.
 
-    ``part`` is that model inside the module, ``base`` where it came from.
+    ``submodule`` names that model inside the module, ``base`` the checkpoint that it came from.
     """
-    config, state = adapter(module, part)
+    config, state = peft_adapter(module, submodule)
     config.base_model_name_or_path, config.inference_mode = base, True
-    kind = type(module.get_submodule(part))
-    config.save_pretrained(folder, auto_mapping_dict={"base_model_class": kind.__name__, "parent_library": kind.__module__})
+    model_class = type(module.get_submodule(submodule))
+    config.save_pretrained(folder, auto_mapping_dict={"base_model_class": model_class.__name__, "parent_library": model_class.__module__})
     save_file(
         {f"base_model.model.{name}": tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
     )
 
 
-def layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]:
-    """Full names of the linear layers that adapters go into."""
+def lora_layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]:
+    """Returns the full names of the linear layers below ``prefix`` that get adapters.
+
+    Raises:
+        UsageError: there is no linear layer, or ``lora.targets`` names one that is not there.
+    """
     linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.startswith(prefix)]
     if not linear:
-        raise UsageError("lora: this policy has no layer for it", hint="lora=null trains its weights themselves")
+        raise UsageError("lora: this policy has no linear layer for adapters", hint="set lora=null to train its weights directly")
     if config.targets == "all-linear":
         return linear
     chosen = [n for n in linear if n.rsplit(".", 1)[-1] in config.targets]

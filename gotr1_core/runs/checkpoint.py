@@ -1,10 +1,10 @@
-"""What a run keeps on disk: safetensors and JSON only, written beside its place and renamed when whole.
+"""Checkpoints of a run. They hold safetensors and JSON only, and are written under another name and renamed when complete.
 
 ::
 
     checkpoints/step-000050/  planner/trainable.safetensors  planner/optimizer.safetensors  state.json  manifest.json
 
-``manifest.json`` lists every other file with its size and SHA-256 and is written last; what has no valid manifest is no checkpoint.
+``manifest.json`` lists every other file with its size and SHA-256. It is written last: a folder without a valid manifest is no checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gotr1_core.engine.files import NO_ROOM, read_json, replacing
+from gotr1_core.engine.files import DISK_FULL, read_json, replace_folder
 from gotr1_core.errors import Gotr1Error, UsageError
 
 if TYPE_CHECKING:
@@ -30,28 +30,30 @@ CHECKPOINTS = "checkpoints"
 
 
 @contextmanager
-def writing(folder: Path, *, again: str) -> Iterator[None]:
-    """Says of a full disk what is safe and what to do: make room, then ``again``."""
+def explain_full_disk(folder: Path, *, again: str) -> Iterator[None]:
+    """Turns a full disk into an error that names the last checkpoint in ``folder``.
+
+    Args:
+        folder: what the block writes into.
+        again: what the user should do after making room, for the hint.
+
+    Raises:
+        Gotr1Error: there was no room to write a file.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_FULL:
             raise
-        safe = "".join(f"; the last checkpoint is {last}" for last in list(checkpoints(folder).values())[-1:])
+        safe = "".join(f"; the last checkpoint is {last}" for last in list(complete_checkpoints(folder).values())[-1:])
         message = f"{error.filename or folder} cannot be written: {error.strerror}{safe}"
         raise Gotr1Error(message, hint=f"make room, then {again}") from error
 
 
-# -- tensors ----------------------------------------------------------------------------------------------------------------
-
-
-# -- checkpoints of a run ---------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def new_checkpoint(run: Path, step: int) -> Iterator[Path]:
-    """A folder to write the checkpoint of a step into; the manifest is made, and the folder put in its place, when the block ends well."""
-    with replacing(run / CHECKPOINTS / f"step-{step:06d}") as part:
+    """Gives a folder to write a step's checkpoint into. If the block ends without an error, adds the manifest and renames the folder."""
+    with replace_folder(run / CHECKPOINTS / f"step-{step:06d}") as part:
         yield part
         files = sorted(path for path in part.rglob("*") if path.is_file())
         entries = {str(path.relative_to(part)): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files}
@@ -63,8 +65,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def damage(folder: Path, *, deep: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None. Without ``deep`` only sizes are compared, which is quick."""
+def find_damage(folder: Path, *, deep: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None. ``deep`` compares SHA-256 digests too; without it only sizes, which is quick."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, entry in files.items():
@@ -80,29 +82,33 @@ def damage(folder: Path, *, deep: bool = True) -> str | None:
     return None
 
 
-def checkpoints(run: Path) -> dict[int, Path]:
-    """The whole checkpoints of a run by step, in order."""
-    found = {}
+def complete_checkpoints(run: Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by step, in order. Only their sizes are checked."""
+    checkpoints = {}
     for folder in sorted((run / CHECKPOINTS).glob("step-*")):
         number = folder.name.removeprefix("step-")
-        if number.isdigit() and damage(folder, deep=False) is None:
-            found[int(number)] = folder
-    return dict(sorted(found.items()))
+        if number.isdigit() and find_damage(folder, deep=False) is None:
+            checkpoints[int(number)] = folder
+    return dict(sorted(checkpoints.items()))
 
 
-def prune(run: Path, keep: int, best: int | None) -> None:
-    """Removes all but the last ``keep`` checkpoints and the best one."""
-    found = checkpoints(run)
-    for step in list(found)[:-keep]:
+def remove_old_checkpoints(run: Path, keep: int, best: int | None) -> None:
+    """Removes all checkpoints but the last ``keep`` and that of step ``best``."""
+    checkpoints = complete_checkpoints(run)
+    for step in list(checkpoints)[:-keep]:
         if step != best:
-            shutil.rmtree(found[step], ignore_errors=True)
+            shutil.rmtree(checkpoints[step], ignore_errors=True)
 
 
 def read_state(folder: Path, *, deep: bool = True) -> dict[str, Any]:
-    """The JSON state of a checkpoint, once the whole checkpoint is known to be what was saved (without ``deep`` by its sizes)."""
+    """The JSON state of a checkpoint, after a check of all its files. ``deep`` is as in :func:`find_damage`.
+
+    Raises:
+        UsageError: the folder is not a checkpoint, or is damaged.
+    """
     if not (folder / STATE).is_file():
         raise UsageError(f"{folder} is not a checkpoint", hint="give the folder of a run, or of one of its checkpoints")
-    problem = damage(folder, deep=deep)
+    problem = find_damage(folder, deep=deep)
     if problem:
         raise UsageError(f"{folder} is damaged: {problem}", hint="use another checkpoint of the run, or remove this one")
     return read_json(folder / STATE)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk as it goes: config, environment, metrics, samples with their pictures."""
+"""The files that a run writes: config, environment, metrics, held-out scores, samples with their pictures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ Columns = Mapping[str, Sequence[float]]
 
 
 def new_folder(registry: Registry, config: RunConfig) -> Path:
-    """The run's own folder with its config and environment; one that is there is never written into."""
+    """Makes a run's folder, with its config and environment. An existing folder is never written into.
+
+    Raises:
+        UsageError: the name is taken, or the folder cannot be made.
+    """
     folder = config.output / (config.name or time.strftime("%Y%m%d-%H%M%S"))
-    check_free(config)
-    part = config.output / f".{folder.name}.part"  # so that a run's folder never lacks its config
+    check_output(config)
+    part = config.output / f".{folder.name}.part"  # renamed when complete, so that no run's folder lacks its config
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -45,13 +49,17 @@ def new_folder(registry: Registry, config: RunConfig) -> Path:
     return folder
 
 
-def check_free(config: RunConfig) -> None:
-    """Refuses a name that is taken, and an output that cannot be; cheap, so that it can be asked before anything is loaded."""
+def check_output(config: RunConfig) -> None:
+    """Checks that a run's folder can be made. It is cheap, so it runs before anything is loaded.
+
+    Raises:
+        UsageError: the name is taken, or the output folder cannot be written to.
+    """
     if config.name and (config.output / config.name).exists():
         raise _taken(config.output / config.name)
     above = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"cannot make {config.output}: {above} is no folder to write into", hint="choose another output=…")
+        raise UsageError(f"cannot make {config.output}: {above} is not a folder that you can write to", hint="choose another output=…")
 
 
 def _taken(folder: Path) -> UsageError:
@@ -59,8 +67,12 @@ def _taken(folder: Path) -> UsageError:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run's folder for this process; the lock goes with the process, however that ends."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Locks a run's folder for this process. However the process ends, the lock ends with it.
+
+    Raises:
+        UsageError: another process holds the lock.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,36 +82,40 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
-    """Versions, and the distribution and version of every component the run uses."""
+    """Versions of Python, of packages, and of the distribution of every component that the run uses; JSON-ready."""
     packages = {}
     for name in ("gotr1", "torch", "transformers", "diffusers", "accelerate", "peft"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    used = [("planner", config.planner.name), ("renderer", config.renderer.name), ("algorithm", config.algorithm.name)]
-    used += [("judge", judge.name) for judge in config.judge]
-    used += [("source", config.prompts.source.name)] if config.prompts.source else []
-    found = {f"{kind} {name}": registry.find(kind, name) for kind, name in used}  # type: ignore[arg-type]
-    components = {key: {"distribution": p.distribution, "version": p.version} for key, p in found.items()}
+    names = [("planner", config.planner.name), ("renderer", config.renderer.name), ("algorithm", config.algorithm.name)]
+    names += [("judge", judge.name) for judge in config.judge]
+    names += [("source", config.prompts.source.name)] if config.prompts.source else []
+    providers = {f"{kind} {name}": registry.find(kind, name) for kind, name in names}  # type: ignore[arg-type]
+    components = {key: {"distribution": p.distribution, "version": p.version} for key, p in providers.items()}
     return {"python": platform.python_version(), "machine": platform.platform(), "packages": packages, "components": components}
 
 
 class Records:
-    """The files of one run. On other processes than the main one nothing is written."""
+    """The files of one run. Only the main process (``main``) writes them.
+
+    ``rows`` are those of ``metrics.jsonl``; an unknown number is None. ``held_out`` has one number per sample by evaluation and
+    score; an unknown one is NaN.
+    """
 
     def __init__(self, folder: Path, *, main: bool = True) -> None:
         self.folder, self.main = folder, main
         self.rows = _read_rows(folder / METRICS)
         held_out = folder / HELD_OUT
-        known = read_json(held_out) if held_out.is_file() else {}
+        stored = read_json(held_out) if held_out.is_file() else {}
         self.held_out: dict[str, Columns] = {
-            model: {name: [nan_for_null(v) for v in values] for name, values in row.items()} for model, row in known.items()
+            model: {name: [nan_for_null(v) for v in values] for name, values in row.items()} for model, row in stored.items()
         }
         self._metrics = (folder / METRICS).open("a", encoding="utf-8") if main else None
 
-    def cut(self, rows: int | None) -> None:
-        """Forgets what was written after the first ``rows`` rows of metrics; None: all but the evaluations before training."""
+    def truncate(self, rows: int | None) -> None:
+        """Keeps the first ``rows`` rows of metrics. With None it keeps only the evaluations before training."""
         self.held_out.pop("after", None)
         before = [row for row in self.rows if row.get("evaluation") in self.held_out and row["step"] == 0]
         self.rows = before if rows is None else self.rows[:rows]
@@ -108,38 +124,39 @@ class Records:
             write_atomically(self.folder / METRICS, "".join(f"{json.dumps(row)}\n" for row in self.rows))
             self._metrics = (self.folder / METRICS).open("a", encoding="utf-8")
 
-    def metrics(self, row: Mapping[str, Any]) -> None:
-        """Appends one row; NaN becomes null, which JSON can say."""
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends one row to ``metrics.jsonl``. NaN becomes null, because JSON has no NaN."""
         self.rows.append({name: null_for_nan(value) for name, value in row.items()})
         if self._metrics is not None:
             print(json.dumps(self.rows[-1]), file=self._metrics, flush=True)
 
-    def samples(self, name: str, samples: Sequence[Sample], most: int = 16) -> None:
-        """Some samples, with their pictures."""
+    def add_samples(self, name: str, samples: Sequence[Sample], most: int = 16) -> None:
+        """Writes the first ``most`` samples and their pictures into ``samples/NAME``."""
         if self.main:
             write_samples(self.folder / "samples" / name, samples[:most])
 
-    def evaluation(self, name: str, columns: Columns) -> None:
-        """Every held-out score, sample by sample, of the models compared at the end: what paired intervals are made of."""
+    def add_evaluation(self, name: str, columns: Columns) -> None:
+        """Writes an evaluation's scores, one number per sample, into ``held-out.json``. Paired intervals are computed from them."""
         self.held_out[name] = columns
-        known = {model: {k: [null_for_nan(v) for v in values] for k, values in row.items()} for model, row in self.held_out.items()}
+        stored = {model: {k: [null_for_nan(v) for v in values] for k, values in row.items()} for model, row in self.held_out.items()}
         if self.main:
-            write_atomically(self.folder / HELD_OUT, json.dumps(known))
+            write_atomically(self.folder / HELD_OUT, json.dumps(stored))
 
     def sync(self) -> None:
-        """Has what was written so far reach the disk, before a checkpoint counts on it."""
+        """Flushes the metrics to the disk, because a checkpoint counts their rows."""
         if self._metrics is not None:
             os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
+        """Closes the metrics file."""
         if self._metrics is not None:
             self._metrics.close()
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file; a last line that a killed process left half-written is none."""
+    """The complete rows of a metrics file. A last line without a newline was cut when a process was killed; it is left out."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
     try:
         return [dict(json.loads(line)) for line in lines]
     except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{path} is damaged: {error}", hint="put it back as it was") from None
+        raise UsageError(f"{path} is damaged: {error}", hint="restore the original file") from None

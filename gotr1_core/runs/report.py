@@ -1,4 +1,4 @@
-"""``report.html``: a run on one page, to look at rather than read. No script, no network: what a browser needs lies in the run's folder."""
+"""Writes ``report.html``: a run on one page. It has no scripts and needs no network; its pictures lie in the run's folder."""
 
 from __future__ import annotations
 
@@ -32,32 +32,33 @@ pre { background: #f7f7f5; padding: 1rem; overflow-x: auto; font-size: 13px }
 
 
 def write_report(folder: Path) -> Path:
-    """Writes the page of a run from what is on disk; returns its path."""
+    """Writes the report of a run from its files. Returns the path of the page."""
     config = validate(RunConfig, read_yaml(folder / CONFIG))
     records = Records(folder, main=False)
     steps = [row for row in records.rows if "seconds" in row]
     title = escape(folder.resolve().name)
-    parts = [
+    sections = [
         f"<h1>{title}</h1>",
         f"<p>{len(steps)} of {config.steps} steps, reward <code>{escape(config.reward)}</code></p>",
     ]
-    parts += _findings(records.rows, config)
-    parts += _scores(records.held_out)
-    parts += ["<h2>Steps</h2>", *_charts(steps), *_pictures(folder), "<h2>Config</h2>", f"<pre>{escape(dump(config))}</pre>"]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{"".join(parts)}</html>\n'
+    sections += _findings(records.rows, config)
+    sections += _scores(records.held_out)
+    sections += ["<h2>Steps</h2>", *_charts(steps), *_pictures(folder), "<h2>Config</h2>", f"<pre>{escape(dump(config))}</pre>"]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{"".join(sections)}</html>\n'
     write_atomically(folder / REPORT, page)
     return folder / REPORT
 
 
 def _findings(rows: Sequence[Mapping[str, Any]], config: RunConfig) -> list[str]:
-    found = examine_run(rows, config)
-    if not found:
+    """The doctor's findings. Empty for a run without steps."""
+    findings = examine_run(rows, config)
+    if not findings:
         return ["<p>The doctor finds nothing.</p>"] if any("evaluation" not in row for row in rows) else []
-    return ["<h2>Findings</h2>", *(f'<p class="finding">{escape(f.message)}<br>{escape(f.rule.hint)}</p>' for f in found)]
+    return ["<h2>Findings</h2>", *(f'<p class="finding">{escape(f.message)}<br>{escape(f.rule.hint)}</p>' for f in findings)]
 
 
 def _scores(held_out: Mapping[str, Columns]) -> list[str]:
-    """The table of held-out scores, with the paired change where there is an end."""
+    """The table of held-out scores, with the paired change if the run has finished."""
     if not held_out:
         return []
     names = list(next(iter(held_out.values())))
@@ -69,18 +70,20 @@ def _scores(held_out: Mapping[str, Columns]) -> list[str]:
     return ["<h2>Held-out prompts</h2><table>", *rows, "</table>"]
 
 
-def _row(kind: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+def _row(tag: str, cells: Sequence[str]) -> str:
+    """One row of a table; ``tag`` is ``th`` or ``td``."""
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _charts(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One chart for each metric of :data:`CHARTS`, of every segment and policy that has it."""
     names = list(dict.fromkeys(name for row in steps for name in row))
     chosen = [n for chart in CHARTS for n in names if n == chart or n.startswith(f"{chart}.") or n.endswith(f".{chart}")]
     return [_chart(name, steps) for name in dict.fromkeys(chosen)]
 
 
 def _chart(name: str, steps: Sequence[Mapping[str, Any]]) -> str:
-    """One metric over steps; a gap where it is not known."""
+    """One metric over steps. The line has a gap at steps without a value."""
     known = known_values(steps, name)
     if not known:
         return ""
@@ -88,34 +91,36 @@ def _chart(name: str, steps: Sequence[Mapping[str, Any]]) -> str:
     last = max(1, len(steps) - 1)
     lines: list[list[str]] = []
     line: list[str] = []
-    for place, row in enumerate(steps):
+    for index, row in enumerate(steps):
         value = row.get(name)
         if value is None or value != value:
             lines, line = [*lines, line], []
             continue
-        x = PAD + place / last * (WIDTH - 2 * PAD)
+        x = PAD + index / last * (WIDTH - 2 * PAD)
         y = HEIGHT - PAD - (value - low) / (high - low or 1) * (HEIGHT - 2 * PAD)
         line.append(f"{x:.1f},{y:.1f}")
     drawn = "".join(
-        f'<polyline fill="none" stroke="#00798c" stroke-width="1.5" points="{" ".join(part)}"/>' for part in [*lines, line] if part
+        f'<polyline fill="none" stroke="#00798c" stroke-width="1.5" points="{" ".join(points)}"/>' for points in [*lines, line] if points
     )
     svg = f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(name)}">{drawn}</svg>'
     return f"<figure>{svg}<figcaption>{escape(name)}: last {known[-1]:.4g}, {low:.4g} to {high:.4g}</figcaption></figure>"
 
 
 def _pictures(folder: Path) -> list[str]:
-    """The pictures of the last step that was kept, and of the evaluations before and after."""
+    """Pictures of the evaluations before and after, and of the last step whose samples were saved."""
     kept = sorted((folder / "samples").glob("step-*"))[-1:]
     chosen = [*(folder / "samples" / f"held-out-{name}" for name in ("before", "after")), *kept]
-    parts = []
-    for place in chosen:
-        rows = (place / "samples.jsonl").read_text(encoding="utf-8").splitlines() if (place / "samples.jsonl").is_file() else []
+    sections = []
+    for samples in chosen:
+        rows = (samples / "samples.jsonl").read_text(encoding="utf-8").splitlines() if (samples / "samples.jsonl").is_file() else []
         shown = [row for row in map(json.loads, rows) if row.get("image")][:8]
         if shown:
-            parts.append(f"<h2>{escape(place.name)}</h2>")
+            sections.append(f"<h2>{escape(samples.name)}</h2>")
         for row in shown:
-            picture = f"samples/{place.name}/{Path(row['image']).stem}-plan.png"
+            picture = f"samples/{samples.name}/{Path(row['image']).stem}-plan.png"
             scores = ", ".join(f"{name} {value:.2f}" for name, value in row["scores"].items() if value is not None)
             caption = f"{escape(row['prompt'])}<br>{escape(scores)}"
-            parts.append(f'<figure><img src="{escape(picture)}" alt="{escape(row["prompt"])}"><figcaption>{caption}</figcaption></figure>')
-    return parts
+            sections.append(
+                f'<figure><img src="{escape(picture)}" alt="{escape(row["prompt"])}"><figcaption>{caption}</figcaption></figure>'
+            )
+    return sections

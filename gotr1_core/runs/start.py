@@ -1,4 +1,4 @@
-"""Starts a run, or goes on with one: what ``gotr1 train`` does, as functions."""
+"""Starts or resumes a run: the functions behind ``gotr1 train``."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from gotr1_core.components.build import build, prepare
 from gotr1_core.components.limits import check_limits
 from gotr1_core.components.preflight import Checked, check, check_prompts
 from gotr1_core.components.prompts import FilePrompts, prompts_of
-from gotr1_core.config.merge import merge, overrides, read_yaml
-from gotr1_core.config.models import RunConfig, dump, flat, validate
+from gotr1_core.config.merge import merge, parse_overrides, read_yaml
+from gotr1_core.config.models import RunConfig, dump, flatten_keys, validate
 from gotr1_core.engine.collectives import gather_objects, make_accelerator
 from gotr1_core.engine.files import read_json, write_atomically
-from gotr1_core.engine.interrupts import Interrupted, ending
-from gotr1_core.engine.out_of_memory import explained
+from gotr1_core.engine.interrupts import Interrupted, ignore_sigterm
+from gotr1_core.engine.out_of_memory import explain_out_of_memory
 from gotr1_core.errors import UsageError
 from gotr1_core.loop import Trainer, run_loop
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
 from gotr1_core.rollout import Parts
-from gotr1_core.runs.checkpoint import CHECKPOINTS, checkpoints, damage, read_state, writing
+from gotr1_core.runs.checkpoint import CHECKPOINTS, complete_checkpoints, explain_full_disk, find_damage, read_state
+from gotr1_core.runs.launched import is_launched
 from gotr1_core.runs.recorder import Run
-from gotr1_core.runs.records import CONFIG, ENVIRONMENT, check_free, environment, locked, new_folder
+from gotr1_core.runs.records import CONFIG, ENVIRONMENT, check_output, environment, lock_folder, new_folder
 from gotr1_core.runs.trackers import Tracker
 from gotr1_core.runs.trainer_state import load_trainer
 from gotr1_core.samples import Prompt
 
-# What a run is: with another of these its checkpoint would not load, or its scores before and after would not compare.
-FIXED = (
+# Keys that cannot change in a resume. Otherwise checkpoints would not load, or scores before and after could not be compared.
+FIXED_KEYS = (
     *("planner", "renderer", "judge", "algorithm.name", "reward", "train", "lora", "seed", "prompts", "plugins", "output", "name"),
     *("evaluation.seed", "evaluation.sampling", "evaluation.metric", "evaluation.prompts", "evaluation.best_of", "evaluation.greedy"),
 )
@@ -53,40 +54,38 @@ def train(
     held_out: Sequence[Prompt] | None = None,
     listeners: Sequence[object] = (),
     cpu: bool = False,
-    launched: bool = False,
 ) -> Run:
-    """Trains as a config says, into a folder of its own.
+    """Trains a new run, in a new folder.
 
     Args:
-        config: everything about the run.
-        registry: the plugins; all that are installed if not given.
-        parts: components made by hand, in place of those that the config names; LoRA and freezing are the config's all the same.
-        source: training prompts, in place of the config's.
-        held_out: evaluation prompts, in place of the config's.
+        config: the run's config.
+        registry: the plugins; all installed ones if not given.
+        parts: your own components, instead of those in the config. The config still decides about LoRA and about what is frozen.
+        source: training prompts, instead of the config's.
+        held_out: held-out prompts, instead of the config's.
         listeners: objects with lifecycle hooks (:mod:`gotr1_core.hookspecs`).
-        cpu: train on the CPU although there is a GPU.
-        launched: this is one of several processes, and their launcher has checked the config.
+        cpu: trains on the CPU even if there is a GPU.
 
     Returns:
         The finished run: its folder, and held-out scores in ``records.held_out``.
 
     Raises:
-        UsageError: the config asks for something that cannot be.
-        Interrupted: the user stopped it; :func:`resume` goes on.
-        Gotr1Error: nothing could be learnt, no memory or no room on the disk.
+        UsageError: the config asks for something impossible.
+        Interrupted: the user stopped the run; :func:`resume` continues it.
+        Gotr1Error: nothing could be learnt, or memory or disk space ran out.
     """
     registry = registry or Registry()
     for file in config.plugins:
         registry.add_file(file)
     accelerator = _accelerator(config, cpu=cpu)
-    checked = _check(registry, config, accelerator, parts, launched=launched)
-    check_free(config)
-    source, held_out = _prompts(registry, config, source, held_out)
-    parts = _parts(registry, config, accelerator, parts, checked)
+    checked = _check(registry, config, accelerator, parts)
+    check_output(config)
+    source, held_out = _load_prompts(registry, config, source, held_out)
+    parts = _load_parts(registry, config, accelerator, parts, checked)
     trainer = make_trainer(config, parts, source, held_out, accelerator)
     main = accelerator.is_main_process
     folder = Path(gather_objects(accelerator, str(new_folder(registry, config)) if main else "")[0])
-    with _holding(folder, main=main):
+    with _lock_run(folder, main=main):
         return _train(trainer, held_out, Run(folder, config, registry.manager, main=main), listeners)
 
 
@@ -100,135 +99,144 @@ def resume(
     held_out: Sequence[Prompt] | None = None,
     listeners: Sequence[object] = (),
     cpu: bool = False,
-    launched: bool = False,
 ) -> Run:
-    """Goes on with a run from its last whole checkpoint, bit for bit on the same machine; from the start where there is none.
+    """Continues a run from its last complete checkpoint, or from the start if it has none. On one machine it repeats bit for bit.
 
-    ``words`` are KEY=VALUE changes; those that would break the run are refused. The rest as in :func:`start`.
+    Args:
+        folder: the run's folder.
+        words: KEY=VALUE changes of the config; :data:`FIXED_KEYS` cannot change.
+        registry, parts, source, held_out, listeners, cpu: as in :func:`train`, and so is what it returns.
+
+    Raises:
+        UsageError: no run is there, it is finished, a change is refused, or a file is damaged.
+        Interrupted: the user stopped the run again.
+        Gotr1Error: nothing could be learnt, or memory or disk space ran out.
     """
     registry = registry or Registry()
-    _known(folder)
-    main = _state(cpu=cpu).is_main_process
-    with _holding(folder, main=main):
+    _check_is_run(folder)
+    main = _process_state(cpu=cpu).is_main_process
+    with _lock_run(folder, main=main):
         config, changed = resumed_config(folder, words)
         for file in config.plugins:
             registry.add_file(file)
         accelerator = _accelerator(config, cpu=cpu)
-        checked = _check(registry, config, accelerator, parts, launched=launched)
+        checked = _check(registry, config, accelerator, parts)
         last = _last_checkpoint(folder, main=main)
-        source, held_out = _prompts(registry, config, source, held_out)
-        parts = _parts(registry, config, accelerator, parts, checked)
+        source, held_out = _load_prompts(registry, config, source, held_out)
+        parts = _load_parts(registry, config, accelerator, parts, checked)
         trainer = make_trainer(config, parts, source, held_out, accelerator)
         rows = load_trainer(trainer, last) if last else None
         if main:
-            for part in (folder / CHECKPOINTS).glob("*.part"):  # what a killed process was writing
-                shutil.rmtree(part, ignore_errors=True)
-            _note(folder, registry, config, changed, last)
+            for unfinished in (folder / CHECKPOINTS).glob("*.part"):  # a killed process was writing them
+                shutil.rmtree(unfinished, ignore_errors=True)
+            _record_resume(folder, registry, config, changed, last)
         run = Run(folder, config, registry.manager, main=main)
-        run.records.cut(rows)
+        run.records.truncate(rows)
         return _train(trainer, held_out, run, listeners)
 
 
-def _known(folder: Path) -> None:
+def _check_is_run(folder: Path) -> None:
     if not (folder / CONFIG).is_file():
-        raise UsageError(f"{folder} is no run", hint="give the folder that `gotr1 train` named")
+        raise UsageError(f"{folder} is not a run", hint="give the folder that `gotr1 train` named")
 
 
 def _last_checkpoint(folder: Path, *, main: bool) -> Path | None:
-    """The last whole checkpoint, and a warning for every later one that is not."""
-    found = checkpoints(folder)
-    last = max(found, default=0)
-    for other in sorted((folder / CHECKPOINTS).glob("step-*")):
-        number = other.name.removeprefix("step-")
+    """The last complete checkpoint, if there is one. Warns of every later one that is damaged."""
+    complete = complete_checkpoints(folder)
+    last = max(complete, default=0)
+    for checkpoint in sorted((folder / CHECKPOINTS).glob("step-*")):
+        number = checkpoint.name.removeprefix("step-")
         if main and number.isdigit() and int(number) > last:
-            where = found[last].name if last else "the start"
-            print(f"warning: {other} is damaged: {damage(other, deep=False)}; going on from {where}", file=sys.stderr)
-    return found.get(last)
+            start = complete[last].name if last else "the start"
+            print(f"warning: {checkpoint} is damaged: {find_damage(checkpoint, deep=False)}; going on from {start}", file=sys.stderr)
+    return complete.get(last)
 
 
 def resumed_config(folder: Path, words: Sequence[str]) -> tuple[RunConfig, dict[str, tuple[Any, Any]]]:
-    """A run's config with changes, and what differs: dotted key to old and new value.
+    """A run's config with KEY=VALUE changes, and the changed keys: dotted key to (old value, new value).
 
     Raises:
-        UsageError: no run, a finished one, or a change that would break it.
+        UsageError: no run is there, it is finished, or a key cannot change.
     """
-    _known(folder)
+    _check_is_run(folder)
     old = validate(RunConfig, read_yaml(folder / CONFIG))
-    config = validate(RunConfig, merge(old.model_dump(mode="json"), overrides(words)))
-    before, after = flat(old.model_dump(mode="json")), flat(config.model_dump(mode="json"))
+    config = validate(RunConfig, merge(old.model_dump(mode="json"), parse_overrides(words)))
+    before, after = flatten_keys(old.model_dump(mode="json")), flatten_keys(config.model_dump(mode="json"))
     changed = {key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
-    # Where evaluation has no sampling of its own, scores before and after would be drawn differently.
-    settled = FIXED if old.evaluation.sampling else (*FIXED, "sampling")
-    for key, (was, now) in changed.items():
-        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in settled):
-            raise UsageError(f"{key} cannot change when a run is resumed (it was {was!r}, not {now!r})", hint="start a new run with it")
-    done = max(checkpoints(folder), default=0)
-    state = read_state(checkpoints(folder)[done], deep=False) if done else {}
+    # If evaluation uses training's sampling, changing it would make scores before and after differ.
+    fixed_keys = FIXED_KEYS if old.evaluation.sampling else (*FIXED_KEYS, "sampling")
+    for key, (old_value, new_value) in changed.items():
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in fixed_keys):
+            raise UsageError(
+                f"{key} cannot change when a run is resumed (it was {old_value!r}, not {new_value!r})", hint="start a new run with it"
+            )
+    done = max(complete_checkpoints(folder), default=0)
+    state = read_state(complete_checkpoints(folder)[done], deep=False) if done else {}
     if config.steps < done or (config.steps == done and not state.get("pending")):
-        raise UsageError(f"{folder} has done {done} of {config.steps} steps", hint=f"steps={done + old.steps} would go on with it")
+        raise UsageError(f"{folder} has done {done} of {config.steps} steps", hint=f"steps={done + old.steps} would continue it")
     return config, changed
 
 
-def _note(folder: Path, registry: Registry, config: RunConfig, changed: Mapping[str, Any], last: Path | None) -> None:
-    """Keeps the changed config, and in the environment where the run went on and what was different."""
-    known = read_json(folder / ENVIRONMENT)
-    now = {"from": last.name if last else None, "changed": dict(changed), **environment(registry, config)}
-    known["resumed"] = [*known.get("resumed", ()), now]
+def _record_resume(folder: Path, registry: Registry, config: RunConfig, changed: Mapping[str, Any], last: Path | None) -> None:
+    """Writes the changed config, and adds to the environment where the run continued and what changed."""
+    recorded = read_json(folder / ENVIRONMENT)
+    resumed = {"from": last.name if last else None, "changed": dict(changed), **environment(registry, config)}
+    recorded["resumed"] = [*recorded.get("resumed", ()), resumed]
     write_atomically(folder / CONFIG, dump(config))
-    write_atomically(folder / ENVIRONMENT, json.dumps(known, indent=1))
+    write_atomically(folder / ENVIRONMENT, json.dumps(recorded, indent=1))
 
 
-def _state(*, cpu: bool) -> PartialState:
-    """This process among the others, before anything about the run is known."""
-    _check_whole()
+def _process_state(*, cpu: bool) -> PartialState:
+    """This process and its rank. It needs no config, so it comes before the run's config is read."""
+    _refuse_other_sharding()
     return PartialState(cpu=cpu or not torch.cuda.is_available())
 
 
 def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
-    _check_whole()
+    _refuse_other_sharding()
     accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise _not_whole(accelerator.distributed_type.value)
+        raise _other_sharding(accelerator.distributed_type.value)
     return accelerator
 
 
-def _check_whole() -> None:
-    """Refuses what `accelerate launch` asks for by the environment, of which accelerate itself takes no notice on a CPU."""
+def _refuse_other_sharding() -> None:
+    """Refuses sharding that `accelerate launch` requests in the environment. accelerate itself ignores it on a CPU."""
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise _not_whole(name)
+            raise _other_sharding(name)
 
 
-def _not_whole(asked: str) -> UsageError:
+def _other_sharding(requested: str) -> UsageError:
     return UsageError(
-        f"accelerate was asked for {asked}, and gotr1 spreads models over processes itself",
+        f"accelerate was asked for {requested}, but gotr1 shards models itself",
         hint="gotr1 train … shard=true lora=null -- --num-processes N",
     )
 
 
-def _check(registry: Registry, config: RunConfig, accelerator: Accelerator, parts: Parts | None, *, launched: bool) -> Checked | None:
-    """Checks a config once in a command: not where the launcher of this process has, and less where components were made by hand."""
+def _check(registry: Registry, config: RunConfig, accelerator: Accelerator, parts: Parts | None) -> Checked | None:
+    """Checks a config once per command: gotr1's launcher has done it for its processes. Without the config's components, checks numbers."""
     if parts is not None:
         check_limits(config, accelerator.num_processes)
-    elif not launched:
+    elif not is_launched():
         return check(registry, config, accelerator.num_processes)
     return None
 
 
-def _prompts(
+def _load_prompts(
     registry: Registry, config: RunConfig, source: PromptSource | None, held_out: Sequence[Prompt] | None
 ) -> tuple[PromptSource, Sequence[Prompt]]:
-    """Training and held-out prompts; those of the config where others are not given."""
+    """Training and held-out prompts: those given, else the config's."""
     if source is not None and held_out is not None:
         return source, held_out
-    own_source, own_held_out = prompts_of(registry, config.prompts)
-    return source or own_source, own_held_out if held_out is None else held_out
+    config_source, config_held_out = prompts_of(registry, config.prompts)
+    return source or config_source, config_held_out if held_out is None else held_out
 
 
-def _parts(registry: Registry, config: RunConfig, accelerator: Accelerator, parts: Parts | None, checked: Checked | None) -> Parts:
-    """The components with their weights, made from the config where they were not made by hand."""
-    set_seed(config.seed)  # what LoRA draws
-    with explained("loading", config):
+def _load_parts(registry: Registry, config: RunConfig, accelerator: Accelerator, parts: Parts | None, checked: Checked | None) -> Parts:
+    """The components with their weights: those given, else made from the config."""
+    set_seed(config.seed)  # for LoRA's initial weights
+    with explain_out_of_memory("loading", config):
         if parts is not None:
             prepare(parts, config)
             return parts
@@ -237,8 +245,8 @@ def _parts(registry: Registry, config: RunConfig, accelerator: Accelerator, part
 
 
 def make_trainer(config: RunConfig, parts: Parts, source: PromptSource, held_out: Sequence[Prompt], accelerator: Accelerator) -> Trainer:
-    """The loop around components whose weights are loaded."""
-    with explained("loading", config):
+    """Makes the trainer of components whose weights are loaded, and checks the prompts against the planner."""
+    with explain_out_of_memory("loading", config):
         trainer = Trainer(config, parts, source, accelerator)
     check_prompts(parts.planner, [*held_out, *(source.all if isinstance(source, FilePrompts) else ())], trainer.sampling)
     return trainer
@@ -246,7 +254,8 @@ def make_trainer(config: RunConfig, parts: Parts, source: PromptSource, held_out
 
 def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Sequence[object]) -> Run:
     outcome = "failed"
-    with closing(run.records), _listening(run, [*listeners, *_trackers(run)]):
+    """Runs the training loop, and tells listeners how it began and ended."""
+    with closing(run.records), _registered(run, [*listeners, *_trackers(run)]):
         try:
             run.started(trainer.at.step)
             run_loop(trainer, held_out, run)
@@ -256,10 +265,10 @@ def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Se
             raise
         except KeyboardInterrupt:
             outcome = "interrupted"
-            where = "before the first step was saved" if not checkpoints(run.folder) else "in the middle of a step"
-            raise Interrupted(f"interrupted {where}", hint=f"gotr1 train --resume {run.folder} goes on") from None
+            when = "before the first step was saved" if not complete_checkpoints(run.folder) else "in the middle of a step"
+            raise Interrupted(f"interrupted {when}", hint=f"gotr1 train --resume {run.folder} goes on") from None
         finally:
-            with ending():
+            with ignore_sigterm():
                 run.finished(outcome)
     return run
 
@@ -269,14 +278,15 @@ def _trackers(run: Run) -> list[object]:
 
 
 @contextmanager
-def _holding(folder: Path, *, main: bool) -> Iterator[None]:
-    """Keeps other processes out of a run's folder, and says what to do when it cannot be written to."""
-    with writing(folder, again=f"gotr1 train --resume {folder}"), locked(folder) if main else nullcontext():
+def _lock_run(folder: Path, *, main: bool) -> Iterator[None]:
+    """Locks a run's folder against other runs, and explains a full disk."""
+    with explain_full_disk(folder, again=f"gotr1 train --resume {folder}"), lock_folder(folder) if main else nullcontext():
         yield
 
 
 @contextmanager
-def _listening(run: Run, listeners: Sequence[object]) -> Iterator[None]:
+def _registered(run: Run, listeners: Sequence[object]) -> Iterator[None]:
+    """Registers listeners with the run's plugin manager while the block runs."""
     manager = run.manager
     try:
         for listener in listeners:

@@ -1,4 +1,4 @@
-"""Numbers and pictures of a run to an experiment tracker, through accelerate: a listener like any other plugin's."""
+"""Sends a run's numbers and pictures to an experiment tracker, through accelerate. It is a listener like those of plugins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gotr1_core.components.preflight import check_tracker
-from gotr1_core.config.models import RunConfig, flat
+from gotr1_core.config.models import RunConfig, flatten_keys
 from gotr1_core.hookspecs import hookimpl
-from gotr1_core.pictures.sample_files import overlay
+from gotr1_core.pictures.sample_files import draw_overlay
 
 if TYPE_CHECKING:
     from gotr1_core.samples import Sample
@@ -22,10 +22,10 @@ SHOWN = 8  # pictures of a step or an evaluation
 
 
 class Tracker:
-    """Listens to a run and passes on what it hears.
+    """Passes on a run's events to the config's tracker.
 
-    A run that is resumed goes on in its own record. Steps that it had sent after its last checkpoint are forgotten by tensorboard and
-    ignored by wandb; trackio keeps both, which are equal.
+    A resumed run continues its own record. It repeats the steps after its last checkpoint: tensorboard forgets the first ones, wandb
+    ignores the second ones, and trackio keeps both, which are equal.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -39,18 +39,18 @@ class Tracker:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         name = run.resolve().name
-        # The same id for the same folder: a resumed run goes on in its own record.
+        # One folder always has one id, so that a resumed run continues its own record.
         identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         arguments: dict[str, dict[str, Any]] = {
             "tensorboard": {"run_name": "tensorboard", "logging_dir": str(run), "purge_step": step + 1},
             "wandb": {"run_name": PROJECT, "name": name, "id": identity, "resume": "allow", "dir": str(run)},
-            "trackio": {"run_name": PROJECT, "name": f"{name}-{identity[:8]}", "resume": "allow"},  # it knows runs by their names
+            "trackio": {"run_name": PROJECT, "name": f"{name}-{identity[:8]}", "resume": "allow"},  # it identifies runs by name
         }
         self.tracker = LOGGER_TYPE_TO_CLASS[self.name](**arguments[self.name])
-        with redirect_stdout(sys.stderr):  # stdout is data
+        with redirect_stdout(sys.stderr):  # stdout is for data
             self.tracker.start()
-        if self.name != "tensorboard" or step == 0:  # which would show it as one more run
-            self.tracker.store_init_configuration({key: _plain(value) for key, value in flat(config).items()})
+        if self.name != "tensorboard" or step == 0:  # a resumed run would appear there as a second one
+            self.tracker.store_init_configuration({key: _plain(value) for key, value in flatten_keys(config).items()})
 
     @hookimpl
     def gotr1_step_finished(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -70,7 +70,7 @@ class Tracker:
         if self.tracker is None:
             return
         with redirect_stdout(sys.stderr):
-            if self.name == "trackio":  # else it finishes once more when Python ends
+            if self.name == "trackio":  # otherwise it finishes again when Python ends
                 import trackio
 
                 trackio.finish()
@@ -78,23 +78,23 @@ class Tracker:
                 self.tracker.finish()
 
     def _pictures(self, name: str, samples: Sequence[Sample], step: int) -> None:
-        """The first samples that were drawn, their plans over them."""
+        """Sends the first pictures, with their plans drawn over them."""
         import numpy as np
 
-        pictures = [overlay(sample) for sample in samples if sample.image is not None][:SHOWN]
+        pictures = [draw_overlay(sample) for sample in samples if sample.image is not None][:SHOWN]
         if not pictures:
             return
-        if self.name == "trackio":  # accelerate has no pictures for it
+        if self.name == "trackio":  # accelerate cannot send pictures to it
             import trackio
 
             self.tracker.log({f"{name}/{i:02d}": trackio.Image(np.asarray(p)) for i, p in enumerate(pictures)}, step=step)
         elif self.name == "tensorboard":
-            same = [np.asarray(p) for p in pictures if p.size == pictures[0].size]
-            self.tracker.log_images({name: np.stack(same)}, step=step, dataformats="NHWC")
+            same_size = [np.asarray(p) for p in pictures if p.size == pictures[0].size]
+            self.tracker.log_images({name: np.stack(same_size)}, step=step, dataformats="NHWC")
         else:
             self.tracker.log_images({name: pictures}, step=step)
 
 
 def _plain(value: Any) -> bool | int | float | str:
-    """What every tracker takes as a setting."""
+    """A value as a type that every tracker takes as a setting."""
     return value if isinstance(value, bool | int | float | str) else str(value)

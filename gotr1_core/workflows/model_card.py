@@ -1,4 +1,4 @@
-"""The model card of an export: what was trained and how, what that changed, how to load it, how to draw with it."""
+"""Writes the model card of an export: what was trained and how, the scores before and after, how to load the model and draw with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from gotr1_core.config.merge import overrides
+from gotr1_core.config.merge import parse_overrides
 from gotr1_core.config.models import ComponentConfig, JudgeConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import REWARD, Estimate, estimate, paired
@@ -27,14 +27,14 @@ TRAINED_OF_ONE = {
     "both": "planner and renderer, which are one policy",
 }
 LOADABLE = ("transformers", "diffusers")  # libraries whose models the card's code loads
-MERGED = "merged"  # where the card's code puts a model that gotr1 is to draw with
+MERGED = "merged"  # the folder where the card's code saves the full model for gotr1
 
 
 @dataclass(frozen=True)
 class Piece:
     """One exported policy.
 
-    ``folder`` is relative to the card; ``base`` is the model that training began with, a path or a hub's name; ``model`` is the
+    ``folder`` is relative to the card. ``base`` is the model that training started from, a path or a name on the hub. ``model`` is the
     library's class, and ``dtype`` the type of its weights.
     """
 
@@ -46,12 +46,13 @@ class Piece:
 
     @property
     def library(self) -> str:
+        """Returns the name of the library that defines the model's class, such as ``transformers``."""
         return self.model.__module__.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class Card:
-    """A run, and what was exported of it. ``sampling`` is what to draw with; ``step`` counts the steps that the checkpoint had."""
+    """A run and its export. ``sampling`` is how to draw with it; ``step`` is the number of steps that the checkpoint was trained for."""
 
     run: Path
     config: RunConfig
@@ -62,12 +63,12 @@ class Card:
     merged: bool
 
     def text(self) -> str:
-        """The card as Markdown, behind the YAML that model hubs read."""
-        parts = [self._front_matter(), f"# {self.run.name}", self._facts(), self._held_out(), self._loading(), self._drawing()]
-        return "\n\n".join([*parts, self._versions()]) + "\n"
+        """Returns the card as Markdown. It starts with the YAML that model hubs read."""
+        sections = [self._front_matter(), f"# {self.run.name}", self._facts(), self._held_out(), self._loading(), self._drawing()]
+        return "\n\n".join([*sections, self._versions()]) + "\n"
 
     def _front_matter(self) -> str:
-        """Without a license: none is known. Without a base model that is a folder: hubs refuse that."""
+        """Returns the YAML for hubs, without a license, which is not known, and without local folders, which hubs refuse."""
         bases = list(dict.fromkeys(p.base for p in self.pieces if not Path(p.base).exists()))
         data: dict[str, Any] = {"base_model": bases if len(bases) > 1 else bases[0]} if bases else {}
         library = self.pieces[0].library
@@ -78,24 +79,25 @@ class Card:
     def _facts(self) -> str:
         config, lora, prompts = self.config, self.config.lora, self.config.prompts
         targets = "" if lora is None else lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
-        how = "full weights" if lora is None else f"LoRA of rank {lora.rank} and alpha {lora.alpha:g} (layers: {targets})"
+        weights = "full weights" if lora is None else f"LoRA of rank {lora.rank} and alpha {lora.alpha:g} (layers: {targets})"
         bases = list(dict.fromkeys(f"`{p.base}`" for p in self.pieces))
-        given = f"file `{prompts.file}`" if prompts.file else f"source {_named(prompts.source)}" if prompts.source else "none"
+        source = f"file `{prompts.file}`" if prompts.file else f"source {_with_options(prompts.source)}" if prompts.source else "none"
+        trained = (TRAINED_OF_ONE if self.unified else TRAINED)[config.train]
         facts = {
             "Base model": " and ".join(bases),
-            "Trained": f"{(TRAINED_OF_ONE if self.unified else TRAINED)[config.train]}: {how}{', merged' if lora and self.merged else ''}",
+            "Trained": f"{trained}: {weights}{', merged' if lora and self.merged else ''}",
             "Planner and renderer": f"`{config.planner.name}` and `{config.renderer.name}`",
-            "Algorithm": _named(config.algorithm),
-            "Judges": ", ".join(_judge(judge) for judge in config.judge),
+            "Algorithm": _with_options(config.algorithm),
+            "Judges": ", ".join(_judge_name(judge) for judge in config.judge),
             "Reward": f"`{config.reward}`",
-            "Prompts": given,
+            "Prompts": source,
             "Steps": f"{self.step} of {config.steps}, each of prompts × plans × images: {config.groups} × {config.plans} × {config.images}",
             "Learning rate": f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
         }
         intro = (
             "Trained by gotr1 with reinforcement learning to plan before it draws, after GoT-R1 (arXiv 2505.17022): "
             "a planner writes what will be in a picture, and where, as text with boxes; a renderer draws that. "
-            f"`{CONFIG}` is the whole config."
+            f"`{CONFIG}` is the full config of the run."
         )
         return "\n".join([intro, "", *(f"- **{name}**: {value}" for name, value in facts.items())])
 
@@ -111,10 +113,11 @@ class Card:
             count = len(rows["after"][REWARD])
         except (KeyError, TypeError, ValueError):
             raise _damaged(path) from None
-        used = self.config.evaluation.sampling or self.config.sampling
+        sampling = self.config.evaluation.sampling or self.config.sampling
         about = (
-            f"{count} held-out prompts, one sample each (temperature {used.temperature:g}, guidance scale {used.guidance_scale:g}): "
-            "means with half of their 95 % interval. The change is after - before, prompt by prompt."
+            f"{count} held-out prompts, one sample each "
+            f"(temperature {sampling.temperature:g}, guidance scale {sampling.guidance_scale:g}): means ± half of "
+            "their 95 % intervals. The change is after - before, prompt by prompt."
         )
         if self.step != self.config.steps:
             about += f" *After* is after the last step, {self.config.steps}; this export is of step {self.step}."
@@ -124,11 +127,11 @@ class Card:
 
     def _loading(self) -> str:
         lines: list[str] = []
-        ours = [p for p in self.pieces if p.library in LOADABLE]
-        if ours:
-            lines += ["In Python, from the folder of this file:", "", "```python", *self._imports(ours), ""]
-            lines += [line for p in ours for line in self._load(p)] + ["```"]
-        lines += [f"The {p.role} is for {p.library}'s `{p.model.__name__}`." for p in self.pieces if p not in ours]
+        loadable = [p for p in self.pieces if p.library in LOADABLE]
+        if loadable:
+            lines += ["In Python, from the folder of this file:", "", "```python", *self._imports(loadable), ""]
+            lines += [line for p in loadable for line in self._load(p)] + ["```"]
+        lines += [f"The {p.role} is for {p.library}'s `{p.model.__name__}`." for p in self.pieces if p not in loadable]
         return "\n".join(["## Load it", "", *lines])
 
     def _imports(self, pieces: Sequence[Piece]) -> list[str]:
@@ -144,8 +147,8 @@ class Card:
         kind, folder, base = piece.model.__name__, json.dumps(piece.folder), json.dumps(piece.base, ensure_ascii=False)
         if piece.library == "diffusers":
             source = folder if self.merged else base
-            loaded = [f"{model} = DiffusionPipeline.from_pretrained({source})"]
-            return loaded if self.merged else [*loaded, f"{model}.load_lora_weights({folder})"]
+            lines = [f"{model} = DiffusionPipeline.from_pretrained({source})"]
+            return lines if self.merged else [*lines, f"{model}.load_lora_weights({folder})"]
         if self.merged:
             return [f"{model} = {kind}.from_pretrained({folder})", f"{tokenizer} = AutoTokenizer.from_pretrained({folder})"]
         return [
@@ -155,7 +158,7 @@ class Card:
         ]
 
     def _merge(self, piece: Piece, folder: Path) -> list[str]:
-        """What makes a whole model of what :meth:`_load` loaded."""
+        """Returns the code that merges the adapters of a model that :meth:`_load` loaded, and saves it."""
         model, tokenizer = self._variables(piece)
         if piece.library == "diffusers":
             return [f"{model}.fuse_lora()", f"{model}.unload_lora_weights()", f'{model}.save_pretrained("{folder}")']
@@ -169,71 +172,71 @@ class Card:
         folders = {p.role: Path(p.folder) if self.merged else Path(MERGED) / p.folder for p in self.pieces}
         lines = ["From the folder of this file:", ""]
         if not self.merged:
-            lines = ["gotr1 draws with a whole model. So, after the code above,", "", "```python"]
+            lines = ["gotr1 draws with a full model. Run this after the code above:", "", "```python"]
             lines += [line for piece in self.pieces for line in self._merge(piece, folders[piece.role])]
-            lines += ["```", "", "and then, in the same folder,", ""]
-        words = ["gotr1", "generate", "a red circle above a blue square", *self._words(folders)]
+            lines += ["```", "", "Then run, in the same folder:", ""]
+        words = ["gotr1", "generate", "a red circle above a blue square", *self._options(folders)]
         return "\n".join(["## Draw with it", "", *lines, "```sh", shlex.join(words), "```"])
 
-    def _words(self, folders: Mapping[str, Path]) -> list[str]:
-        """What makes ``gotr1 generate`` put the run's own policies together, with the exported models in the place of their bases."""
+    def _options(self, folders: Mapping[str, Path]) -> list[str]:
+        """Returns the words for ``gotr1 generate`` that select the run's policies, with the exported models in place of their bases."""
         config = self.config
         words = [f"--planner={config.planner.name}", f"--renderer={config.renderer.name}"]
-        for role, chosen in {"planner": config.planner, "renderer": config.renderer}.items():
+        for role, component in {"planner": config.planner, "renderer": config.renderer}.items():
             if role == "renderer" and self.unified:
                 break
-            options = {**chosen.options, **({"model": str(folders[role])} if role in folders else {})}
-            words += [_word(f"{role}.{key}", value) for key, value in options.items()]
-        usual = SamplingConfig().model_dump()
-        return words + [_word(f"sampling.{key}", value) for key, value in asdict(self.sampling).items() if value != usual[key]]
+            options = {**component.options, **({"model": str(folders[role])} if role in folders else {})}
+            words += [_as_word(f"{role}.{key}", value) for key, value in options.items()]
+        defaults = SamplingConfig().model_dump()
+        return words + [_as_word(f"sampling.{key}", value) for key, value in asdict(self.sampling).items() if value != defaults[key]]
 
     def _versions(self) -> str:
         path = self.run / ENVIRONMENT
-        known = _read(path)
-        if not known:
+        environment = _read(path)
+        if not environment:
             return "## Versions\n\nNot recorded."
         try:
-            packages = [f"- {name} {version}" for name, version in {"Python": known["python"], **known["packages"]}.items()]
-            made = [f"- {name}: {p['distribution']} {p['version']}".rstrip() for name, p in known["components"].items()]
+            packages = [f"- {name} {version}" for name, version in {"Python": environment["python"], **environment["packages"]}.items()]
+            components = [f"- {name}: {p['distribution']} {p['version']}".rstrip() for name, p in environment["components"].items()]
         except (AttributeError, KeyError, TypeError):
             raise _damaged(path) from None
-        return "\n".join(["## Versions", "", *packages, *made])
+        return "\n".join(["## Versions", "", *packages, *components])
 
 
-def _judge(judge: JudgeConfig) -> str:
+def _judge_name(judge: JudgeConfig) -> str:
     return f"`{judge.name}`" if judge.label == judge.name else f"`{judge.name}` as `{judge.label}`"
 
 
-def _named(component: ComponentConfig) -> str:
-    """A component's name, and its options if it was given any."""
+def _with_options(component: ComponentConfig) -> str:
+    """Returns a component's name, with its options if it has any."""
     options = yaml.safe_dump(component.options, default_flow_style=True, width=10_000).strip()
     return f"`{component.name}`" + (f" with `{options}`" if component.options else "")
 
 
-def _word(key: str, value: Any) -> str:
-    """A setting as ``KEY=VALUE``, which reads back equal. JSON is YAML too."""
+def _as_word(key: str, value: Any) -> str:
+    """Returns a setting as ``KEY=VALUE`` that parses to the same value. JSON is YAML too."""
     if isinstance(value, str):
         with suppress(UsageError):
-            if overrides([f"{key}={value}"]) == overrides([f"{key}={json.dumps(value, ensure_ascii=False)}"]):
+            if parse_overrides([f"{key}={value}"]) == parse_overrides([f"{key}={json.dumps(value, ensure_ascii=False)}"]):
                 return f"{key}={value}"
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """Means of every score of every model, and the change from ``before`` to ``after``, in Markdown."""
+    """Returns a Markdown table: the mean of every score of every model, and the change from ``before`` to ``after``."""
     lines = [["score", *rows, "change"], ["---"] * (len(rows) + 2)]
     for name in rows["after"]:
         change = paired(rows["before"][name], rows["after"][name])
-        lines.append([name, *(_shown(estimate(row[name])) for row in rows.values()), _shown(change, "+")])
+        lines.append([name, *(_as_cell(estimate(row[name])) for row in rows.values()), _as_cell(change, "+")])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _shown(value: Estimate, sign: str = "") -> str:
+def _as_cell(value: Estimate, sign: str = "") -> str:
     return f"{value.mean:{sign}.3f} ± {value.half_width:.3f}" if value.count else "–"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file of a run; empty where there is none."""
+    """Reads a JSON file of a run; empty if there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -243,4 +246,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> UsageError:
-    return UsageError(f"{path} is damaged", hint="remove it, and the card goes without")
+    return UsageError(f"{path} is damaged", hint="remove the file, and the card leaves out what it says")

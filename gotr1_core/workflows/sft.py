@@ -1,4 +1,4 @@
-"""Stage one: supervised training on prompts, chains and pictures."""
+"""Stage one: supervised training of a policy on prompts, chains and pictures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ from gotr1_core.chain import parse
 from gotr1_core.config.models import SftConfig, dump
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.ema import EMA
-from gotr1_core.engine.files import read_json, recover, replacing
+from gotr1_core.engine.files import read_json, recover_folder, replace_folder
 from gotr1_core.engine.optim import clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
-from gotr1_core.engine.tensors import collected, load_optimizer_tensors, load_trainable, optimizer_tensors, read_tensors, trainable
+from gotr1_core.engine.tensors import (
+    gather_to_cpu,
+    load_optimizer_tensors,
+    load_trainable,
+    optimizer_tensors,
+    read_tensors,
+    trainable_tensors,
+)
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Loss, Policy, PromptSource
@@ -28,10 +35,15 @@ from gotr1_core.samples import Example, Prompt, SegmentName
 from gotr1_core.sampling import seed_for
 
 Batches = Callable[[int], Sequence[Example]]
+"""Returns the examples of a step, counted from 0."""
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Examples of a JSONL file: ``prompt``, ``chain`` and, where there is one, ``image``, a path beside the file."""
+    """Reads examples from a JSONL file: ``prompt``, ``chain`` and optionally ``image``, a path relative to the file's folder.
+
+    Raises:
+        UsageError: the file or a picture cannot be read, or a line is not an example.
+    """
     examples = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -49,57 +61,61 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def from_source(source: PromptSource, size: int, seed: int, window: int) -> Batches:
-    """Batches of a source's training split: step s gets the same examples in every run, whatever was done before it."""
-    kept: dict[int, list[Sequence[Example]]] = {}
+    """Returns the batches of a source's training split, ``size`` examples each; ``window`` batches are sorted by length together.
+
+    A step always gets the same examples, also in a resumed run.
+    """
+    cache: dict[int, list[Sequence[Example]]] = {}  # the batches of the current window
 
     def batch(step: int) -> Sequence[Example]:
         block, place = divmod(step, window)
-        if block not in kept:
-            kept.clear()
-            kept[block] = _sorted_batches(source.examples("train", block * window * size, window * size, seed), size, seed_for(seed, block))
-        return kept[block][place]
+        if block not in cache:
+            cache.clear()
+            examples = source.examples("train", block * window * size, window * size, seed)
+            cache[block] = _sorted_batches(examples, size, seed_for(seed, block))
+        return cache[block][place]
 
     return batch
 
 
 def from_examples(examples: Sequence[Example], size: int, seed: int, window: int) -> Batches:
-    """Batches of a list of examples, shuffled anew every epoch."""
-
-    kept: dict[int, list[Sequence[Example]]] = {}
+    """Returns the batches of a list of examples, like :func:`from_source`. The list is shuffled again in every epoch."""
+    cache: dict[int, list[Sequence[Example]]] = {}  # the batches of the current window
 
     def batch(step: int) -> Sequence[Example]:
         block, place = divmod(step, window)
-        if block not in kept:
+        if block not in cache:
             numbers = range(block * window * size, (block + 1) * window * size)
             epochs = {n // len(examples) for n in numbers}
             orders = {epoch: _shuffled(len(examples), seed_for(seed, epoch)) for epoch in epochs}
-            kept.clear()
-            picked = [examples[orders[n // len(examples)][n % len(examples)]] for n in numbers]
-            kept[block] = _sorted_batches(picked, size, seed_for(seed, block))
-        return kept[block][place]
+            cache.clear()
+            window_examples = [examples[orders[n // len(examples)][n % len(examples)]] for n in numbers]
+            cache[block] = _sorted_batches(window_examples, size, seed_for(seed, block))
+        return cache[block][place]
 
     return batch
 
 
 def _shuffled(count: int, seed: int) -> list[int]:
+    """Returns the numbers below ``count`` in random order."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _sorted_batches(examples: Sequence[Example], size: int, seed: int) -> list[Sequence[Example]]:
-    """Examples of like length together, the batches in random order."""
+    """Puts examples of similar length into the same batch. The batches are in random order."""
     ordered = sorted(examples, key=lambda e: (len(e.chain.parts), len(e.chain.raw) + len(e.prompt.text)))
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     return [batches[i] for i in _shuffled(len(batches), seed)]
 
 
-def total(loss: Loss, weights: Mapping[SegmentName, float]) -> torch.Tensor:
-    """The weighted sum of the segments' means."""
+def weighted_loss(loss: Loss, weights: Mapping[SegmentName, float]) -> torch.Tensor:
+    """Returns the weighted sum of the segments' mean losses, a scalar. The weight of a segment is 1 if ``weights`` does not name it."""
     means = {name: loss.sums[name] / loss.counts[name].clamp_min(1) for name in loss.sums}
     return torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
 
 
 def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Iterator[dict[str, Any]]:
-    """Runs the stage and yields a row of numbers per step; saves the model where ``config.output`` says, and goes on from there."""
+    """Trains the policy; yields a row of numbers for each step. Saves into ``config.output`` and continues from an earlier save there."""
     if config.lora is not None:
         add_lora(policy, config.lora)
     if config.gradient_checkpointing:
@@ -107,30 +123,31 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
     accelerator = make_accelerator(config.mixed_precision, cpu=False)
     optimizer = make_optimizer(policy.module, config.optimizer)
     if accelerator.is_main_process:
-        recover(config.output / "model")
+        recover_folder(config.output / "model")
     accelerator.wait_for_everyone()
     ema = EMA(policy.module, config.optimizer.ema) if config.optimizer.ema else None
     first = _resume(config.output, policy, optimizer, ema)
     module, optimizer = accelerator.prepare(policy.module, optimizer)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for step in range(first, config.steps):
         set_learning_rate(optimizer, learning_rate_at(config.optimizer, step, config.steps))
         examples = batches(step)
-        slices = [examples[i : i + config.micro_batch] for i in range(0, len(examples), config.micro_batch)]
+        micro_batches = [examples[i : i + config.micro_batch] for i in range(0, len(examples), config.micro_batch)]
         row: dict[str, Any] = {"step": step}
-        for number, part in enumerate(slices):
+        for number, micro_batch in enumerate(micro_batches):
+            fraction = len(micro_batch) / len(examples)
             with accelerator.autocast():
-                loss = policy.supervised_loss(module, part, seed=seed_for(config.seed, step, number))
-                accelerator.backward(total(loss, config.weights) * (len(part) / len(examples)))
+                loss = policy.supervised_loss(module, micro_batch, seed=seed_for(config.seed, step, number))
+                accelerator.backward(weighted_loss(loss, config.weights) * fraction)
             for name, value in loss.sums.items():
-                row[name] = row.get(name, 0.0) + (value / loss.counts[name].clamp_min(1)).item() * len(part) / len(examples)
-        accelerator.unscale_gradients(optimizer)  # of fp16, before they are clipped
+                row[name] = row.get(name, 0.0) + (value / loss.counts[name].clamp_min(1)).item() * len(micro_batch) / len(examples)
+        accelerator.unscale_gradients(optimizer)  # in fp16 gradients are scaled; clipping needs their true norm
         row["gradient_norm"] = float(clip_gradients(module.parameters(), config.optimizer.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
-            ema.follow(step + 1)
-        row |= {"learning_rate": learning_rate_at(config.optimizer, step, config.steps), "seconds": time.perf_counter() - begun}
+            ema.update(step + 1)
+        row |= {"learning_rate": learning_rate_at(config.optimizer, step, config.steps), "seconds": time.perf_counter() - started}
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             if accelerator.is_main_process:
                 _save(config, policy, optimizer, ema, step + 1)
@@ -139,24 +156,24 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
 
 
 def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, ema: EMA | None, step: int) -> None:
-    with replacing(config.output / "model") as part:
+    with replace_folder(config.output / "model") as folder:
         with ema.active() if ema is not None else nullcontext():
-            policy.save(part / "weights")
+            policy.save(folder / "weights")
         if ema is not None:
-            save_file(collected(ema.tensors), part / EMA_FILE)
-        # What goes on training: the weights above have adapters merged, a library's own names and perhaps another type.
-        save_file(trainable(policy.module), part / TRAINABLE)
-        save_file(optimizer_tensors(optimizer), part / OPTIMIZER)
-        (part / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
-        (part / "config.yaml").write_text(dump(config), encoding="utf-8")
+            save_file(gather_to_cpu(ema.tensors), folder / EMA_FILE)
+        # To continue training: the weights above have merged adapters, the library's own names and perhaps another dtype.
+        save_file(trainable_tensors(policy.module), folder / TRAINABLE)
+        save_file(optimizer_tensors(optimizer), folder / OPTIMIZER)
+        (folder / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
+        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
 
 
 def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer, ema: EMA | None) -> int:
-    """Goes on with what ``_save`` wrote; 0 where there is nothing."""
+    """Loads what ``_save`` wrote, if there is something. Returns the number of steps done."""
     if not (output / "model" / STATE).is_file():
         return 0
     load_trainable(policy.module, output / "model" / TRAINABLE)
     load_optimizer_tensors(optimizer, read_tensors(output / "model" / OPTIMIZER))
     if ema is not None:
-        ema.resume(output / "model" / EMA_FILE)
+        ema.load(output / "model" / EMA_FILE)
     return int(read_json(output / "model" / STATE)["step"])

@@ -12,12 +12,12 @@ from torch import Tensor
 from gotr1_core import gaussian
 from gotr1_core.samples import IMAGE, Rollout
 from gotr1_diffusers.steps import Step, Steps
-from gotr1_testing import Case, Finding, RendererContract, Subject
-from gotr1_testing.examine import checks_of
+from gotr1_testing import Case, CheckResult, RendererContract, Subject
+from gotr1_testing.runner import checks_of
 from gotr1_testing.subject import PROMPTS
 
-CASE = Case(prompts=PROMPTS[:3], temperatures=(0.7, 1.3), many=64, denoising_steps=4)
-BRIEF = Case(prompts=PROMPTS[:3], temperatures=(1.0,), guidance=(3.0,), many=64, denoising_steps=5)
+CASE = Case(prompts=PROMPTS[:3], temperatures=(0.7, 1.3), statistical_samples=64, denoising_steps=4)
+BRIEF = Case(prompts=PROMPTS[:3], temperatures=(1.0,), guidance=(3.0,), statistical_samples=64, denoising_steps=5)
 
 
 class TestSdxl(RendererContract):
@@ -36,12 +36,12 @@ class TestFlow(RendererContract):
         return flow()
 
 
-def checked(policy: Any, name: str, case: Case = BRIEF) -> Finding:
+def checked(policy: Any, name: str, case: Case = BRIEF) -> CheckResult:
     (check,) = checks_of("renderer", [name])
     return check.run(Subject(policy, IMAGE, case))
 
 
-@pytest.mark.parametrize("name", ["sampled-is-scored", "surprise-is-entropy", "log-probs-are-float32"])
+@pytest.mark.parametrize("name", ["log-probs-match-sampler", "surprise-is-entropy", "log-probs-are-float32"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -60,7 +60,9 @@ def test_whatever_the_options(sdxl: Callable[..., Any], options: dict[str, Any],
     assert found.passed, found
 
 
-@pytest.mark.parametrize("name", ["sampled-is-scored", "scored-alone-as-in-a-batch", "log-probs-are-float32", "sampled-is-scored-lora"])
+@pytest.mark.parametrize(
+    "name", ["log-probs-match-sampler", "same-log-probs-alone-and-in-batch", "log-probs-are-float32", "log-probs-match-sampler-lora"]
+)
 @pytest.mark.parametrize("renderer", ["sdxl", "flow"])
 def test_in_bfloat16(renderer: str, name: str, request: pytest.FixtureRequest) -> None:
     policy = request.getfixturevalue(renderer)(dtype="bfloat16")
@@ -111,21 +113,21 @@ def per_sample(policy: Any) -> Any:
 
 def conditional(policy: Any) -> Any:
     """Guided steps are scored with the conditional output alone."""
-    honest = policy.module.score
+    honest = policy.module.action_stats
 
     def score(rollout: Rollout) -> Any:
         from dataclasses import replace
 
         return honest(replace(rollout, sampling=replace(rollout.sampling, log_prob="conditional")))
 
-    policy.module.score = score
+    policy.module.action_stats = score
     return policy
 
 
 MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "wrong last step": (lambda p: broken(p, WrongLast), "sampled-is-scored"),
+    "wrong last step": (lambda p: broken(p, WrongLast), "log-probs-match-sampler"),
     "per-sample windows": (per_sample, "groups-have-one-window"),
-    "conditional scoring of guided steps": (conditional, "sampled-is-scored"),
+    "conditional scoring of guided steps": (conditional, "log-probs-match-sampler"),
 }
 
 
@@ -143,13 +145,13 @@ def test_a_mistake_is_told(sdxl: Callable[..., Any], name: str) -> None:
 @pytest.mark.parametrize("renderer", ["sdxl", "flow"])
 def test_the_divergence_is_what_sampling_estimates(renderer: str, request: pytest.FixtureRequest) -> None:
     """E[log p - log q] over what p draws, q a model nearby: the closed form, within 4.5 standard errors."""
-    subject = Subject(request.getfixturevalue(renderer)(trained="all"), IMAGE, Case(denoising_steps=4, many=200))
-    drawn = subject.draw(subject.sampling(guidance_scale=2.0), subject.many_rows(200))
+    subject = Subject(request.getfixturevalue(renderer)(trained="all"), IMAGE, Case(denoising_steps=4, statistical_samples=200))
+    drawn = subject.draw(subject.sampling(guidance_scale=2.0), subject.make_rows(200))
     with torch.no_grad():
-        mine = subject.score(drawn)
+        mine = subject.action_stats(drawn)
         for parameter in subject.trained.values():
             parameter.mul_(1.1)
-        other = subject.score(drawn)
+        other = subject.action_stats(drawn)
     assert mine.mean is not None
     assert other.mean is not None
     assert mine.std is not None

@@ -68,11 +68,11 @@ def test_another_librarys_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_tells_the_class_in_its_own_way() -> None:
-    from gotr1_diffusers.checkpoint import only
+    from gotr1_diffusers.checkpoint import check_pipeline_class
 
-    only("StableDiffusionXLPipeline", {"diffusers": {"_class_name": "StableDiffusionXLPipeline"}}, "x")
+    check_pipeline_class("StableDiffusionXLPipeline", {"diffusers": {"_class_name": "StableDiffusionXLPipeline"}}, "x")
     with pytest.raises(UsageError, match="x is a FluxPipeline, not a StableDiffusion3Pipeline"):
-        only("StableDiffusion3Pipeline", {"diffusers": {"_class_name": "FluxPipeline"}}, "x")
+        check_pipeline_class("StableDiffusion3Pipeline", {"diffusers": {"_class_name": "FluxPipeline"}}, "x")
 
 
 def test_sdxl_is_not_flow(tiny_sdxl: Path, tiny_flow: Path) -> None:
@@ -89,7 +89,7 @@ def test_weights_that_lack_some_are_refused(folder: Path, part: str) -> None:
     tensors = load_file(path)
     tensors.pop(sorted(tensors)[3])
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(UsageError, match="is no whole pipeline"):
+    with pytest.raises(UsageError, match="is not a complete pipeline"):
         SdxlPolicy(SdxlOptions(model=str(folder)))
 
 
@@ -105,8 +105,8 @@ def test_what_the_unet_is_not_made_for_is_refused(sdxl_in_memory: Callable[..., 
         for name, part in breaks.items():
             setattr(pipeline, name, part)
         with pytest.raises(UsageError, match=said):
-            SdxlPolicy.around(pipeline, SdxlOptions())
+            SdxlPolicy.from_pipeline(pipeline, SdxlOptions())
     pipeline = sdxl_in_memory()
     pipeline.unet.register_to_config(in_channels=9)
     with pytest.raises(UsageError, match="takes 9 channels and the VAE gives 4"):
-        SdxlPolicy.around(pipeline, SdxlOptions())
+        SdxlPolicy.from_pipeline(pipeline, SdxlOptions())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gotr1_core.chain import Chain, Region
 from gotr1_core.samples import IMAGE, Prompt, Sampling
-from gotr1_diffusers.regions import CrossAttention, Regions, coverage, sizes_of
+from gotr1_diffusers.regions import CrossAttention, Regions, attention_sizes, coverage
 
 LEFT, RIGHT = (0, 0, 499, 999), (500, 0, 999, 999)
 QUIET = Sampling(image_temperature=0.0, guidance_scale=1.0, denoising_steps=4)
@@ -102,12 +102,12 @@ def test_without_regions_the_unet_is_diffusers(
     """The last case: of a plan without boxes."""
     policy = sdxl(**options)
     chain = Chain.of(["a ", Region("cat", LEFT)] if options else ["a cat"])
-    seen = policy.see([Prompt("a")], [chain])
+    inputs = policy.condition_inputs([Prompt("a")], [chain])
     torch.manual_seed(0)
     latents, t = torch.randn(1, 4, 8, 8), torch.tensor([600])
     unet = sdxl_in_memory().unet
     with torch.no_grad():
-        condition = policy.module.condition(seen)
+        condition = policy.module.condition(inputs)
         found = policy.module.output(latents, t, condition, None)
         more = {"text_embeds": condition.pooled, "time_ids": torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]])}
         expected = unet(latents, t, encoder_hidden_states=condition.text, added_cond_kwargs=more, return_dict=False)[0]
@@ -116,8 +116,9 @@ def test_without_regions_the_unet_is_diffusers(
 
 def test_regions_are_seen_while_the_denoising_is_young(sdxl: Callable[..., Any]) -> None:
     policy, plain = sdxl(regional_share=0.5), sdxl(layout="none")
-    told = [policy.module.condition(policy.see([Prompt("a")], [Chain.of([Region("cat", LEFT)])])).take(torch.zeros(2, dtype=torch.long))]
-    told.append(plain.module.condition(plain.see([Prompt("a")], [Chain.of([Region("cat", LEFT)])])).take(torch.zeros(2, dtype=torch.long)))
+    inputs = [p.condition_inputs([Prompt("a")], [Chain.of([Region("cat", LEFT)])]) for p in (policy, plain)]
+    twice = torch.zeros(2, dtype=torch.long)
+    told = [p.module.condition(i).take(twice) for p, i in zip((policy, plain), inputs, strict=True)]
     torch.manual_seed(0)
     latents, t = torch.randn(1, 4, 8, 8).expand(2, -1, -1, -1), torch.tensor([500, 499])
     with torch.no_grad():
@@ -146,14 +147,14 @@ def test_a_box_changes_its_own_side_most(sdxl: Callable[..., Any]) -> None:
     phrases = ["red cat", "ocean", "zzz", "Q", "blue square"]
     chains = [Chain.of([Region(phrase, LEFT)]) for phrase in phrases]
     policy = sdxl(strength=1.0, regional_share=1.0)
-    told = [policy.see([Prompt("a")], [chain]) for chain in chains]
+    told = [policy.condition_inputs([Prompt("a")], [chain]) for chain in chains]
     with torch.no_grad():
         base = policy.module.condition(told[0])
         torch.manual_seed(0)
         latents, t = torch.randn(1, 4, 8, 8), torch.tensor([600])
         outputs = []
-        for seen in told:
-            other = policy.module.condition({**told[0], "phrases": seen["phrases"]})
+        for inputs in told:
+            other = policy.module.condition({**told[0], "phrases": inputs["phrases"]})
             outputs.append(policy.module.output(latents, t, other, None))
     change = torch.stack([(output - outputs[0]).abs() for output in outputs[1:]]).mean((0, 1, 2, 3))
     assert base.boxes.shape == (1, 1, 4)
@@ -189,7 +190,7 @@ def test_a_checkpointed_block_sees_its_own_regions_again(sdxl: Callable[..., Any
 def test_sizes_are_those_of_the_unet(sdxl: Callable[..., Any]) -> None:
     """Also of pictures that do not halve evenly."""
     policy = sdxl(height=20, width=28)
-    assert sizes_of(policy.module.model, 10, 14) == [(10, 14), (5, 7)]
+    assert attention_sizes(policy.module.model, 10, 14) == [(10, 14), (5, 7)]
     odd = sdxl(height=18, width=22)  # latents of 9 x 11
     chain = Chain.of([Region("cat", LEFT)])
     drawn = odd.render([Prompt("a")], [chain], seeds=[1], sampling=QUIET)

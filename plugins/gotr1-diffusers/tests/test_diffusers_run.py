@@ -23,7 +23,7 @@ from gotr1_core.judges import Judges
 from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import RolloutSettings, roll_out
-from gotr1_core.runs.checkpoint import checkpoints
+from gotr1_core.runs.checkpoint import complete_checkpoints
 from gotr1_core.runs.restore import restore
 from gotr1_core.runs.start import train
 from gotr1_core.samples import Prompt, Rollout, Sampling
@@ -154,7 +154,7 @@ def test_ppo_has_no_features_to_value(tiny_sdxl: Path, tmp_path: Path) -> None:
 def test_without_noise_nothing_can_train(tiny_sdxl: Path, tmp_path: Path) -> None:
     from gotr1_core.errors import UsageError
 
-    with pytest.raises(UsageError, match="of 4 denoising steps too few have noise"):
+    with pytest.raises(UsageError, match="too few of the 4 denoising steps have noise"):
         ran("sdxl", tiny_sdxl, tmp_path, sampling=SAMPLING | {"image_temperature": 0.0})
 
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_holds_what_trains(tiny_sdxl: Path, tmp_path: Path) -> None
     from safetensors.torch import load_file
 
     folder, _ = ran("sdxl", tiny_sdxl, tmp_path, steps=1)
-    (kept,) = checkpoints(folder).values()
+    (kept,) = complete_checkpoints(folder).values()
     names = load_file(kept / "renderer" / "trainable.safetensors").keys()
     assert names
     assert all(n.startswith("model.") for n in names)
@@ -253,7 +253,17 @@ def test_a_checkpoint_holds_what_trains(tiny_sdxl: Path, tmp_path: Path) -> None
 
 
 def test_check_runs(tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["check", "renderer", "sdxl", f"model={tiny_sdxl}", "--only", "sampled-is-scored", "--only", "groups-have-one-window", "--json"]
+    words = [
+        "check",
+        "renderer",
+        "sdxl",
+        f"model={tiny_sdxl}",
+        "--only",
+        "log-probs-match-sampler",
+        "--only",
+        "groups-have-one-window",
+        "--json",
+    ]
     assert call(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["verdict"] for row in found] == ["ok", "ok"]

@@ -10,7 +10,7 @@ import torch
 
 from gotr1_core.chain import Chain, Mention, Region
 from gotr1_core.samples import Prompt
-from gotr1_diffusers.text import encode, full_text
+from gotr1_diffusers.text import encode_texts, full_text
 
 SHORT, LONG = "a cat", "a red circle above a blue square"  # eight letters are ten ids with their frame, of twelve
 CHAIN = Chain.of(["two: ", Region("red cat", (0, 0, 500, 999)), Mention("dog"), " ", Region("a mat of great length", (500, 0, 999, 999))])
@@ -25,7 +25,9 @@ def test_what_fits_is_encoded_as_diffusers_does(sdxl: Callable[..., Any]) -> Non
     policy = sdxl()
     texts = policy.module.texts
     with torch.no_grad():
-        states, pooled = encode(list(policy.module.text_encoders), torch.stack([texts.first(SHORT), texts.first("a dog")]))
+        states, pooled = encode_texts(
+            list(policy.module.text_encoders), torch.stack([texts.first_piece(SHORT), texts.first_piece("a dog")])
+        )
         expected, _, expected_pooled, _ = policy.pipeline.encode_prompt([SHORT, "a dog"], do_classifier_free_guidance=False)
     assert torch.equal(states, expected)
     assert torch.equal(pooled, expected_pooled)
@@ -33,63 +35,64 @@ def test_what_fits_is_encoded_as_diffusers_does(sdxl: Callable[..., Any]) -> Non
 
 def test_what_does_not_fit_is_cut_into_pieces(sdxl: Callable[..., Any]) -> None:
     texts = sdxl().module.texts
-    framed = texts.framed[0]
-    ids = framed.tokenizer(LONG, add_special_tokens=False).input_ids
-    pieces = framed.pieces(LONG)
+    piece_tokenizer = texts.tokenizers[0]
+    ids = piece_tokenizer.tokenizer(LONG, add_special_tokens=False).input_ids
+    pieces = piece_tokenizer.pieces(LONG)
     assert len(pieces) == -(-len(ids) // 10) > 2
     assert all(len(piece) == 12 for piece in pieces)
-    begin, end = framed.tokenizer.bos_token_id, framed.tokenizer.eos_token_id
+    begin, end = piece_tokenizer.tokenizer.bos_token_id, piece_tokenizer.tokenizer.eos_token_id
     inner = [piece[1 : piece.tolist().index(end)] for piece in pieces]
     assert torch.cat(inner).tolist() == ids
     assert {int(piece[0]) for piece in pieces} == {begin}
-    assert len(framed.pieces("")) == 1
+    assert len(piece_tokenizer.pieces("")) == 1
 
 
 def test_the_two_tokenizers_pad_in_their_own_ways(sdxl: Callable[..., Any]) -> None:
     texts = sdxl().module.texts
-    first, second = texts.first("ab")
+    first, second = texts.first_piece("ab")
     assert first[:4].equal(second[:4])
-    assert {int(i) for i in first[4:]} == {texts.framed[0].tokenizer.eos_token_id}
-    assert {int(i) for i in second[4:]} == {texts.framed[1].tokenizer.pad_token_id} != {texts.framed[1].tokenizer.eos_token_id}
+    assert {int(i) for i in first[4:]} == {texts.tokenizers[0].tokenizer.eos_token_id}
+    assert {int(i) for i in second[4:]} == {texts.tokenizers[1].tokenizer.pad_token_id} != {texts.tokenizers[1].tokenizer.eos_token_id}
 
 
 def test_what_somebody_wrote_does_not_end_the_text(sdxl: Callable[..., Any]) -> None:
-    framed = sdxl().module.texts.framed[0]
-    end = framed.tokenizer.eos_token_id
-    for piece in framed.pieces("a <|endoftext|> cat <|startoftext|>"):
+    piece_tokenizer = sdxl().module.texts.tokenizers[0]
+    end = piece_tokenizer.tokenizer.eos_token_id
+    for piece in piece_tokenizer.pieces("a <|endoftext|> cat <|startoftext|>"):
         ids = piece.tolist()
         assert set(ids[ids.index(end) :]) == {end}
-        assert framed.tokenizer.bos_token_id not in ids[1:]
+        assert piece_tokenizer.tokenizer.bos_token_id not in ids[1:]
 
 
 def test_letters_of_any_script_are_read(sdxl: Callable[..., Any]) -> None:
-    framed = sdxl().module.texts.framed[0]
-    (piece,) = framed.pieces("猫é")
-    assert piece.tolist().index(framed.tokenizer.eos_token_id) == 1 + 3 + 2  # bytes of UTF-8
+    piece_tokenizer = sdxl().module.texts.tokenizers[0]
+    (piece,) = piece_tokenizer.pieces("猫é")
+    assert piece.tolist().index(piece_tokenizer.tokenizer.eos_token_id) == 1 + 3 + 2  # bytes of UTF-8
 
 
 def test_regions_are_phrases_with_boxes(sdxl: Callable[..., Any]) -> None:
     policy = sdxl()
-    seen = policy.see([Prompt("a"), Prompt("b"), Prompt(LONG)], [CHAIN, Chain.of([]), Chain.of([Region("x", (0, 0, 999, 1))])])
-    assert seen["boxes"].shape == (3, 2, 4)
-    assert seen["boxes"][0].tolist() == [pytest.approx([0, 0, 500 / 999, 1]), pytest.approx([500 / 999, 0, 1, 1])]
-    assert (seen["boxes"][1] == 0).all()
-    assert seen["phrases"][0, 0].equal(policy.module.texts.first("red cat"))
-    assert seen["phrases"][0, 1].equal(policy.module.texts.whole("a mat of great length")[0])  # cut to one piece
-    assert seen["pieces"].tolist()[1] == 1
-    without = sdxl(layout="none").see([Prompt("a")], [CHAIN])
+    chains = [CHAIN, Chain.of([]), Chain.of([Region("x", (0, 0, 999, 1))])]
+    inputs = policy.condition_inputs([Prompt("a"), Prompt("b"), Prompt(LONG)], chains)
+    assert inputs["boxes"].shape == (3, 2, 4)
+    assert inputs["boxes"][0].tolist() == [pytest.approx([0, 0, 500 / 999, 1]), pytest.approx([500 / 999, 0, 1, 1])]
+    assert (inputs["boxes"][1] == 0).all()
+    assert inputs["phrases"][0, 0].equal(policy.module.texts.first_piece("red cat"))
+    assert inputs["phrases"][0, 1].equal(policy.module.texts.pieces("a mat of great length")[0])  # cut to one piece
+    assert inputs["pieces"].tolist()[1] == 1
+    without = sdxl(layout="none").condition_inputs([Prompt("a")], [CHAIN])
     assert without["boxes"].shape == (1, 0, 4)
     assert without["phrases"].shape[1] == 0
 
 
-def test_the_same_pieces_are_encoded_once(sdxl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_pieces_are_encoded_once(sdxl: Callable[..., Any]) -> None:
     policy = sdxl()
-    seen = policy.see([Prompt("a cat")] * 6, [CHAIN] * 6)
+    inputs = policy.condition_inputs([Prompt("a cat")] * 6, [CHAIN] * 6)
     rows = []
     encoder = policy.module.text_encoders[0]
     encoder.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    condition = policy.module.condition(seen)
-    assert rows == [len(seen["text"][0]) + 2]
+    condition = policy.module.condition(inputs)
+    assert rows == [len(inputs["text"][0]) + 2]
     assert condition.text[0].equal(condition.text[5])
 
 
@@ -100,23 +103,23 @@ def test_nothing_asked_is_what_diffusers_takes_for_it(sdxl_in_memory: Callable[.
 
     pipeline = sdxl_in_memory()
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-    policy = SdxlPolicy.around(pipeline, SdxlOptions())
+    policy = SdxlPolicy.from_pipeline(pipeline, SdxlOptions())
     with torch.no_grad():
-        asked = policy.module.condition(policy.see([Prompt("a cat"), Prompt(LONG)], [Chain.of([]), CHAIN]))
+        asked = policy.module.condition(policy.condition_inputs([Prompt("a cat"), Prompt(LONG)], [Chain.of([]), CHAIN]))
         nothing = policy.module.unconditional(asked)
         _, expected, _, pooled = pipeline.encode_prompt(["a cat"], do_classifier_free_guidance=True)
     assert nothing.text[:, :12].equal(expected.expand(2, -1, -1))
     assert nothing.pooled.equal(pooled.expand(2, -1))
-    assert nothing.there.sum(1).tolist() == [12, 12]
+    assert nothing.text_mask.sum(1).tolist() == [12, 12]
     assert (nothing.boxes == 0).all()
-    assert asked.there.sum(1).tolist() == [12, 12 * len(policy.module.texts.whole(full_text(Prompt(LONG), CHAIN)))]
+    assert asked.text_mask.sum(1).tolist() == [12, 12 * len(policy.module.texts.pieces(full_text(Prompt(LONG), CHAIN)))]
 
 
 def test_sd3_reads_as_diffusers_does(flow: Callable[..., Any]) -> None:
     policy = flow(text_tokens=20)
     prompts = [Prompt("a cat"), Prompt("two dogs")]
     with torch.no_grad():
-        found = policy.module.condition(policy.see(prompts, [Chain.of([])] * 2))
+        found = policy.module.condition(policy.condition_inputs(prompts, [Chain.of([])] * 2))
         nothing = policy.module.unconditional(found)
         texts = [p.text for p in prompts]
         expected, negative, pooled, none = policy.pipeline.encode_prompt(texts, texts, texts, max_sequence_length=20)
@@ -131,9 +134,9 @@ def test_sd3_does_without_t5_as_diffusers_does(flow_in_memory: Callable[..., Any
     from gotr1_diffusers.options import FlowOptions
 
     pipeline = flow_in_memory(t5=False)
-    policy = FlowPolicy.around(pipeline, FlowOptions(text_tokens=20))
+    policy = FlowPolicy.from_pipeline(pipeline, FlowOptions(text_tokens=20))
     with torch.no_grad():
-        found = policy.module.condition(policy.see([Prompt("a cat")], [Chain.of([])]))
+        found = policy.module.condition(policy.condition_inputs([Prompt("a cat")], [Chain.of([])]))
         expected, _, pooled, _ = pipeline.encode_prompt("a cat", "a cat", "a cat", max_sequence_length=20)
     torch.testing.assert_close(found.text, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.pooled, pooled, rtol=0, atol=1e-6)

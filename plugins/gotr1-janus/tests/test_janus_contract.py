@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from gotr1_core.policies.padding import attention
+from gotr1_core.policies.padding import mask_and_positions
 from gotr1_core.samples import IMAGE, PLAN
 from gotr1_janus.layout import Sequences
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
 from gotr1_testing import Case, PlannerContract, RendererContract, Subject
-from gotr1_testing.examine import checks_of
+from gotr1_testing.runner import checks_of
 
 INSTRUCTION = "x <pad> {prompt}"  # a padding token that is content: masks come from lengths
-QUICK = Case(temperatures=(0.7, 1.3), many=96, max_chain_tokens=12)
+QUICK = Case(temperatures=(0.7, 1.3), statistical_samples=96, max_chain_tokens=12)
 
 
 def made(folder: Path, **options: Any) -> JanusPolicy:
@@ -50,15 +50,15 @@ def score_conditionally(patch: pytest.MonkeyPatch) -> None:
 
 
 def pair_with_neighbours(patch: pytest.MonkeyPatch) -> None:
-    score = JanusModule._score_image
-    patch.setattr(JanusModule, "_score_image", lambda self, image, hidden, other: score(self, image, hidden, other.roll(1, 0)))
+    score = JanusModule._image_stats
+    patch.setattr(JanusModule, "_image_stats", lambda self, image, hidden, other: score(self, image, hidden, other.roll(1, 0)))
 
 
 def mask_pad_ids(patch: pytest.MonkeyPatch) -> None:
     """In the unconditional row and in the instruction pads are content."""
 
     def hidden(self: JanusModule, rows: Sequences) -> Tensor:
-        mask, positions = attention(rows.lengths, rows.ids.shape[1])
+        mask, positions = mask_and_positions(rows.lengths, rows.ids.shape[1])
         output = self.model.model.language_model(
             inputs_embeds=self.embed(rows.ids, rows.is_image),
             attention_mask=mask & ((rows.ids != self.pad) | rows.is_image),
@@ -73,7 +73,7 @@ def mask_pad_ids(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("mistake", [score_conditionally, pair_with_neighbours, mask_pad_ids])
 def test_a_wrong_scorer_is_caught(tiny_janus: Path, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]) -> None:
     mistake(monkeypatch)
-    (check,) = checks_of("renderer", ["sampled-is-scored"])
+    (check,) = checks_of("renderer", ["log-probs-match-sampler"])
     found = check.run(Subject(made(tiny_janus), IMAGE, Case(guidance=[5.0], temperatures=[1.0], max_chain_tokens=12)))
     assert found.passed is False
     assert found.measured > 0.05  # nats; rounding is below 1e-5
@@ -84,7 +84,7 @@ def test_a_wrong_scorer_is_caught(tiny_janus: Path, monkeypatch: pytest.MonkeyPa
 KERNELS = [{"attention": "sdpa"}, {"cache": "static"}, {"dtype": "bfloat16", "attention": "sdpa"}]
 
 
-@pytest.mark.parametrize("check", ["sampled-is-scored", "drawn-alone-as-in-a-batch"])
+@pytest.mark.parametrize("check", ["log-probs-match-sampler", "same-sample-alone-and-in-batch"])
 @pytest.mark.parametrize("options", KERNELS[:2], ids=str)
 def test_other_kernels_sample_what_is_scored(tiny_janus: Path, options: dict[str, Any], check: str) -> None:
     (chosen,) = checks_of("renderer", [check])

@@ -57,7 +57,7 @@ def test_its_released_loop_draws_what_the_policy_draws(benchmark: ModuleType, mo
         for parameter in part.parameters():
             if parameter.dim() > 1:
                 parameter.data.mul_(10)  # as made, logits are so flat that rounding would choose, and the same everywhere
-    policy = JanusPolicy.around(model, tokenizer, JanusOptions(model="random", instruction="{prompt}"))
+    policy = JanusPolicy.from_model(model, tokenizer, JanusOptions(model="random", instruction="{prompt}"))
     sampling = Sampling(temperature=0.0, image_temperature=0.0, guidance_scale=5.0, max_chain_tokens=5)
     plans = policy.plan([Prompt("a cat")], seeds=[0], sampling=sampling)
     images = policy.render([Prompt("a cat")], plans.chains, seeds=[0], sampling=sampling, plans=plans)

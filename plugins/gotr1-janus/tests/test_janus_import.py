@@ -29,8 +29,8 @@ from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.policies.lora import add_lora
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_janus import convert
-from gotr1_janus.cache import imported, place_of
-from gotr1_janus.checkpoint import only_janus
+from gotr1_janus.cache import cache_entry, import_once
+from gotr1_janus.checkpoint import check_janus
 from gotr1_janus.convert import export_checkpoint, import_checkpoint
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.policy import JanusPolicy
@@ -304,39 +304,39 @@ class Code:
 
 QUERY = "language_model.model.layers.1.self_attn.q_proj.weight"
 BAD = [
-    (remove("config.json"), "has no config.json", "whole download"),
+    (remove("config.json"), "has no config.json", "complete download"),
     (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read", "download"),
     (change("config.json", model_type="llama"), "config.json is a llama model, not multi_modality", "Janus-Pro or GoT-R1"),
     (change("config.json", model_type="janus"), "is a janus model", "transformers' format already"),
     (change("config.json", language_config=None), "has no language_config", "config.json included"),
     (change("config.json", language_config={"tie_word_embeddings": True}), "ties lm_head", "own"),
     (change("config.json", language_config={"num_attention_heads": 5}), "5 attention heads, but q_proj has 32 rows", "own config"),
-    (change("config.json", language_config={"num_attention_heads": 2, "rms_norm_eps": "x"}), "describe no Janus: ", "own config"),
-    (remove("model.safetensors"), "has no weights", "whole download"),
+    (change("config.json", language_config={"num_attention_heads": 2, "rms_norm_eps": "x"}), "do not describe a Janus: ", "own config"),
+    (remove("model.safetensors"), "has no weights", "complete download"),
     (cut("model.safetensors"), "model.safetensors is cut off or damaged", "download it again"),
     (form("bin", cut("pytorch_model.bin")), "pytorch_model.bin is cut off or damaged", "download it again"),
     (form("old bin", cut("pytorch_model.bin")), "pytorch_model.bin is", "download it again"),
     (form("sharded safetensors", cut("model-00002-of-00003.safetensors")), "model-00002-of-00003.safetensors is cut off", "again"),
     (form("sharded safetensors", remove("model-00002-of-00003.safetensors")), "lacks model-00002-of-00003.safetensors", "missing files"),
     (form("sharded bin", remove("pytorch_model-00003-of-00003.bin")), "lacks pytorch_model-00003-of-00003.bin", "missing files"),
-    (form("sharded bin", lambda f: (f / "pytorch_model.bin.index.json").write_text("[]")), "is no index of shards", "again"),
+    (form("sharded bin", lambda f: (f / "pytorch_model.bin.index.json").write_text("[]")), "is not an index of shards", "again"),
     (
         form("sharded bin", change("pytorch_model.bin.index.json", weight_map={"a": "../../secret.bin"})),
         "lacks ../../secret.bin",
         "missing files",
     ),
     (form("bin", lambda f: torch.save({"a": Code()}, f / "pytorch_model.bin")), "could run code and is not loaded", "again"),
-    (form("bin", lambda f: torch.save({"a": 1}, f / "pytorch_model.bin")), "is no dictionary of tensors", "optimizer"),
-    (tensors(lambda t: t.pop(QUERY)), f"missing: {QUERY}", "whole"),
-    (tensors(lambda t: t.pop(EMBEDDINGS)), f"no Janus: missing: {EMBEDDINGS}", "shard"),
-    (tensors(lambda t: t.update({QUERY: torch.zeros(31, 32)})), f"another shape: {QUERY} is [31, 32] and not [32, 32]", "whole"),
-    (tensors(lambda t: t.update({EMBEDDINGS: torch.zeros(4)})), "describe no Janus: ", "own config"),
-    (tensors(lambda t: t.update({"gen_head.new.weight": torch.zeros(1)})), "no known use: gen_head.new.weight", "whole"),
+    (form("bin", lambda f: torch.save({"a": 1}, f / "pytorch_model.bin")), "is not a dictionary of tensors", "optimizer"),
+    (tensors(lambda t: t.pop(QUERY)), f"missing: {QUERY}", "complete"),
+    (tensors(lambda t: t.pop(EMBEDDINGS)), f"not a Janus: missing: {EMBEDDINGS}", "shard"),
+    (tensors(lambda t: t.update({QUERY: torch.zeros(31, 32)})), f"another shape: {QUERY} is [31, 32] and not [32, 32]", "complete"),
+    (tensors(lambda t: t.update({EMBEDDINGS: torch.zeros(4)})), "do not describe a Janus: ", "own config"),
+    (tensors(lambda t: t.update({"gen_head.new.weight": torch.zeros(1)})), "unknown: gen_head.new.weight", "complete"),
     (tensors(lambda t: t.update({HEAD: t[HEAD].int()})), f"{HEAD} is I32", "float16, bfloat16 or float32"),
     (form("bin", lambda f: torch.save({HEAD: torch.zeros(1).int()}, f / "pytorch_model.bin")), f"{HEAD} is torch.int32", "float16"),
     (remove("tokenizer.json"), "has no tokenizer.json", "--tokenizer DIR"),
     (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read", "--tokenizer DIR"),
-    (change("tokenizer_config.json", bos_token="<none>"), "names no bos_token that it has", "tokenizer_config.json"),
+    (change("tokenizer_config.json", bos_token="<none>"), "has no bos_token in its vocabulary", "tokenizer_config.json"),
 ]
 
 
@@ -375,7 +375,7 @@ def test_the_command_says_it_in_two_lines(copy: Path, tmp_path: Path, capsys: py
     assert call(["import", str(copy), str(tmp_path / "out")]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.splitlines() == [f"error: {copy} has no config.json", "hint: give the folder of a whole download"]
+    assert printed.err.splitlines() == [f"error: {copy} has no config.json", "hint: give the folder of a complete download"]
     assert call(["import", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
@@ -385,7 +385,7 @@ def test_nothing_is_overwritten(release: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "out" / "mine").write_text("")
     for words in (["import", str(release), str(tmp_path / "out")], ["import", "--export", str(release), str(tmp_path / "out")]):
         assert call(words) == 2
-        assert "is there already and is not an empty folder" in capsys.readouterr().err
+        assert "exists already and is not an empty folder" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine").is_file()
 
 
@@ -470,7 +470,7 @@ def test_a_killed_import_leaves_nothing_that_looks_complete(release: Path, tmp_p
 MEASURED = """
 import sys
 from pathlib import Path
-from gotr1_janus.checkpoint import only_janus
+from gotr1_janus.checkpoint import check_janus
 from gotr1_janus.convert import export_checkpoint, import_checkpoint
 small, large, out = map(Path, sys.argv[1:])
 def megabytes(key):
@@ -525,7 +525,7 @@ def test_a_policy_takes_a_release_and_imports_it_once(
     assert not own_cache.exists()  # a preflight writes nothing
     policy = JanusPolicy(options)
     assert capsys.readouterr().err.startswith(f"{release} is a released checkpoint: imported once, into {own_cache}")
-    assert policy.base == str(place_of(release))
+    assert policy.base == str(cache_entry(release))
     assert sizes == JanusPolicy.preflight(options)
     again = JanusPolicy(options)
     assert "imported" not in capsys.readouterr().err
@@ -543,7 +543,7 @@ def test_adapters_name_the_model_that_they_fit(release: Path, own_cache: Path, t
     policy = JanusPolicy(JanusOptions(model=str(release), instruction="{prompt}"))
     add_lora(policy, LoraConfig(rank=2))
     policy.save_adapter(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(place_of(release))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(cache_entry(release))
 
 
 def test_a_release_in_the_hubs_local_cache(release: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,16 +559,16 @@ def test_a_release_in_the_hubs_local_cache(release: Path, own_cache: Path, tmp_p
 
 def test_a_release_on_the_hub_is_to_be_downloaded() -> None:
     with pytest.raises(UsageError, match="imported from a folder") as caught:
-        only_janus({"model_type": "multi_modality"}, "planner.model=owner/name")
+        check_janus({"model_type": "multi_modality"}, "planner.model=owner/name")
     assert caught.value.hint is not None
     assert "hf download OWNER/NAME --local-dir DIR" in caught.value.hint
 
 
 def test_a_release_that_has_changed_is_imported_again(copy: Path, own_cache: Path) -> None:
-    first = imported(copy)
-    assert imported(copy) == first
+    first = import_once(copy)
+    assert import_once(copy) == first
     tensors(lambda t: t[HEAD].add_(1))(copy)
-    second = imported(copy)
+    second = import_once(copy)
     assert second != first
     assert torch.equal(weights(second)["lm_head.weight"], weights(first)["lm_head.weight"] + 1)
 
@@ -582,12 +582,12 @@ def test_several_ask_at_once(release: Path, own_cache: Path, monkeypatch: pytest
         original(folder, out, say)
 
     monkeypatch.setattr(convert, "import_checkpoint", counted)
-    threads = [threading.Thread(target=imported, args=(release,)) for _ in range(3)]
+    threads = [threading.Thread(target=import_once, args=(release,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == [place_of(release)]
+    assert made == [cache_entry(release)]
 
 
 def test_a_trained_model_goes_back_with_what_was_kept(release: Path, own_cache: Path, tmp_path: Path) -> None:

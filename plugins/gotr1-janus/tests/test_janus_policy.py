@@ -54,7 +54,7 @@ def test_rendering_given_chains_equals_rendering_own_ones(policy: JanusPolicy) -
     sampling = Sampling(guidance_scale=3.0, max_chain_tokens=60)
     prompts = [Prompt("a"), Prompt("two dogs")]
     chains = [BOXED, parse("a dog")]
-    taught = policy._teach(prompts, chains, sampling)
+    taught = policy._encode_plans(prompts, chains, sampling)
     one = policy.render(prompts, chains, seeds=[1, 2], sampling=sampling)
     other = policy.render(prompts, chains, seeds=[1, 2], sampling=sampling, plans=taught)
     assert torch.equal(one.tensors["tokens"], other.tensors["tokens"])
@@ -98,7 +98,7 @@ def test_supervised_loss_is_minus_log_p(policy: JanusPolicy) -> None:
     given = examples(3)
     with torch.no_grad():
         loss = policy.supervised_loss(policy.module, given, seed=0)
-        plans = policy._teach([e.prompt for e in given], [e.chain for e in given], Sampling())
+        plans = policy._encode_plans([e.prompt for e in given], [e.chain for e in given], Sampling())
         scored = policy.module({PLAN: plans})[PLAN]
     # Chain and begin-of-image are learnt: as many actions as tokens.
     assert loss.counts[PLAN].item() == sum(len(policy.encode_chain(e.chain)) + 1 for e in given)

@@ -66,14 +66,14 @@ def larger_tokenizer(folder: Path) -> None:
     ("damage", "said"),
     [
         (lambda f: change(f / "config.json", model_type="qwen2_5_vl"), r"renderer.model=.* is a qwen2_5_vl model, not janus"),
-        (lambda f: change(f / "config.json", model_type=None), "a model of unnamed type"),
+        (lambda f: change(f / "config.json", model_type=None), "a model of unknown type"),
         (lambda f: change(f / "config.json", model_type="multi_modality"), "config.json has no language_config"),
         (lambda f: (f / "model_index.json").write_text('{"_class_name": "Pipe"}'), "is a diffusers pipeline"),
-        (lambda f: change(f / "config.json", text_config={"hidden_size": "many"}), "describes no Janus"),
+        (lambda f: change(f / "config.json", text_config={"hidden_size": "many"}), "does not describe a Janus"),
         (remove("model.safetensors"), r"renderer.model: the folder .* has no \*.safetensors"),
         (remove("tokenizer.json"), "has no tokenizer.json"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer of .* cannot be read"),
-        (without_tag, "knows no boi_token"),
+        (without_tag, "has no boi_token"),
         (remove("chat_template.jinja"), "has no chat template"),
         (larger_tokenizer, r"tokens and the model \d+ embeddings"),
     ],
@@ -162,5 +162,5 @@ def test_instructions_without_one_prompt(instruction: str) -> None:
 
 @pytest.mark.parametrize("instruction", ["{prompt!r}", "{prompt:>9}", "{prompt.text}", "{prompt[0]}", "{{prompt}}"])
 def test_instructions_that_change_the_prompt(instruction: str) -> None:
-    with pytest.raises(ValidationError, match="must be there once"):
+    with pytest.raises(ValidationError, match="must be the only field, once"):
         JanusOptions(instruction=instruction)

@@ -39,7 +39,7 @@ def test_the_recipe(size: str) -> None:
 @pytest.mark.parametrize("size", ["1b", "7b"])
 def test_it_goes_together(size: str, tiny_janus: Path) -> None:
     config = load(f"got-r1-{size}", *MINE, f"planner.model={tiny_janus}", "sampling.max_chain_tokens=300")
-    assert check(Registry(), config)["image_tokens"] == 9
+    assert check(Registry(), config).sizes["image_tokens"] == 9
 
 
 def test_without_prompts_it_says_so() -> None:
@@ -60,7 +60,7 @@ def test_every_choice_is_marked(request: pytest.FixtureRequest) -> None:
         assert keys <= blocks | {"plan", "image"}, name
 
 
-def test_one_step(tiny_janus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_step(tiny_janus: Path, tmp_path: Path) -> None:
     """In bfloat16, with adapters and a reference, as the preset says; only sizes are smaller."""
     words = [f"planner.model={tiny_janus}", "planner.instruction='{prompt}'", "groups=1", "plans=2", "steps=1", "prompts.held_out=2"]
     words += ["evaluation.prompts=2", "sampling.max_chain_tokens=8", f"output={tmp_path}", "name=run", "lora.rank=2"]

@@ -134,7 +134,7 @@ def test_the_sampler_draws_them_in_a_batch(policy: JanusPolicy, expected: dict[s
     contexts = [*expected["input_ids"], expected["input_ids"][0][5:]]
     ids, lengths = left_pad([*contexts, *(unconditional(c, 0) for c in contexts)])
     with torch.no_grad():
-        found = Sampler(policy.module, ids, lengths, steps=36, cache=cache).image(uniforms([0, 1, 2], 36), 0.0, 5.0)
+        found = Sampler(policy.module, ids, lengths, steps=36, cache=cache).sample_image(uniforms([0, 1, 2], 36), 0.0, 5.0)
     assert torch.equal(found.tokens[:2], expected["image_tokens"])
 
 
@@ -144,7 +144,7 @@ def test_the_sampler_writes_from_the_references_logits(policy: JanusPolicy, expe
     ids, lengths = left_pad([row[:n] for row in expected["input_ids"] for n in range(1, 18)])
     for temperature in (0.0, 1.0, 0.7):
         with torch.no_grad():
-            found = Sampler(policy.module, ids, lengths, steps=1, cache="dynamic").text(uniforms(range(34), 1), temperature)
+            found = Sampler(policy.module, ids, lengths, steps=1, cache="dynamic").sample_text(uniforms(range(34), 1), temperature)
         if temperature == 0:
             assert torch.equal(found.tokens[:, 0], wanted.argmax(-1))
         else:
@@ -215,7 +215,7 @@ def preset(name: str) -> RunConfig:
 
 
 def released_inference(policy: JanusPolicy, text: str, limit: int) -> tuple[list[int], list[int], list[int]]:
-    """Prompt, chain with begin-of-image, and image tokens, greedily: the loops of the released code as ``facts.md`` gives them."""
+    """Prompt, chain with begin-of-image, and image tokens, greedily, by the loops of the released code."""
     tokenizer, model = policy.tokenizer, policy.module.model
     boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
     conversation = f"<|User|>: {INSTRUCTION.format(prompt=text)}\n\n<|Assistant|>:"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gotr1_core.policies.padding import attention, left_pad
+from gotr1_core.policies.padding import left_pad, mask_and_positions
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sampling
 from gotr1_core.sampling import apply_guidance
 from gotr1_janus.layout import unconditional
@@ -155,7 +155,7 @@ def test_unconditional_keeps_first_and_last_token() -> None:
 
 def test_masks_come_from_lengths() -> None:
     ids, lengths = left_pad([torch.tensor([0, 0, 4]), torch.tensor([0, 5])], 0)
-    mask, positions = attention(lengths, 3)
+    mask, positions = mask_and_positions(lengths, 3)
     assert ids.tolist() == [[0, 0, 4], [0, 0, 5]]
     assert mask.tolist() == [[True, True, True], [False, True, True]]
     assert positions.tolist() == [[0, 1, 2], [0, 0, 1]]
@@ -247,10 +247,10 @@ def test_greedy_pictures_are_those_of_transformers(policy: JanusPolicy) -> None:
     """Its ``generate`` masks the unconditional row by token id; these contexts have begin tokens at their ends only."""
     sampling = Sampling(image_temperature=0.0, guidance_scale=5.0, max_chain_tokens=10)
     prompts = [Prompt(t) for t in ("a red cat", "two birds", "q")]
-    plans = policy._teach(prompts, [_chain("here"), _chain("a dog at (1,2)"), _chain("z")], sampling)
+    plans = policy._encode_plans(prompts, [_chain("here"), _chain("a dog at (1,2)"), _chain("z")], sampling)
     images = policy.render(prompts, plans.chains, seeds=[0, 1, 2], sampling=sampling, plans=plans)
     ids, lengths = left_pad(contexts_of(plans, policy.module.boi), policy.module.pad)
-    mask, _ = attention(lengths, ids.shape[1])
+    mask, _ = mask_and_positions(lengths, ids.shape[1])
     settings = policy.module.model.generation_config
     settings.generation_kwargs = {"boi_token_id": policy.module.boi}
     theirs = policy.module.model.generate(

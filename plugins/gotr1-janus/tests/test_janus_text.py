@@ -19,7 +19,7 @@ from gotr1_core.policies.tokenization import TAGS
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_janus.options import INSTRUCTION
 from gotr1_janus.policy import JanusPolicy
-from gotr1_janus.text import Text
+from gotr1_janus.text import JanusText
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions
 
 MINIATURE = Path(gotr1_scenes.__file__).parent / "weights" / "janus"
@@ -46,14 +46,14 @@ def directly(tokenizer: Any, instruction: str, text: str) -> list[int]:
 
 @pytest.mark.parametrize("instruction", ["{prompt}", INSTRUCTION, "Draw {{this}}: {prompt}, please"])
 def test_ordinary_prompts_have_the_same_ids(tokenizer: Any, instruction: str) -> None:
-    text = Text(tokenizer, instruction)
+    text = JanusText(tokenizer, instruction)
     prompts = ScenesSource(ScenesSourceOptions()).prompts("train", 200, 0)
     for prompt in [*(p.text for p in prompts), *ORDINARY]:
         assert text.encode_prompt(prompt) == directly(tokenizer, instruction, prompt)
 
 
 def test_ordinary_chains_have_the_same_ids(tokenizer: Any) -> None:
-    text = Text(tokenizer, "{prompt}")
+    text = JanusText(tokenizer, "{prompt}")
     examples = ScenesSource(ScenesSourceOptions()).examples("train", 0, 50, 0)
     for raw in [*(e.chain.raw for e in examples), *ORDINARY, "", "<|box_start|><|box_start|>(1<|obj_end|>"]:
         assert text.encode_chain(raw) == tokenizer(raw, add_special_tokens=False).input_ids
@@ -71,7 +71,7 @@ def written_around(word: str) -> list[str]:
 @pytest.mark.parametrize("word", SPECIAL)
 @pytest.mark.parametrize("instruction", ["{prompt}", INSTRUCTION])
 def test_tags_in_a_prompt_are_text(miniature: Any, word: str, instruction: str) -> None:
-    text = Text(miniature, instruction)
+    text = JanusText(miniature, instruction)
     own = special(text.encode_prompt("a"))
     assert own == [SPECIAL[miniature.bos_token], SPECIAL["<|User|>"], SPECIAL["<|Assistant|>"]]
     for prompt in written_around(word):
@@ -82,21 +82,21 @@ def test_tags_in_a_prompt_are_text(miniature: Any, word: str, instruction: str) 
 
 
 def test_a_tag_half_written_by_the_instruction_is_text(miniature: Any) -> None:
-    text = Text(miniature, "<|box_{prompt}|>")
+    text = JanusText(miniature, "<|box_{prompt}|>")
     ids = text.encode_prompt("start")
     assert SPECIAL["<|box_start|>"] not in ids
     assert "<|box_start|>" in miniature.decode(ids)
 
 
 def test_the_instruction_may_have_special_tokens(miniature: Any) -> None:
-    ids = Text(miniature, "<begin_of_image>{prompt}<|box_end|>").encode_prompt("<begin_of_image>a<|box_end|>")
+    ids = JanusText(miniature, "<begin_of_image>{prompt}<|box_end|>").encode_prompt("<begin_of_image>a<|box_end|>")
     for word in ("<begin_of_image>", "<|box_end|>"):
         assert ids.count(SPECIAL[word]) == 1
 
 
 @pytest.mark.parametrize("word", [w for w in SPECIAL if w not in TAGS])
 def test_a_chain_from_outside_has_its_tags_and_no_others(miniature: Any, word: str) -> None:
-    text = Text(miniature, "{prompt}")
+    text = JanusText(miniature, "{prompt}")
     region = Region("cat", (1, 2, 30, 40)).text
     tags = text.encode_chain(region)
     assert special(tags) == [SPECIAL[tag] for tag in ("<|obj_start|>", "<|obj_end|>", "<|box_start|>", "<|box_end|>")]
@@ -110,7 +110,7 @@ def test_tags_that_a_checkpoint_added_as_ordinary_tokens(tiny_janus: Path) -> No
     """GoT-R1's may be such; others of that kind are letters, and stay tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_janus)
     tokenizer.add_tokens([AddedToken("<|ref|>", special=False, normalized=False), AddedToken("ø", special=False, normalized=False)])
-    text = Text(tokenizer, "{prompt}")
+    text = JanusText(tokenizer, "{prompt}")
     reference, letter = tokenizer.convert_tokens_to_ids(["<|ref|>", "ø"])
     ids = text.encode_prompt("a <|ref|> ø")
     assert reference not in ids
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_rewrites_text_into_tags_is_caught(tiny_janus: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(tiny_janus)
     tokenizer.add_tokens([AddedToken("<|ref|>", special=True, normalized=True)], special_tokens=True)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
-    text = Text(tokenizer, "{prompt}")
+    text = JanusText(tokenizer, "{prompt}")
     assert text.encode_prompt("a cat")
     wide = "\uff1c|ref|\uff1e"  # its normal form has the usual brackets
     for encode in (text.encode_prompt, text.encode_chain):
@@ -131,11 +131,11 @@ def test_a_tokenizer_that_rewrites_text_into_tags_is_caught(tiny_janus: Path) ->
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}", "{% for m in messages %}{{ m['content'][0]['text'] * 2 }}{% endfor %}"])
-def test_a_template_without_the_users_text_is_refused(miniature: Any, template: str) -> None:
+def test_a_template_without_the_users_text_is_refused(template: str) -> None:
     other = AutoTokenizer.from_pretrained(MINIATURE)
     other.chat_template = template
     with pytest.raises(UsageError, match="chat template"):
-        Text(other, "{prompt}")
+        JanusText(other, "{prompt}")
 
 
 def test_text_that_is_none(policy: JanusPolicy) -> None:
@@ -144,9 +144,9 @@ def test_text_that_is_none(policy: JanusPolicy) -> None:
             with pytest.raises(UsageError, match="a prompt is empty"):
                 use(Prompt(blank))
     broken = b"a \xff cat".decode(errors="surrogateescape")  # as an argument of a command line
-    with pytest.raises(UsageError, match="no valid text"):
+    with pytest.raises(UsageError, match="not valid text"):
         policy.encode_prompt(Prompt(broken))
-    with pytest.raises(UsageError, match="no valid text"):
+    with pytest.raises(UsageError, match="not valid text"):
         policy.encode_chain(parse(broken))
 
 
@@ -235,22 +235,22 @@ def drawing_miniature() -> JanusPolicy:
 
 def test_the_bound_is_one(tokenizer: Any) -> None:
     """Every token says no more than the bound believes."""
-    text = Text(tokenizer, "{prompt}")
+    text = JanusText(tokenizer, "{prompt}")
     spelled = [tokenizer.decode([i]) for word, i in tokenizer.get_vocab().items() if word not in SPECIAL]
     for written in (*spelled, "".join(spelled), Region("cat", (1, 2, 3, 4)).text):
         ids = text.encode_chain(written)
-        assert text.at_least(tokenizer.decode(ids)) <= len(ids)
+        assert text.min_tokens(tokenizer.decode(ids)) <= len(ids)
 
 
 def test_a_template_may_leave_the_beginning_to_the_tokenizer(tiny_janus: Path) -> None:
     """As Janus-Pro's does: the first token is what the unconditional row keeps."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_janus)
-    said = Text(tokenizer, "{prompt}").encode_prompt("a cat")
+    said = JanusText(tokenizer, "{prompt}").encode_prompt("a cat")
     assert said[0] == tokenizer.bos_token_id
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
-    assert Text(tokenizer, "{prompt}").encode_prompt("a cat") == said[1:]
+    assert JanusText(tokenizer, "{prompt}").encode_prompt("a cat") == said[1:]
     tokenizer.add_bos_token = True
-    text = Text(tokenizer, "{prompt}")
+    text = JanusText(tokenizer, "{prompt}")
     assert text.encode_prompt("a cat") == said
     assert text.encode_prompt("<bos>a")[0] == tokenizer.bos_token_id
     assert text.encode_prompt("<bos>a").count(tokenizer.bos_token_id) == 1

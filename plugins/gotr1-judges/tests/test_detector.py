@@ -60,7 +60,7 @@ def test_boxes_are_the_librarys(which: str, request: pytest.FixtureRequest, monk
 
 def test_what_is_unsure_or_there_twice_does_not_count(owl: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"scores": torch.tensor([0.3, 0.9, 0.8]), "boxes": torch.tensor([[0.0, 0, 32, 32], [0, 0, 64, 32], [0, 0, 63, 32]])}
-    assert owl._kept(result, Image.new("RGB", (64, 32))) == [(0, 0, 1, 1), (0, 0, 0.5, 1)]
+    assert owl._without_duplicates(result, Image.new("RGB", (64, 32))) == [(0, 0, 1, 1), (0, 0, 0.5, 1)]
     monkeypatch.setattr(owl, "threshold", 1.0)
     assert owl.locate([(Image.new("RGB", (64, 32)), "red circle")]) == [[]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gotr1_core.chain import Chain, Region
-from gotr1_judges.grounding import as_fractions, followed, phrases
+from gotr1_judges.grounding import as_fractions, phrases, planned_iou
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 MIDDLE = (0.25, 0.0, 0.75, 1.0)  # IoU 1/3 with either
@@ -21,29 +21,29 @@ TOLERANCE = 2e-3  # 500 of 999 is not quite a half
 
 def test_a_region_alone() -> None:
     chain = plan(("a dog", left))
-    assert followed(chain, {"a dog": [LEFT]}) == pytest.approx(1, abs=TOLERANCE)
-    assert followed(chain, {"a dog": [RIGHT]}) == pytest.approx(0, abs=TOLERANCE)
-    assert followed(chain, {"a dog": [RIGHT, MIDDLE]}) == pytest.approx(1 / 3, abs=TOLERANCE)  # the best of several candidates
-    assert followed(chain, {"a dog": []}) == 0  # missing
+    assert planned_iou(chain, {"a dog": [LEFT]}) == pytest.approx(1, abs=TOLERANCE)
+    assert planned_iou(chain, {"a dog": [RIGHT]}) == pytest.approx(0, abs=TOLERANCE)
+    assert planned_iou(chain, {"a dog": [RIGHT, MIDDLE]}) == pytest.approx(1 / 3, abs=TOLERANCE)  # the best of several candidates
+    assert planned_iou(chain, {"a dog": []}) == 0  # missing
 
 
 def test_a_missing_object_counts() -> None:
     chain = plan(("a dog", left), ("a cat", right))
-    assert followed(chain, {"a dog": [LEFT], "a cat": []}) == pytest.approx(1 / 2, abs=TOLERANCE)
+    assert planned_iou(chain, {"a dog": [LEFT], "a cat": []}) == pytest.approx(1 / 2, abs=TOLERANCE)
 
 
 def test_regions_of_one_phrase_are_matched_one_to_one() -> None:
     chain = plan(("a dog", left), ("A  dog", right))
     assert phrases(chain) == ["a dog"]
-    assert followed(chain, {"a dog": [RIGHT, LEFT]}) == pytest.approx(1, abs=TOLERANCE)
-    assert followed(chain, {"a dog": [LEFT]}) == pytest.approx(1 / 2, abs=TOLERANCE)  # one dog does not stand for two
-    assert followed(chain, {"a dog": [MIDDLE]}) == pytest.approx(1 / 6, abs=TOLERANCE)
+    assert planned_iou(chain, {"a dog": [RIGHT, LEFT]}) == pytest.approx(1, abs=TOLERANCE)
+    assert planned_iou(chain, {"a dog": [LEFT]}) == pytest.approx(1 / 2, abs=TOLERANCE)  # one dog does not stand for two
+    assert planned_iou(chain, {"a dog": [MIDDLE]}) == pytest.approx(1 / 6, abs=TOLERANCE)
     # Greedily, the first region would take the middle one and leave nothing for the second.
-    assert followed(plan(("x", left), ("x", (250, 0, 749, 999))), {"x": [MIDDLE, LEFT]}) == pytest.approx(1, abs=TOLERANCE)
+    assert planned_iou(plan(("x", left), ("x", (250, 0, 749, 999))), {"x": [MIDDLE, LEFT]}) == pytest.approx(1, abs=TOLERANCE)
 
 
 def test_without_regions_there_is_nothing_to_follow() -> None:
-    assert followed(plan(), {}) == 0
+    assert planned_iou(plan(), {}) == 0
 
 
 def test_fractions() -> None:

@@ -15,7 +15,7 @@ from gotr1_judges.options import ClipOptions, DetectorOptions, InternJudgeOption
 from gotr1_judges.preference import ClipJudge
 from gotr1_judges.rubric import InternJudge, QwenJudge
 from gotr1_testing import JUDGE, RELIABILITY, JudgeContract
-from gotr1_testing.judges import Court
+from gotr1_testing.judges import JudgeSubject
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "internvl": (InternJudge, InternJudgeOptions),
@@ -53,7 +53,7 @@ class TestRubricJudge(JudgeContract):
 
     def test_its_scores_differ(self, judge: Any) -> None:
         """Else there is nothing to compare."""
-        scores = Court(judge).score()
+        scores = JudgeSubject(judge).score()
         known = {name: {value for value in values if value == value} for name, values in scores.items()}
         assert sum(len(values) > 1 for values in known.values()) >= 3
 
@@ -64,7 +64,7 @@ class TestDino(JudgeContract):
         return dino
 
     def test_its_scores_differ(self, judge: DetectorJudge) -> None:
-        assert len(set(Court(judge).score()["ri"])) > 2
+        assert len(set(JudgeSubject(judge).score()["ri"])) > 2
 
 
 class TestOwl(JudgeContract):
@@ -73,7 +73,7 @@ class TestOwl(JudgeContract):
         return owl
 
     def test_its_scores_differ(self, judge: DetectorJudge) -> None:
-        assert len(set(Court(judge).score()["ri"])) > 2
+        assert len(set(JudgeSubject(judge).score()["ri"])) > 2
 
 
 class TestClip(JudgeContract):
@@ -82,7 +82,7 @@ class TestClip(JudgeContract):
         return clip
 
     def test_its_scores_differ(self, judge: ClipJudge) -> None:
-        assert len(set(Court(judge).score()["clip"])) > 3
+        assert len(set(JudgeSubject(judge).score()["clip"])) > 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +91,7 @@ def test_the_packages_own_rubrics(kind: str, tiny: Callable[[str], Path]) -> Non
     make, options = KINDS[kind]
     for scoring in ("text", "expected"):
         judge = make(options(model=str(tiny(kind)), scoring=scoring, answer_tokens=4, least_mass=0))
-        court = Court(judge)
+        court = JudgeSubject(judge)
         found = court.score(court.samples[:2])
         assert any(value == value for values in found.values() for value in values)
 

@@ -16,7 +16,7 @@ from gotr1_core.components.resolve import resolve_config
 from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.plugins import Registry, load
 from gotr1_judges.plugin import JUDGES
-from gotr1_judges.rubrics import FIELDS, KINDS, versions
+from gotr1_judges.rubrics import FIELDS, KINDS, rubric_versions
 from gotr1_testing import judges, reliability
 
 PAGE = (Path(__file__).parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
@@ -35,7 +35,9 @@ def test_every_judge_and_option(name: str) -> None:
 
 
 def test_every_rubric_kind_and_field() -> None:
-    names = {file.name.removesuffix(".txt") for version in versions() for file in (files("gotr1_judges") / "rubrics" / version).iterdir()}
+    names = {
+        file.name.removesuffix(".txt") for version in rubric_versions() for file in (files("gotr1_judges") / "rubrics" / version).iterdir()
+    }
     assert [name for name in names if f"`{name}`" not in PAGE] == []
     told = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[2])) for row in ROWS if row[0] in ("`score`", "`boxes`", "`list`")}
     assert told == {"score": {"sem", "spa", "pi"}, "boxes": {"ri"}, "list": {"requirements"}}
@@ -47,12 +49,12 @@ def test_every_rubric_kind_and_field() -> None:
 
 def test_every_check_and_its_limit() -> None:
     limits = {
-        "repeats-itself": f"≤ {judges.SAME}",
-        "answers-are-read": f"≥ {reliability.READ}",
-        "keeps-up": f"≤ {reliability.SECONDS:g}",
-        "prefers-no-side": f"≤ {reliability.BIAS}",
-        "prefers-no-order": f"≤ {reliability.BIAS}",
-        "agrees-with-reference": f"≥ {reliability.AGREEMENT}",
+        "repeats-itself": f"≤ {judges.MAX_DIFFERENCE}",
+        "answers-are-read": f"≥ {reliability.MIN_READABLE}",
+        "keeps-up": f"≤ {reliability.MAX_SECONDS:g}",
+        "prefers-no-side": f"≤ {reliability.MAX_BIAS}",
+        "prefers-no-order": f"≤ {reliability.MAX_BIAS}",
+        "agrees-with-reference": f"≥ {reliability.MIN_AGREEMENT}",
     }
     assert limits.keys() == {one.name for one in reliability.RELIABILITY}
     assert {row[0].strip("`"): row[2] for row in ROWS if len(row) == 3 and row[0].strip("`") in limits} == limits
@@ -68,7 +70,7 @@ def test_the_run_at_full_size(tiny: Callable[[str], Path], tiny_clip: Path, tiny
     given = {"prompts": {"file": str(prompts)}}
     settings = validate(RunConfig, resolve_config(Registry(), config, None, given, words))
     assert [(judge.name, judge.options["device"]) for judge in settings.judge] == [("internvl", "cuda:1"), ("hps", "cuda:1")]
-    assert check(Registry(), settings)["parameters"] > 0
+    assert check(Registry(), settings).sizes["parameters"] > 0
 
 
 def test_two_judges_of_one_name(tiny: Callable[[str], Path], tiny_janus: Path, tmp_path: Path) -> None:

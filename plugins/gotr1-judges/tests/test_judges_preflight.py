@@ -88,10 +88,10 @@ def test_a_template_without_a_place_for_the_picture(tiny: Tiny, tmp_path: Path) 
     shutil.copytree(tiny("internvl"), folder)
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text().replace("<IMG_CONTEXT>", ""))
-    assert "does not say a question and its picture" in refusal(InternJudge, InternJudgeOptions(model=str(folder))).message
+    assert "must insert the question and its picture exactly once" in refusal(InternJudge, InternJudgeOptions(model=str(folder))).message
 
 
-def test_rubrics_are_looked_at_first(tmp_path: Path) -> None:
+def test_rubrics_are_looked_at_first() -> None:
     assert "judge.rubrics" in refusal(InternJudge, InternJudgeOptions(model="no/where", rubrics="v0")).message
 
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from gotr1_core.chain import parse
 from gotr1_core.errors import UsageError
 from gotr1_core.samples import Prompt, Sample
-from gotr1_judges.open_clip import _BLOCK, is_open_clip, load_open_clip, renamed
+from gotr1_judges.open_clip import _BLOCK, is_open_clip, load_open_clip, to_transformers_names
 from gotr1_judges.options import ClipOptions, HpsOptions, PickScoreOptions
 from gotr1_judges.preference import ClipJudge, HpsJudge, PickScoreJudge
-from gotr1_testing.judges import scenes
+from gotr1_testing.judges import shape_samples
 
 
 def test_constants() -> None:
@@ -37,7 +37,7 @@ def test_it_is_the_librarys_cosine(tiny_clip: Path) -> None:
 
     model = CLIPModel.from_pretrained(tiny_clip).eval()
     judge = ClipJudge(ClipOptions(model=str(tiny_clip), batch=4))
-    samples, cosines = scenes(), []
+    samples, cosines = shape_samples(), []
     for sample in samples:
         words = judge.tokenizer(sample.prompt.text, return_tensors="pt")
         pixels = judge.processor(sample.image, return_tensors="pt")["pixel_values"]
@@ -70,8 +70,8 @@ def test_without_a_picture_there_is_no_score(tiny_clip: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_in_half_precision(tiny_clip: Path, dtype: str) -> None:
     judge = ClipJudge(ClipOptions(model=str(tiny_clip), dtype=dtype))
-    exact = ClipJudge(ClipOptions(model=str(tiny_clip))).cosines(scenes())
-    assert judge.cosines(scenes()) == pytest.approx(exact, abs=0.03)  # bfloat16 has 8 bits, and two layers add up
+    exact = ClipJudge(ClipOptions(model=str(tiny_clip))).cosines(shape_samples())
+    assert judge.cosines(shape_samples()) == pytest.approx(exact, abs=0.03)  # bfloat16 has 8 bits, and two layers add up
 
 
 # -- open_clip --------------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def released(tiny_clip: Path, tmp_path: Path) -> Path:
 def test_open_clips_tensors_are_the_same_model(tiny_clip: Path, released: Path) -> None:
     assert is_open_clip(released)
     assert not is_open_clip(tiny_clip)
-    samples = scenes()
+    samples = shape_samples()
     one = ClipJudge(ClipOptions(model=str(tiny_clip), low=-1, high=1)).score(samples, ["clip"])["clip"]
     other = HpsJudge(HpsOptions(model=str(released), low=-1, high=1)).score(samples, ["hps"])["hps"]
     assert other == pytest.approx(one, abs=1e-6)  # the same numbers in the same places
@@ -129,7 +129,9 @@ def test_open_clips_tensors_are_the_same_model(tiny_clip: Path, released: Path) 
 
 def test_every_tensor_must_be_there(released: Path) -> None:
     state = load_file(released / "model.safetensors")
-    assert renamed({**state, "attn_mask": torch.zeros(2, 2)}).keys() == renamed(state).keys()  # a buffer that older ones have
+    assert (
+        to_transformers_names({**state, "attn_mask": torch.zeros(2, 2)}).keys() == to_transformers_names(state).keys()
+    )  # a buffer that older ones have
     save_file({name: tensor for name, tensor in state.items() if name != "ln_final.bias"}, released / "model.safetensors")
     with pytest.raises(UsageError, match=r"final_layer_norm\.bias"):
         load_open_clip(released)

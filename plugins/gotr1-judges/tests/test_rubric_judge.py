@@ -13,7 +13,7 @@ from gotr1_core.chain import Chain, Region, parse
 from gotr1_core.pictures.draw_chain import draw_chain
 from gotr1_core.samples import Prompt, Sample
 from gotr1_judges.asking import Question
-from gotr1_judges.rubric import RubricJudge, expectation
+from gotr1_judges.rubric import RubricJudge, expected_score
 from gotr1_judges.rubrics import read_rubrics
 
 nan = math.nan
@@ -31,7 +31,7 @@ class Told:
         self.asked += questions
         return [self.answers(question) for question in questions]
 
-    def weigh(self, questions: Sequence[Question], words: Sequence[str]) -> list[list[float] | None]:
+    def word_probabilities(self, questions: Sequence[Question], words: Sequence[str]) -> list[list[float] | None]:
         self.asked += questions
         return [None if self.masses is None else [*self.masses][: len(words)] for _ in questions]
 
@@ -92,14 +92,14 @@ def test_what_cannot_be_read_is_nan() -> None:
 
 
 def test_expectation() -> None:
-    assert expectation([0.0] * 9 + [1.0], 0.1) == 1
-    assert expectation([1.0] + [0.0] * 9, 0.1) == 0
-    assert expectation([0, 0, 0, 0, 0.2, 0.2, 0, 0, 0, 0], 0.1) == pytest.approx(0.5)  # finer than any digit
-    assert expectation([0.3, 0.1], 0.1) == pytest.approx(0.25)  # P(yes) among yes and no
-    assert math.isnan(expectation([0.04, 0.01], 0.1))  # it would have said something else
-    assert math.isnan(expectation(None, 0.0))
-    assert math.isnan(expectation([0.0, 0.0], 0.0))
-    assert math.isnan(expectation([nan, 1.0], 0.1))
+    assert expected_score([0.0] * 9 + [1.0], 0.1) == 1
+    assert expected_score([1.0] + [0.0] * 9, 0.1) == 0
+    assert expected_score([0, 0, 0, 0, 0.2, 0.2, 0, 0, 0, 0], 0.1) == pytest.approx(0.5)  # finer than any digit
+    assert expected_score([0.3, 0.1], 0.1) == pytest.approx(0.25)  # P(yes) among yes and no
+    assert math.isnan(expected_score([0.04, 0.01], 0.1))  # it would have said something else
+    assert math.isnan(expected_score(None, 0.0))
+    assert math.isnan(expected_score([0.0, 0.0], 0.0))
+    assert math.isnan(expected_score([nan, 1.0], 0.1))
 
 
 def test_expected_scores_generate_nothing() -> None:
@@ -116,7 +116,7 @@ def test_requirements_are_asked_one_by_one() -> None:
     told = Told(lambda q: '["There is a dog.", "It is brown."]' if "dog" in q.parts[1] else "I cannot")
     mine = judge(told, pi="pi-requirements")
     truth = {"There is a dog.": [0.0, 1.0], "It is brown.": [1.0, 0.0]}
-    told.weigh = lambda questions, words: [truth[q.parts[1]] for q in questions]  # type: ignore[method-assign]
+    told.word_probabilities = lambda questions, words: [truth[q.parts[1]] for q in questions]  # type: ignore[method-assign]
     samples = [sample(RED, prompt="a brown dog"), sample(RED, prompt="a brown dog"), sample(RED, prompt="a cat")]
     assert mine.score(samples, ["pi"])["pi"] == pytest.approx([0.5, 0.5, nan], nan_ok=True)
     mine.score(samples, ["pi"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gotr1_core.errors import UsageError
-from gotr1_judges.rubrics import REQUIREMENTS, REWARDS, Rubric, read_rubrics, versions
+from gotr1_judges.rubrics import REQUIREMENTS, REWARDS, Rubric, read_rubrics, rubric_versions
 
 OWN = Path(str(files("gotr1_judges").joinpath("rubrics")))
 
@@ -25,7 +25,7 @@ def refusal(folder: str | Path = "v1", **single: str) -> UsageError:
     return caught.value
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", rubric_versions())
 @pytest.mark.parametrize("family", ["qwen-vl", "internvl"])
 def test_own_rubrics(version: str, family: str) -> None:
     text, expected = read(version, family=family), read(version, "expected", family)
@@ -77,18 +77,18 @@ def test_a_single_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("pi", "Is it {prompt}?", "does not begin with what it wants"),
-        ("pi", "answer: maybe\n\nIs it {prompt}?", "does not begin with what it wants"),
-        ("pi", "answer: yes\nIs it {prompt}?", "does not begin with what it wants"),
-        ("pi", "answer: yes\n\nIs it {promt}?", "has the field {promt}, which is none"),
-        ("pi", "answer: yes\n\nIs it good?", "asks the same of every sample"),
-        ("pi", "answer: yes\n\nIs {phrase} in {prompt}?", "asks for other things than pi is about"),
-        ("ri", "answer: boxes\n\nWhere is {phrase} of {prompt}?", "asks for other things than ri is about"),
-        ("pi", "answer: boxes\n\nWhere is {prompt}?", "wants an answer of kind boxes"),
-        ("sem", "answer: yes\n\nIs it {requirement}?", "asks the same of every sample"),
-        ("ri", "answer: boxes\n\nWhere is {prompt}?", "asks the same of every sample"),
-        ("ri", "answer: score\n\nWhere is {phrase}?", "wants an answer of kind score"),
-        ("requirements", "answer: yes\n\nWhat is {prompt}?", "wants an answer of kind yes"),
+        ("pi", "Is it {prompt}?", "does not begin with the kind of its answer"),
+        ("pi", "answer: maybe\n\nIs it {prompt}?", "does not begin with the kind of its answer"),
+        ("pi", "answer: yes\nIs it {prompt}?", "does not begin with the kind of its answer"),
+        ("pi", "answer: yes\n\nIs it {promt}?", "has the unknown field {promt}"),
+        ("pi", "answer: yes\n\nIs it good?", "asks the same question about every sample"),
+        ("pi", "answer: yes\n\nIs {phrase} in {prompt}?", "has fields that do not suit pi"),
+        ("ri", "answer: boxes\n\nWhere is {phrase} of {prompt}?", "has fields that do not suit ri"),
+        ("pi", "answer: boxes\n\nWhere is {prompt}?", "asks for an answer of kind boxes"),
+        ("sem", "answer: yes\n\nIs it {requirement}?", "asks the same question about every sample"),
+        ("ri", "answer: boxes\n\nWhere is {prompt}?", "asks the same question about every sample"),
+        ("ri", "answer: score\n\nWhere is {phrase}?", "asks for an answer of kind score"),
+        ("requirements", "answer: yes\n\nWhat is {prompt}?", "asks for an answer of kind yes"),
     ],
 )
 def test_what_is_no_rubric(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from gotr1_core.errors import UsageError
 from gotr1_judges.asking import Question
-from gotr1_judges.checkpoint import load
+from gotr1_judges.checkpoint import load_answerer
 from gotr1_judges.families import INTERN, QWEN, Family
 from gotr1_judges.options import InternJudgeOptions, QwenJudgeOptions
-from gotr1_judges.vision import SEEN, VisionModel
+from gotr1_judges.vision import MAX_REMEMBERED, VisionModel
 
 KINDS: dict[str, tuple[Family, Any]] = {
     "internvl": (INTERN, InternJudgeOptions),
@@ -32,7 +32,7 @@ def made(tiny: Callable[[str], Path]) -> Make:
     @cache
     def make(kind: str, **changed: Any) -> VisionModel:
         family, options = KINDS[kind]
-        return load(options(model=str(tiny(kind)), **{"batch": 3, "answer_tokens": 4, **changed}), family, device="cpu")[1]
+        return load_answerer(options(model=str(tiny(kind)), **{"batch": 3, "answer_tokens": 4, **changed}), family, device="cpu")[1]
 
     return make
 
@@ -66,14 +66,14 @@ def close(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
 def test_a_batch_answers_as_each_alone(made: Make, kind: str) -> None:
     """Left padding, pictures beside none, and what Qwen's module remembers of the last pictures change nothing."""
     model, asked = made(kind), questions()
-    together, weighed = model.answer(asked), model.weigh(asked, DIGITS)
+    together, weighed = model.answer(asked), model.word_probabilities(asked, DIGITS)
     alone = [model.answer([question])[0] for question in asked]
     assert together == alone
     assert len(set(together)) > 2
     for question, masses in zip(asked, weighed, strict=True):
-        assert close(masses, model.weigh([question], DIGITS)[0])
+        assert close(masses, model.word_probabilities([question], DIGITS)[0])
     assert sum(close(masses, weighed[0]) for masses in weighed) == 1
-    assert model.answer([]) == model.weigh([], DIGITS) == []
+    assert model.answer([]) == model.word_probabilities([], DIGITS) == []
 
 
 @each_kind
@@ -81,22 +81,26 @@ def test_it_is_what_the_library_computes(made: Make, kind: str) -> None:
     """One question without padding, by hand: positions are the library's own."""
     model = made(kind)
     for question in questions()[2:4]:
-        ids = torch.tensor([model.script.ids(question.parts, None if question.image is None else model.eyes.placeholders(question.image))])
-        inputs = {} if question.image is None else model.eyes.inputs([question.image])
-        if question.image is not None and model.eyes.own_positions:
-            inputs["mm_token_type_ids"] = (ids == model.script.image_token).int()
+        ids = torch.tensor(
+            [model.chat.prompt_ids(question.parts, None if question.image is None else model.pictures.placeholders(question.image))]
+        )
+        inputs = {} if question.image is None else model.pictures.inputs([question.image])
+        if question.image is not None and model.pictures.own_positions:
+            inputs["mm_token_type_ids"] = (ids == model.chat.image_token).int()
         with torch.no_grad():
             model.model.model.rope_deltas = None
             shares = model.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1].softmax(-1)
             model.model.model.rope_deltas = None
-        wanted = [float(shares[model.script.one_token(word)].sum()) for word in DIGITS]
-        assert close(model.weigh([question], DIGITS)[0], wanted)
+        wanted = [float(shares[model.chat.word_tokens(word)].sum()) for word in DIGITS]
+        assert close(model.word_probabilities([question], DIGITS)[0], wanted)
 
 
 @each_kind
 def test_pictures_and_words_matter(made: Make, kind: str) -> None:
     model = made(kind)
-    found = model.weigh([Question((text,), image) for text in ("a", "b") for image in (picture("red"), picture("blue"))], DIGITS)
+    found = model.word_probabilities(
+        [Question((text,), image) for text in ("a", "b") for image in (picture("red"), picture("blue"))], DIGITS
+    )
     assert [sum(close(one, other) for other in found) for one in found] == [1, 1, 1, 1]
 
 
@@ -106,7 +110,7 @@ def test_it_decodes_greedily(made: Make, kind: str, tiny: Callable[[str], Path])
     model = made(kind)
     assert '"do_sample": true' in (tiny(kind) / "generation_config.json").read_text()
     question = questions()[1]
-    ids = model.script.ids(question.parts, None)
+    ids = model.chat.prompt_ids(question.parts, None)
     written: list[int] = []
     with torch.no_grad():
         for _ in range(4):
@@ -115,20 +119,20 @@ def test_it_decodes_greedily(made: Make, kind: str, tiny: Callable[[str], Path])
             written.append(int(logits.argmax()))
             if written[-1] in model.stops:
                 break
-    assert model.answer([question]) == [model.script.decoded(written, model.stops)]
+    assert model.answer([question]) == [model.chat.decode_answer(written, model.stops)]
 
 
 @each_kind
 def test_the_conversation(made: Make, kind: str) -> None:
     """The template's, with as many placeholders as the picture has, and no more special tokens than the template has."""
     model = made(kind)
-    ids = model.script.ids(("Is it ", "a cat", "?"), model.eyes.placeholders(picture("red")))
-    text = model.script.tokenizer.decode(ids)
+    ids = model.chat.prompt_ids(("Is it ", "a cat", "?"), model.pictures.placeholders(picture("red")))
+    text = model.chat.tokenizer.decode(ids)
     image = (
         "<img>" + 4 * "<IMG_CONTEXT>" + "</img>\n" if kind == "internvl" else "<|vision_start|>" + 9 * "<|image_pad|>" + "<|vision_end|>"
     )
     assert text == f"<|im_start|>user\n{image}Is it a cat?<|im_end|>\n<|im_start|>assistant\n"
-    assert model.script.tokenizer.decode(model.script.ids(("Hi",), None)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert model.chat.tokenizer.decode(model.chat.prompt_ids(("Hi",), None)) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @each_kind
@@ -139,14 +143,16 @@ def test_somebodys_words_stay_letters(made: Make, kind: str, word: str) -> None:
     """A prompt that spells a token is asked about as what it is, or not at all; it is never one."""
     model = made(kind)
     image = picture("red")
-    honest = model.script.ids(("Is it ", "a cat", "?"), model.eyes.placeholders(image))
-    ids = model.script.ids(("Is it ", f"a {word} cat", "?"), model.eyes.placeholders(image))
-    known = model.script.tokenizer.added_tokens_decoder
+    honest = model.chat.prompt_ids(("Is it ", "a cat", "?"), model.pictures.placeholders(image))
+    ids = model.chat.prompt_ids(("Is it ", f"a {word} cat", "?"), model.pictures.placeholders(image))
+    known = model.chat.tokenizer.added_tokens_decoder
     assert [i for i in ids if i in known] == [i for i in honest if i in known]
-    assert f"Is it a {word} cat?" in model.script.tokenizer.decode(ids)
+    assert f"Is it a {word} cat?" in model.chat.tokenizer.decode(ids)
     assert model.answer([Question(("Is it ", f"a {word} cat", "?"), image)]) != [None]
     # A rubric's own words are the user's: they may use the tokens of their model.
-    assert [i for i in model.script.ids((f"a {word} cat",), None) if i in known] != [i for i in honest if i in known] or word not in known
+    assert [i for i in model.chat.prompt_ids((f"a {word} cat",), None) if i in known] != [
+        i for i in honest if i in known
+    ] or word not in known
 
 
 @each_kind
@@ -157,7 +163,7 @@ def test_what_cannot_be_asked_has_no_answer(made: Make, kind: str) -> None:
     if kind != "internvl":  # which makes any picture a square
         asked.insert(1, Question(("x",), Image.new("RGB", (2, 2000))))
     kept = [0, len(asked) - 1]
-    for found in (model.answer(asked), model.weigh(asked, DIGITS)):
+    for found in (model.answer(asked), model.word_probabilities(asked, DIGITS)):
         assert [i for i, one in enumerate(found) if one is not None] == kept
 
 
@@ -182,38 +188,38 @@ def test_units_of_boxes(made: Make) -> None:
 def test_internvl_does_not_crop(made: Make, tiny: Callable[[str], Path]) -> None:
     """Although its image processor is set to: a picture is one tile, whatever its shape, and as large as the vision tower's."""
     assert '"crop_to_patches": true' in (tiny("internvl") / "preprocessor_config.json").read_text()
-    assert made("internvl").eyes.inputs([picture("red", (300, 100))])["pixel_values"].shape == (1, 3, 28, 28)
+    assert made("internvl").pictures.inputs([picture("red", (300, 100))])["pixel_values"].shape == (1, 3, 28, 28)
 
 
 def test_internvl_looks_at_a_picture_once(made: Make) -> None:
     """However many questions it has, in one batch or in several, answered or weighed, until too many others came between."""
     model, looked = made("internvl"), []
-    pictures = [picture("gold", (60, 50 + i)) for i in range(SEEN + 1)]
+    pictures = [picture("gold", (60, 50 + i)) for i in range(MAX_REMEMBERED + 1)]
     asked = [Question((f"Is it {word}?",), image) for word in ("a", "bb", "c") for image in pictures[:2]]
     tower = model.model.model.vision_tower
     with tower.register_forward_pre_hook(lambda _, __, inputs: looked.append(len(inputs["pixel_values"])), with_kwargs=True):
-        model.weigh(asked, DIGITS)
+        model.word_probabilities(asked, DIGITS)
         answers = model.answer(asked)
         assert sum(looked) == 2
-        model.weigh([Question(("?",), image) for image in pictures[1:]], DIGITS)
-        assert sum(looked) == SEEN + 1
-        model.weigh(asked[:1], DIGITS)
-        assert sum(looked) == SEEN + 2
+        model.word_probabilities([Question(("?",), image) for image in pictures[1:]], DIGITS)
+        assert sum(looked) == MAX_REMEMBERED + 1
+        model.word_probabilities(asked[:1], DIGITS)
+        assert sum(looked) == MAX_REMEMBERED + 2
     for question, answer in zip(asked, answers, strict=True):
         assert question.image is not None
-        ids = torch.tensor([model.script.ids(question.parts, model.eyes.placeholders(question.image))])
+        ids = torch.tensor([model.chat.prompt_ids(question.parts, model.pictures.placeholders(question.image))])
         with torch.no_grad():
-            written = model.model.generate(ids, **model.eyes.inputs([question.image]), attention_mask=torch.ones_like(ids))
-        assert answer == model.script.decoded(written[0, ids.shape[1] :].tolist(), model.stops)
+            written = model.model.generate(ids, **model.pictures.inputs([question.image]), attention_mask=torch.ones_like(ids))
+        assert answer == model.chat.decode_answer(written[0, ids.shape[1] :].tolist(), model.stops)
 
 
 @each_kind
 def test_words_of_one_token(made: Make, kind: str) -> None:
-    script = made(kind).script
-    assert len(script.one_token("7")) == 1
-    assert script.tokenizer.convert_ids_to_tokens(script.one_token("yes")) == ["yes"]
+    chat = made(kind).chat
+    assert len(chat.word_tokens("7")) == 1
+    assert chat.tokenizer.convert_ids_to_tokens(chat.word_tokens("yes")) == ["yes"]
     with pytest.raises(UsageError, match="has no token for 'maybe'"):
-        script.one_token("maybe")
+        chat.word_tokens("maybe")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -221,7 +227,7 @@ def test_in_half_precision(made: Make, dtype: str) -> None:
     """Probabilities are computed in float32, so they add up."""
     model = made("qwen2_5_vl", dtype=dtype)
     assert model.model.dtype == getattr(torch, dtype)
-    words = [word for word in model.script.tokenizer.get_vocab() if len(word) == 1 and word.isascii()]
-    for masses in model.weigh(questions()[:3], words[:30]):
+    words = [word for word in model.chat.tokenizer.get_vocab() if len(word) == 1 and word.isascii()]
+    for masses in model.word_probabilities(questions()[:3], words[:30]):
         assert masses is not None
         assert all(0 <= mass <= 1 for mass in masses)

@@ -72,9 +72,9 @@ def test_a_prompt_without_a_chain_is_named(chains: Path) -> None:
         (["{}"], "line 1 has no prompt and chain"),
         ([{"prompt": "a", "chain": "b"}, "nonsense"], "line 2 has no prompt and chain"),
         ([["a", "b"]], "line 1 has no prompt and chain"),
-        ([{"prompt": "a", "chain": None}], "line 1: prompt and chain are texts"),
-        ([{"prompt": "a", "chain": []}], "line 1: prompt and chain are texts"),
-        ([{"prompt": 3, "chain": "b"}], "line 1: prompt and chain are texts"),
+        ([{"prompt": "a", "chain": None}], "line 1: prompt and chain must be texts"),
+        ([{"prompt": "a", "chain": []}], "line 1: prompt and chain must be texts"),
+        ([{"prompt": 3, "chain": "b"}], "line 1: prompt and chain must be texts"),
     ],
 )
 def test_a_file_that_is_none(tmp_path: Path, rows: list[Any], said: str) -> None:

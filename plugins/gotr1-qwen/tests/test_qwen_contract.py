@@ -16,11 +16,11 @@ from gotr1_qwen.module import QwenModule
 from gotr1_qwen.options import QwenOptions
 from gotr1_qwen.planner import QwenPlanner
 from gotr1_testing import Case, PlannerContract, Subject
-from gotr1_testing.examine import checks_of
+from gotr1_testing.runner import checks_of
 from gotr1_testing.subject import PROMPTS
 
 # A padding token that is content, in what the model is told and, as text, in a prompt: masks come from lengths.
-CASE = Case(prompts=(*PROMPTS[:3], Prompt("a <|endoftext|>")), temperatures=(0.7, 1.3), many=96, max_chain_tokens=12)
+CASE = Case(prompts=(*PROMPTS[:3], Prompt("a <|endoftext|>")), temperatures=(0.7, 1.3), statistical_samples=96, max_chain_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,10 @@ def test_a_shift_by_one_is_caught(tiny: Callable[..., Path], instruction: Path, 
     forward = QwenModule.forward
 
     def shifted(self: QwenModule, segments: dict[str, Rollout]) -> dict[str, ActionStats]:
-        states = forward.__globals__["states_before"]
-        monkeypatch.setitem(forward.__globals__, "states_before", lambda hidden, start, count: states(hidden, start - 1, count))
+        states = forward.__globals__["states_that_predict"]
+        monkeypatch.setitem(forward.__globals__, "states_that_predict", lambda hidden, start, count: states(hidden, start - 1, count))
         scored = forward(self, segments)  # type: ignore[arg-type]
-        monkeypatch.setitem(forward.__globals__, "states_before", states)
+        monkeypatch.setitem(forward.__globals__, "states_that_predict", states)
         return scored  # type: ignore[return-value]
 
     monkeypatch.setattr(QwenModule, "forward", shifted)
@@ -90,7 +90,7 @@ def test_a_shift_by_one_is_caught(tiny: Callable[..., Path], instruction: Path, 
 
 
 def _sampled_is_scored(planner: QwenPlanner) -> Any:
-    (check,) = checks_of("planner", ["sampled-is-scored"])
+    (check,) = checks_of("planner", ["log-probs-match-sampler"])
     return check.run(Subject(planner, PLAN, Case(temperatures=[1.0], max_chain_tokens=12)))
 
 

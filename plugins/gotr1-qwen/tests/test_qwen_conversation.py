@@ -14,7 +14,7 @@ from gotr1_core.chain import Chain, Region, parse
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.tokenization import TAGS
 from gotr1_qwen.conversation import Conversation
-from gotr1_qwen.instruction import FIELD, read_instruction, versions
+from gotr1_qwen.instruction import FIELD, instruction_versions, read_instruction
 
 BOXED = Chain.of(["a ", Region("red cat", (12, 30, 400, 999), " "), " and ", Region("猫", (0, 0, 7, 8)), ", <b> 50 %."])
 OWN = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
@@ -53,9 +53,9 @@ def test_thinking_is_off(tokenizer_of: Tokenizers) -> None:
     ("template", "said"),
     [
         ("{{ raise_exception('no system') }}", "cannot be filled in: no system"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "ends an answer with no token"),
-        ("{% for m in messages %}{{ m.content }} bye{% endfor %}", "ends an answer with no token"),
-        ("hello<|im_end|>", "does not say a user's text once"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "does not end an answer with a special token"),
+        ("{% for m in messages %}{{ m.content }} bye{% endfor %}", "does not end an answer with a special token"),
+        ("hello<|im_end|>", "must insert the user's text exactly once"),
     ],
 )
 def test_a_template_that_cannot_do(tokenizer_of: Tokenizers, template: str, said: str) -> None:
@@ -70,11 +70,11 @@ def test_a_template_that_cannot_do(tokenizer_of: Tokenizers, template: str, said
 
 
 def test_the_versions_there_are() -> None:
-    assert versions() == ["plain", "v1"]
+    assert instruction_versions() == ["plain", "v1"]
     assert read_instruction("plain") == FIELD
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", instruction_versions())
 def test_every_version_has_one_prompt_and_examples_that_are_chains(version: str) -> None:
     """What it shows is what a model is to write: well-formed, with boxes, one for each thing."""
     text = read_instruction(version)
@@ -101,7 +101,7 @@ def test_v1_keeps_its_own_rules() -> None:
 
 
 @MODES
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", instruction_versions())
 def test_the_examples_have_the_tags_that_a_chain_has(tokenizer_of: Tokenizers, version: str, tags: str) -> None:
     conversation = Conversation(tokenizer_of("qwen2"), read_instruction(version), tags)
     seen = special(conversation, conversation.encode_prompt("a cat"))

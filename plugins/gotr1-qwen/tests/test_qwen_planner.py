@@ -40,7 +40,7 @@ def examples(count: int) -> list[Example]:
 
 def scores(planner: QwenPlanner, given: list[Example]) -> torch.Tensor:
     with torch.no_grad():
-        plans = planner.given([e.prompt for e in given], [e.chain for e in given], Sampling())
+        plans = planner.encode_plans([e.prompt for e in given], [e.chain for e in given], Sampling())
         return planner.module({PLAN: plans})[PLAN].log_prob
 
 
@@ -61,7 +61,7 @@ def test_it_is_a_planner_of_the_class_that_the_checkpoint_is_of(tiny: Tiny, kind
 
 
 def test_a_model_in_memory_is_the_same_planner(planner: QwenPlanner) -> None:
-    around = QwenPlanner.around(planner.module.model, planner.tokenizer, planner.options)
+    around = QwenPlanner.from_model(planner.module.model, planner.tokenizer, planner.options)
     assert around.lora_prefix == planner.lora_prefix
     assert not any(p.requires_grad for p in around.module.model.model.visual.parameters())
     assert torch.equal(scores(around, examples(2)), scores(planner, examples(2)))
@@ -108,7 +108,7 @@ def test_a_given_chain_is_scored_as_a_sampled_one(planner: QwenPlanner) -> None:
         sampled = planner.module({PLAN: plans})[PLAN].log_prob
     found = 0
     for row, chain in enumerate(plans.chains):
-        given = planner.given([prompts[0]], [chain], sampling)
+        given = planner.encode_plans([prompts[0]], [chain], sampling)
         tokens = given.tensors["tokens"][0]
         if not plans.tensors["truncated"][row] and tokens.tolist() == plans.tensors["tokens"][row][: len(tokens)].tolist():
             with torch.no_grad():
@@ -138,7 +138,7 @@ def test_prompts_that_do_not_fit(planner: QwenPlanner) -> None:
         planner.check_prompts([Prompt("a cat"), Prompt("a cat " * 20)], sampling)
     assert "sampling.max_chain_tokens=" in str(caught.value.hint)
     with pytest.raises(UsageError, match="too long"):
-        planner.given([Prompt("a")], [parse("c" * 500)], sampling)
+        planner.encode_plans([Prompt("a")], [parse("c" * 500)], sampling)
     with pytest.raises(UsageError, match="a prompt is empty"):
         planner.check_prompts([Prompt(" ")], sampling)
 
@@ -302,7 +302,7 @@ def test_gradient_checkpointing_is_refused_with_dropout(planner: QwenPlanner) ->
 
 
 def test_gotr1_check_knows_it(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"model={tiny('qwen2_5_vl')}", "instruction=plain", "--only", "sampled-is-scored", "--chain-tokens", "8", "--json"]
+    words = [f"model={tiny('qwen2_5_vl')}", "instruction=plain", "--only", "log-probs-match-sampler", "--chain-tokens", "8", "--json"]
     assert call(["check", "planner", "qwen", *words]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "ok"

@@ -67,10 +67,10 @@ def thinks(folder: Path) -> None:
     [
         (change_config(model_type="janus"), r"planner.model=.* is a janus model, and the planner qwen loads qwen2_5_vl, qwen3_vl, qwen2"),
         (change_config(model_type="qwen2_vl"), "is a qwen2_vl model"),
-        (change_config(model_type=None), "a model of unnamed type"),
+        (change_config(model_type=None), "a model of unknown type"),
         (lambda f: (f / "model_index.json").write_text('{"_class_name": "Pipe"}'), "is a diffusers pipeline"),
         (change_config(quantization_config={"quant_method": "awq"}), "is quantised"),
-        (change_config(text_config={"model_type": "qwen2_5_vl_text", "hidden_size": "many"}), "describes no Qwen"),
+        (change_config(text_config={"model_type": "qwen2_5_vl_text", "hidden_size": "many"}), "does not describe a Qwen"),
         (remove("model.safetensors"), r"planner.model: the folder .* has no \*.safetensors"),
         (remove("tokenizer.json"), "has no tokenizer.json"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer of .* cannot be read"),
@@ -92,7 +92,7 @@ def test_a_checkpoint_without_all_weights_is_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     lost = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
     save_file({name: tensor for name, tensor in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UsageError, match=r"no whole checkpoint: .*up_proj\.weight and 0 more"):
+    with pytest.raises(UsageError, match=r"not a complete checkpoint: .*up_proj\.weight and 0 more"):
         QwenPlanner(QwenOptions(model=str(folder)))
 
 

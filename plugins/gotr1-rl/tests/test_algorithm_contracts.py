@@ -19,9 +19,9 @@ from gotr1_rl.grpo import Grpo, GrpoOptions
 from gotr1_rl.ppo import Ppo, PpoOptions
 from gotr1_rl.rloo import Rloo, RlooOptions
 from gotr1_testing import AlgorithmContract
-from gotr1_testing.enumerable import END, QUARTERS, groups, perfect
-from gotr1_testing.exact import expected, gradient
-from gotr1_testing.examine import checks_of
+from gotr1_testing.enumerable import END, QUARTERS, all_groups, exact_sample
+from gotr1_testing.exact import expected_gradient, update_gradient
+from gotr1_testing.runner import checks_of
 
 REWARDS = [[0.2, 0.1, 0.4], [1.0, 0.3, 0.0], [0.6, 0.2, 0.5]]
 
@@ -56,10 +56,10 @@ def test_the_divergences_directions_are_as_documented(kl: Any, direction: str) -
 @pytest.mark.parametrize("group", [2, 3])
 def test_biases_of_length_are_the_known_ones(group: int, ends: bool) -> None:
     """A group's mean holds the sample itself, so GRPO's expected gradient is (G - 1) / G of the exact one; RLOO's leaves it out."""
-    centred = expected(Grpo(GrpoOptions(scale=False)), group, ends=ends)
+    centred = expected_gradient(Grpo(GrpoOptions(scale=False)), group, ends=ends)
     assert centred.factor == pytest.approx((group - 1) / group, abs=1e-12)
-    assert expected(Rloo(RlooOptions()), group, ends=ends).factor == pytest.approx(1, abs=1e-12)
-    assert expected(Ppo(PpoOptions(whiten=False)), group, ends=ends).factor == pytest.approx(1, abs=1e-12)
+    assert expected_gradient(Rloo(RlooOptions()), group, ends=ends).factor == pytest.approx(1, abs=1e-12)
+    assert expected_gradient(Ppo(PpoOptions(whiten=False)), group, ends=ends).factor == pytest.approx(1, abs=1e-12)
 
 
 # -- a whole update in plain Python -----------------------------------------------------------------------------------------
@@ -105,14 +105,14 @@ def by_formula(sequences: Sequence[Sequence[int]], size: int, *, scale: bool) ->
 @pytest.mark.parametrize("size", [2, 3])
 def test_an_update_is_the_papers(size: int, scale: bool) -> None:
     """Rewards through advantages, loss and denominators to the gradient and its statistics, on every group of a perfect sample."""
-    policy, plans = perfect(ends=True)
-    rows = groups(plans, size).flatten()
+    policy, plans = exact_sample(ends=True)
+    rows = all_groups(plans, size).flatten()
     tokens = plans.tensors["tokens"]
     rewards = torch.tensor(REWARDS, dtype=torch.float64)[tokens[rows, 0], tokens[rows, 1]].view(-1, size, 1)
     empty = torch.zeros(0, dtype=torch.long)
     samples = tuple(Sample(Prompt(""), parse(""), None) for _ in rows)
     batch = Batch((Prompt(""),) * len(rewards), plans.rows(rows), None, empty, samples, rewards)
-    found, statistics = gradient(Grpo(GrpoOptions(scale=scale)), policy, batch, {PLAN: SegmentConfig()})
+    found, statistics = update_gradient(Grpo(GrpoOptions(scale=scale)), policy, batch, {PLAN: SegmentConfig()})
     slopes, expected_statistics = by_formula(tokens.tolist(), size, scale=scale)
     weight = found["plan_head.weight"]  # features are one-hot states, so its entries are the logits
     for (state, symbol), slope in slopes.items():

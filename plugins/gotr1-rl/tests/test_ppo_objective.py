@@ -49,9 +49,9 @@ class Toy(nn.Module):
         )
 
     def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
-        return {name: self.score(name, rollout.tensors["tokens"]) for name, rollout in segments.items()}
+        return {name: self.action_stats(name, rollout.tensors["tokens"]) for name, rollout in segments.items()}
 
-    def score(self, name: SegmentName, tokens: Tensor) -> ActionStats:
+    def action_stats(self, name: SegmentName, tokens: Tensor) -> ActionStats:
         features = self.weights["embedding"][torch.cat([torch.full_like(tokens[:, :1], SYMBOLS), tokens[:, :-1]], 1)]
         log_probs = torch.log_softmax(features @ self.weights[name], -1)
         chosen = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
-from gotr1_rl.value import ValueHead, end, gae, moments, value_loss, whiten
+from gotr1_rl.value import ValueHead, episode_end, gae, moments, value_loss, whiten
 
 ROUNDING = 1e-12
 """Relative, in float64: sums of a dozen terms of size one err by about 1e-15."""
@@ -38,7 +37,7 @@ def test_advantages_are_the_papers(discount: float, decay: float) -> None:
     rewards, values, last = some(5, 7, seed=1), some(5, 7, seed=2), some(5, seed=3)
     mask = some(5, 7, seed=4) > -0.3
     mask[3] = False
-    found, _ = gae(rewards, values, mask, end(last), discount, decay)
+    found, _ = gae(rewards, values, mask, episode_end(last), discount, decay)
     assert mask.sum() not in (0, mask.numel())
     for row in range(5):
         places = mask[row].nonzero().flatten().tolist()
@@ -58,8 +57,8 @@ def test_an_episode_in_two_pieces_is_one_episode(discount: float, decay: float, 
     mask = some(4, 9, seed=8) > -0.5
     if empty:
         mask[:, 5:] = False
-    whole, _ = gae(rewards, values, mask, end(last), discount, decay)
-    second, between = gae(rewards[:, 5:], values[:, 5:], mask[:, 5:], end(last), discount, decay)
+    whole, _ = gae(rewards, values, mask, episode_end(last), discount, decay)
+    second, between = gae(rewards[:, 5:], values[:, 5:], mask[:, 5:], episode_end(last), discount, decay)
     first, _ = gae(rewards[:, :5], values[:, :5], mask[:, :5], between, discount, decay)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=ROUNDING, atol=ROUNDING)
     assert (between.reward.abs() > 0).all() if empty else between.reward[mask[:, 5:].any(1)].eq(0).all()
@@ -67,7 +66,7 @@ def test_an_episode_in_two_pieces_is_one_episode(discount: float, decay: float, 
 
 def test_without_discount_and_decay_it_is_the_return_less_the_value() -> None:
     rewards, values, last = torch.zeros(3, 6), some(3, 6), some(3, seed=1)
-    found, before = gae(rewards.double(), values, torch.ones(3, 6, dtype=torch.bool), end(last), 1.0, 1.0)
+    found, before = gae(rewards.double(), values, torch.ones(3, 6, dtype=torch.bool), episode_end(last), 1.0, 1.0)
     torch.testing.assert_close(found, last.unsqueeze(1) - values, rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(before.value + before.advantage, last, rtol=ROUNDING, atol=ROUNDING)
 
@@ -75,7 +74,7 @@ def test_without_discount_and_decay_it_is_the_return_less_the_value() -> None:
 def test_perfect_values_leave_no_advantage() -> None:
     discount = 0.9
     values = torch.tensor([[discount**3, discount**2, discount, 1.0]], dtype=torch.float64)
-    found, _ = gae(torch.zeros_like(values), values, torch.ones(1, 4, dtype=torch.bool), end(torch.ones(1).double()), discount, 0.7)
+    found, _ = gae(torch.zeros_like(values), values, torch.ones(1, 4, dtype=torch.bool), episode_end(torch.ones(1).double()), discount, 0.7)
     assert found.abs().max() < 1e-15
 
 

@@ -13,21 +13,20 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START, Chain, Region, iou, parse
 from gotr1_core.errors import UsageError
 from gotr1_core.samples import PLAN, Prompt, Sample
-from gotr1_scenes.annotate import describe, paint_wish
-from gotr1_scenes.judge import REWARDS, Found, ScenesJudge, apart, followed, look_of, match, planned
+from gotr1_scenes.annotate import describe_scene, paint_wish
+from gotr1_scenes.judge import REWARDS, SceneLayout, ScenesJudge, look_of, match, plan_layout, plan_picture_iou, separate_share
 from gotr1_scenes.language import phrase
-from gotr1_scenes.measure import truth
+from gotr1_scenes.measure import painted_truth
 from gotr1_scenes.painter import paint
 from gotr1_scenes.source import as_prompt
 from gotr1_scenes.wish import Wish, kept_relations
-from gotr1_scenes.world import OPPOSITE, Box, Look, Thing, any_look
+from gotr1_scenes.world import OPPOSITE, Box, Look, Thing, random_look
 from gotr1_scenes_recipe.pictures import random_scene
 
 RED, BLUE, GREEN = Look("circle", "red"), Look("square", "blue"), Look("triangle", "green")
@@ -161,10 +160,10 @@ def test_ri_is_the_intersection_over_the_union() -> None:
 
 def test_ri_matches_for_the_largest_total() -> None:
     look = Look("circle", "red", "plain")
-    plan = Found((look, look), ((0.0, 0.0, 0.4, 0.4), (0.0, 0.0, 0.3, 0.4)))
-    seen = Found((look, look), ((0.0, 0.0, 0.4, 0.4), (0.2, 0.0, 0.6, 0.4)))
+    plan = SceneLayout((look, look), ((0.0, 0.0, 0.4, 0.4), (0.0, 0.0, 0.3, 0.4)))
+    seen = SceneLayout((look, look), ((0.0, 0.0, 0.4, 0.4), (0.2, 0.0, 0.6, 0.4)))
     # The first box's own thing is the other's best as well; 1 + (1/6) beats 0.75 + (1/3).
-    assert followed(plan, seen) == pytest.approx((1 + 1 / 6) / 2)
+    assert plan_picture_iou(plan, seen) == pytest.approx((1 + 1 / 6) / 2)
 
 
 def test_a_malformed_chain_scores_nothing_but_its_picture_does() -> None:
@@ -240,7 +239,7 @@ def test_look_of(text: str, look: Look) -> None:
 
 
 def test_painted_truth_is_right() -> None:
-    samples = [sample for _, sample in truth(2000)]
+    samples = [sample for _, sample in painted_truth(2000)]
     found = ScenesJudge().score(samples, NAMES)
     assert sum(found["correct"]) / len(samples) >= 0.995
     for name in ("sem", "spa", "plan_right", "pi"):
@@ -251,7 +250,7 @@ def test_painted_truth_is_right() -> None:
 
 def mixed_samples() -> list[Sample]:
     made = [phrase("validation", 0, i) for i in range(40)]
-    answers = [sample for _, sample in truth(40)]
+    answers = [sample for _, sample in painted_truth(40)]
     shuffled = [answers[(7 * i) % 40] for i in range(40)]  # mostly the answers to other prompts
     return [Sample(as_prompt(m, ""), a.chain, a.image if i % 5 else None) for i, (m, a) in enumerate(zip(made, shuffled, strict=True))]
 
@@ -290,9 +289,9 @@ def test_any_text_is_scored(text: str, index: int, seed: int) -> None:
         assert 0 <= values[0] <= 1
 
 
-def some(rng: random.Random, count: int) -> Found:
+def some(rng: random.Random, count: int) -> SceneLayout:
     corners = [(rng.randrange(9) / 12, rng.randrange(9) / 12, rng.choice((3, 5)) / 12) for _ in range(count)]
-    return Found(tuple(any_look(rng) for _ in corners), tuple((x, y, x + side, y + side) for x, y, side in corners))
+    return SceneLayout(tuple(random_look(rng) for _ in corners), tuple((x, y, x + side, y + side) for x, y, side in corners))
 
 
 def every_way(rows: int, columns: int) -> list[tuple[int | None, ...]]:
@@ -318,9 +317,9 @@ def test_matching_is_exact() -> None:
             for box, look in zip(found.boxes, found.looks, strict=True)
         ]
         best = max(total(overlap, given) for given in every_way(len(found.boxes), len(other.boxes)))
-        assert followed(found, other) == pytest.approx(best / len(found.boxes))
+        assert plan_picture_iou(found, other) == pytest.approx(best / len(found.boxes))
         alone = [all(iou(a, b) == 0 for b in (*found.boxes[:i], *found.boxes[i + 1 :])) for i, a in enumerate(found.boxes)]
-        assert apart(found) == pytest.approx(sum(alone) / len(alone))
+        assert separate_share(found) == pytest.approx(sum(alone) / len(alone))
 
 
 @pytest.mark.parametrize("count", [8, 40])
@@ -330,7 +329,7 @@ def test_many_regions_are_scored_in_bounded_time(count: int) -> None:
         Region("a red circle", (x, y, x + 100, y + 100)) for x, y in (rng.choices(range(800), k=2) for _ in range(count))
     ]
     plan, image = Chain.of(regions), paint(random_scene("many"))
-    assert len(planned(plan).boxes) == count
+    assert len(plan_layout(plan).boxes) == count
     for index in range(6):
         sample = Sample(as_prompt(phrase("validation", 0, index), ""), plan, image)
         seconds = []
@@ -347,6 +346,6 @@ def test_a_reversed_relation_cannot_be_bought_with_wrong_looks() -> None:
     assert made.category == "complex"
     ((name, i, j),) = made.wish.relations
     turned = replace(made.wish, relations=((OPPOSITE[name], i, j),))
-    chain = describe(paint_wish(turned, random.Random(0)), "There is ")
+    chain = describe_scene(paint_wish(turned, random.Random(0)), "There is ")
     scores = ScenesJudge().score([Sample(as_prompt(made, ""), chain, None)], ["sem", "spa"])
     assert (scores["sem"], scores["spa"]) == ([1.0], [0.0])

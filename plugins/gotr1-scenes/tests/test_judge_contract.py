@@ -10,7 +10,7 @@ import pytest
 from gotr1_core.samples import Prompt, Sample
 from gotr1_scenes.judge import REWARDS, ScenesJudge
 from gotr1_testing import JudgeContract
-from gotr1_testing.judges import Court, in_any_batch, in_any_order, scenes
+from gotr1_testing.judges import JudgeSubject, same_in_any_batch, same_in_any_order, shape_samples
 
 
 class TestScenesJudge(JudgeContract):
@@ -21,18 +21,18 @@ class TestScenesJudge(JudgeContract):
     @pytest.fixture
     def unscorable(self) -> Mapping[str, Sequence[Sample]]:
         """A prompt that it does not understand."""
-        mystery = [replace(sample, prompt=Prompt("the quick brown fox")) for sample in scenes()]
+        mystery = [replace(sample, prompt=Prompt("the quick brown fox")) for sample in shape_samples()]
         return dict.fromkeys(REWARDS, mystery)
 
 
 def test_it_knows_the_suites_scenes() -> None:
     """Right and wrong ones, so that the contract compares numbers that differ."""
-    scores = Court(ScenesJudge()).score()
+    scores = JudgeSubject(ScenesJudge()).score()
     assert scores["plan_right"] == [1, 0, 0, 1, 0, 1]
     assert scores["correct"] == [1, 0, 0, 1, 0, 0]
     assert len(set(scores["ri"])) > 2
 
 
 def test_it_computes_exactly() -> None:
-    for check in (in_any_batch, in_any_order):
-        assert check(Court(ScenesJudge())).value == 0
+    for check in (same_in_any_batch, same_in_any_order):
+        assert check(JudgeSubject(ScenesJudge())).value == 0

@@ -18,11 +18,11 @@ from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_judges.answers import read_score
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.judge import Found, ScenesJudge, look_of, wish_in
-from gotr1_scenes.language import for_validation, names_held_out
+from gotr1_scenes.judge import SceneLayout, ScenesJudge, look_of, prompt_wish
+from gotr1_scenes.language import has_held_out_pair, is_validation_text
 from gotr1_scenes.painter import BACKGROUND, paint
-from gotr1_scenes.reader import read
-from gotr1_scenes.understand import wish_of
+from gotr1_scenes.reader import read_things
+from gotr1_scenes.understand import read_wish
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import CANVAS, COLORS, GRID, SHAPES, Look, Thing, holds
 from gotr1_scenes_recipe import check_judge, judge
@@ -30,14 +30,14 @@ from gotr1_scenes_recipe.judge import (
     LIMIT,
     RUBRICS,
     batch,
-    digits_of,
-    encoded,
+    copy_weights,
+    digit_tokens,
+    encode_questions,
     make_judge,
     make_model,
-    make_pupil,
+    make_student,
     make_tokenizer,
-    question,
-    start_from,
+    question_parts,
     subjects,
     train,
 )
@@ -50,19 +50,19 @@ from gotr1_scenes_recipe.questions import (
     PARTS,
     STANDS,
     WRITTEN,
-    Asked,
-    ask,
-    boxes,
-    cells,
-    nearly,
-    parts_of,
-    sketched_cells,
+    TaughtQuestion,
+    boxes_answer,
+    make_questions,
+    near_prompt,
+    picture_cells,
+    score_parts,
+    sketch_cells,
 )
-from gotr1_scenes_recipe.samples import changed, draw_samples, painted
+from gotr1_scenes_recipe.samples import changed_scene, draw_samples, painted_sample
 from gotr1_scenes_recipe.state import resume
-from gotr1_scenes_recipe.teaching import attribute, marks_of
+from gotr1_scenes_recipe.teaching import attribute, word_targets
 from gotr1_scenes_recipe.verdicts import verdict
-from gotr1_testing.judges import Court, in_any_batch
+from gotr1_testing.judges import JudgeSubject, same_in_any_batch
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +81,16 @@ def save(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small(untrained: Path) -> Any:
-    return make_pupil(untrained)
+    return make_student(untrained)
 
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return [painted(f"test/{i}") for i in range(6)]
+    return [painted_sample(f"test/{i}") for i in range(6)]
 
 
-def asked_of(samples: Sequence[Sample]) -> tuple[list[Any], list[Asked]]:
-    shown, asked = ask(samples, 2, random.Random(0))
+def asked_of(samples: Sequence[Sample]) -> tuple[list[Any], list[TaughtQuestion]]:
+    shown, asked = make_questions(samples, 2, random.Random(0))
     return [one.image for one in shown], asked
 
 
@@ -112,24 +112,24 @@ def test_it_is_asked_by_the_worlds_own_rubrics(untrained: Path, small: Any) -> N
 
 
 def test_a_coordinate_with_its_comma_is_one_token(small: Any) -> None:
-    ids = small.answerer.script.tokenizer("<box>[[83, 167, 333, 417]]</box>", add_special_tokens=False).input_ids
+    ids = small.answerer.chat.tokenizer("<box>[[83, 167, 333, 417]]</box>", add_special_tokens=False).input_ids
     assert len(ids) == 8
-    assert all(token in small.answerer.script.one_token(str(digit)) for digit, token in enumerate(digits_of(small)))
+    assert all(token in small.answerer.chat.word_tokens(str(digit)) for digit, token in enumerate(digit_tokens(small)))
 
 
 def test_painted_samples_are_right_and_wrong() -> None:
-    made = [painted(f"many/{i}") for i in range(60)]
+    made = [painted_sample(f"many/{i}") for i in range(60)]
     scores = ScenesJudge().score(made, ["pi", "sem", "ri", "correct"])
     assert 0.2 < sum(scores["correct"]) / len(made) < 0.6
     assert len({round(score, 3) for score in scores["pi"]}) > 6
     assert min(scores["ri"]) > 0.9  # the plan is of the picture
-    assert painted("many/1").chain == made[1].chain
+    assert painted_sample("many/1").chain == made[1].chain
 
 
 def test_a_change_is_one_thing() -> None:
     rng = random.Random(0)
     scene = next(made.scene for i in range(60) if len((made := annotated("train", 0, i)).scene) == 2)
-    after = [changed(scene, rng) for _ in range(60)]
+    after = [changed_scene(scene, rng) for _ in range(60)]
     assert {len(other) for other in after} == {1, 2, 3}
     looks = [sum(a.look != b.look for a, b in zip(scene, other, strict=True)) for other in after if len(other) == 2]
     assert set(looks) == {0, 1}
@@ -147,9 +147,9 @@ def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> Non
             assert one.answer == exact
         elif one.reward == "ri":
             assert one.picture is not None
-            assert one.answer == boxes(images[one.picture], one.fields["phrase"])
+            assert one.answer == boxes_answer(images[one.picture], one.fields["phrase"])
         elif one.reward == "has":
-            there = [thing.look for thing in read(images[one.picture])] if one.picture is not None else plans[one.fields["plan"]]
+            there = [thing.look for thing in read_things(images[one.picture])] if one.picture is not None else plans[one.fields["plan"]]
             assert one.answer == max(look_of(one.fields["phrase"]).agreement(look) for look in there)
         elif one.reward in WRITTEN.values():
             assert one.picture is not None
@@ -165,7 +165,7 @@ def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> Non
 
 def test_its_answers_are_what_the_judge_reads(small: Any, samples: list[Sample]) -> None:
     """Boxes as they are taught give ``ri`` as the exact judge does, up to the rounding of thousandths."""
-    truth = {(id(s.image), phrase.lower()): boxes(s.image, phrase) for s in samples for phrase in (r.phrase for r in s.chain.regions)}  # type: ignore[arg-type]
+    truth = {(id(s.image), phrase.lower()): boxes_answer(s.image, phrase) for s in samples for phrase in (r.phrase for r in s.chain.regions)}  # type: ignore[arg-type]
 
     class Taught:
         def answer(self, questions: Sequence[Any]) -> list[str]:
@@ -181,10 +181,10 @@ def test_its_answers_are_what_the_judge_reads(small: Any, samples: list[Sample])
 def test_packed_rows_are_what_the_model_computes(small: Any, samples: list[Sample]) -> None:
     """Each row by itself through the model's own forward pass, against rows that share their beginning."""
     images, asked = asked_of(samples[:2])
-    digits = digits_of(small)
-    rows, places, targets = encoded(small, asked, digits)
+    digits = digit_tokens(small)
+    rows, places, targets = encode_questions(small, asked, digits)
     pictures, about = [one.picture for one in asked], subjects(asked)
-    pixels = small.answerer.eyes.inputs(images)["pixel_values"]
+    pixels = small.answerer.pictures.inputs(images)["pixel_values"]
     model = small.answerer.model
     with torch.no_grad():
         features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
@@ -206,17 +206,17 @@ def test_cells_are_of_what_covers_them() -> None:
     look = Look("square", "red", "striped")
     picture = paint((Thing(look, (4, 8, 24, 28)),), 64)
     kind = KINDS["square", "red", "striped"]
-    rows = [cells(picture)[6 * row : 6 * row + 6] for row in range(6)]
+    rows = [picture_cells(picture)[6 * row : 6 * row + 6] for row in range(6)]
     empty = (EMPTY, 0, 0, 0, 0)
     thing = (kind, 1, 2, 6, 7)
     assert rows == [(empty,) * 6, *[(thing,) * 3 + (empty,) * 3] * 3, *[(empty,) * 6] * 2]
     plan = parse("<|obj_start|>a red square<|obj_end|><|box_start|>(83,166),(500,583)<|box_end|>")
-    assert sketched_cells(plan) == tuple((len(KINDS), *cell[1:]) if cell == thing else cell for row in rows for cell in row)
+    assert sketch_cells(plan) == tuple((len(KINDS), *cell[1:]) if cell == thing else cell for row in rows for cell in row)
     # A thing whose colour cannot be told teaches nothing about its cells.
     grey = Image.new("RGB", (48, 48), BACKGROUND)
     grey.paste(COLORS["red"], (8, 8, 16, 16))
     grey.paste(COLORS["blue"], (16, 8, 24, 16))
-    assert [cell is None for cell in cells(grey)[6:12]] == [False, True, True, False, False, False]
+    assert [cell is None for cell in picture_cells(grey)[6:12]] == [False, True, True, False, False, False]
 
 
 def test_tokens_of_a_picture_lie_row_by_row(small: Any) -> None:
@@ -238,10 +238,10 @@ def test_parts_of_a_score() -> None:
     wish = Wish((Look("circle", "red"), Look("square", "blue")), (("left", 0, 1),))
     circle, square, cross = Look("circle", "red", "plain"), Look("square", "green", "plain"), Look("cross", "cyan", "striped")
     right, left, low = (0.6, 0.1, 0.8, 0.3), (0.1, 0.1, 0.3, 0.3), (0.1, 0.7, 0.3, 0.9)
-    assert parts_of(wish, Found((circle, square, cross), (left, right, low))) == (7, 4, 0, 0, 3, 2, 1)
-    assert parts_of(wish, Found((circle, square, cross), (right, left, low))) == (7, 4, 0, 0, 3, 2, 2)
-    assert parts_of(wish, Found((circle, square, cross), (right, left, low)), placed=False)[-1] == 0
-    assert parts_of(wish, Found((), ())) == (1, 1, 0, 0, 0, 2, 2)
+    assert score_parts(wish, SceneLayout((circle, square, cross), (left, right, low))) == (7, 4, 0, 0, 3, 2, 1)
+    assert score_parts(wish, SceneLayout((circle, square, cross), (right, left, low))) == (7, 4, 0, 0, 3, 2, 2)
+    assert score_parts(wish, SceneLayout((circle, square, cross), (right, left, low)), placed=False)[-1] == 0
+    assert score_parts(wish, SceneLayout((), ())) == (1, 1, 0, 0, 0, 2, 2)
 
 
 def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> None:
@@ -250,15 +250,15 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
         *("cross", "cross", "circle", "striped", None, None, None)
     ]
     _, asked = asked_of(samples)
-    rows, _, _ = encoded(small, asked, digits_of(small))
-    tokenizer = small.answerer.script.tokenizer
-    marks = marks_of(tokenizer, rows, asked)
+    rows, _, _ = encode_questions(small, asked, digit_tokens(small))
+    tokenizer = small.answerer.chat.tokenizer
+    marks = word_targets(tokenizer, rows, asked)
     assert {one.reward for one, mine in zip(asked, marks, strict=True) if mine} == {"sem", "spa", "pi", "has"}
     for one, row, mine in zip(asked, rows, marks, strict=True):
         told = [(attribute(tokenizer.decode([int(row[at])]).strip()), answer) for at, head, answer in mine if head == "there"]
         there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
         assert all(answer == (int(value in there),) for value, answer in told)
-        text = "".join(question(small, one)).lower()
+        text = "".join(question_parts(small, one)).lower()
         wanted = sum(len(re.findall(rf"\b{word}(?:es|s)?\b", text)) for word in (*COLORS, *SHAPES, "striped"))
         assert len(told) == (wanted if one.parts else 0)
 
@@ -266,14 +266,14 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
 def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
     """In sixths: of what stands before a shape and not of what was said of the last one. A relation's word tells whether it holds."""
     there, places = (Look("circle", "red", "striped"), Look("square", "blue", "plain")), ((6, 6, 7, 7), (1, 6, 2, 7))
-    tokenizer = small.answerer.script.tokenizer
+    tokenizer = small.answerer.chat.tokenizer
 
     def told(reward: str, prompt: str, plan: str = "") -> list[tuple[str, str, int | tuple[int, ...]]]:
-        wish = wish_of(prompt) or Wish(there, (("left", 0, 1),))
-        found = Found(there, ((0.5, 0.5, 0.6, 0.6), (0.1, 0.5, 0.2, 0.6)))  # the circle is on the right
-        one = Asked(reward, {"prompt": prompt, "plan": plan}, 0, 0.5, parts_of(wish, found), there, places)
-        rows, _, _ = encoded(small, [one], digits_of(small))
-        [mine] = marks_of(tokenizer, rows, [one])
+        wish = read_wish(prompt) or Wish(there, (("left", 0, 1),))
+        found = SceneLayout(there, ((0.5, 0.5, 0.6, 0.6), (0.1, 0.5, 0.2, 0.6)))  # the circle is on the right
+        one = TaughtQuestion(reward, {"prompt": prompt, "plan": plan}, 0, 0.5, score_parts(wish, found), there, places)
+        rows, _, _ = encode_questions(small, [one], digit_tokens(small))
+        [mine] = word_targets(tokenizer, rows, [one])
         named = [(tokenizer.decode([int(rows[0][at])]).strip(), head, answer) for at, head, answer in mine if head != "there"]
         return [(word, head, answer[0] if len(answer) == 1 else answer) for word, head, answer in named]
 
@@ -297,7 +297,7 @@ def test_a_verdict_tells_step_by_step() -> None:
     """What is asked for, what is there, what became of it, how many, how two of them stand; of a sketch how many boxes are apart."""
     wish = Wish((Look("circle", "red"), Look("square", "blue")), (("left", 0, 1),))
     circle, square = Look("circle", "red", "striped"), Look("square", "green", "plain")
-    found = Found((square, circle), ((0, 0.25, 0.25, 0.5), (0.5, 0.25, 0.75, 0.5)))
+    found = SceneLayout((square, circle), ((0, 0.25, 0.25, 0.5), (0.5, 0.25, 0.75, 0.5)))
     told = json.loads(verdict(wish, found, sketch=False))
     assert {key: value.strip() if isinstance(value, str) else value for key, value in told.items()} == {
         "request": "first red circle; second blue square; left first second",
@@ -308,11 +308,11 @@ def test_a_verdict_tells_step_by_step() -> None:
     }
     sketched = json.loads(verdict(wish, found, sketch=True))["reason"]
     assert sketched == " 2 of 2 apart; left first red circle 6 3 9 6 second blue square 0 3 3 6 no"
-    alone = json.loads(verdict(wish, Found((Look(None, "red", "plain"),), ((0, 0, 0.25, 0.25),)), sketch=False))
+    alone = json.loads(verdict(wish, SceneLayout((Look(None, "red", "plain"),), ((0, 0, 0.25, 0.25),)), sketch=False))
     assert alone["description"] == " red thing 0 0 3 3"
     assert " second blue square: nothing 0 of 2; 2 asked 1 there; " in alone["reason"]
     assert alone["reason"].endswith(" left first red circle 0 0 3 3 second blue square nothing no")
-    nothing = json.loads(verdict(Wish((Look("cross"),)), Found((), ()), sketch=False))
+    nothing = json.loads(verdict(Wish((Look("cross"),)), SceneLayout((), ()), sketch=False))
     assert nothing == {
         "request": " first cross",
         "description": " nothing",
@@ -326,42 +326,42 @@ def test_drills_are_parts_of_verdicts(small: Any, samples: list[Sample]) -> None
     _, asked = asked_of(samples)
     asks, names, stands = ([one for one in asked if one.reward == kind] for kind in (ASKS, NAMES, STANDS))
     for one in asks:
-        wish = wish_of(one.fields["plan"])
+        wish = read_wish(one.fields["plan"])
         assert wish is not None
-        assert f'"request": "{one.answer}", ' in verdict(wish, Found((), ()), sketch=False)
+        assert f'"request": "{one.answer}", ' in verdict(wish, SceneLayout((), ()), sketch=False)
     assert all(str(one.answer).count(";") + 1 == len(re.findall("|".join(SHAPES), one.fields["plan"])) for one in names)
     for one in stands:
         name, *numbers = re.findall(r"left|right|above|below|\d+", one.fields["plan"])
         places = [int(number) for number in numbers]
         assert one.answer == (" yes" if holds(name, places[:4], places[4:]) else " no")
     assert 0.2 < sum(one.answer == " yes" for one in stands) / len(stands) < 0.6
-    rows, told, _ = encoded(small, stands[:1], digits_of(small))
-    said = small.answerer.script.tokenizer.decode([*rows[0].tolist()])
+    rows, told, _ = encode_questions(small, stands[:1], digit_tokens(small))
+    said = small.answerer.chat.tokenizer.decode([*rows[0].tolist()])
     assert said.endswith(f"<answer>{stands[0].fields['plan']}{stands[0].answer}")  # as a verdict has it, and only its end is told
     assert len(told[0]) == 2
 
 
 def test_verdicts_are_about_how_things_stand() -> None:
-    _, asked = ask([painted(f"standing/{i}") for i in range(12)], 12, random.Random(0))
+    _, asked = make_questions([painted_sample(f"standing/{i}") for i in range(12)], 12, random.Random(0))
     told = " ".join(str(one.answer) for one in asked if one.reward in WRITTEN.values())
     assert ' yes"' in told
     assert ' no"' in told
     for one in asked:
         if one.reward in WRITTEN.values():
-            wish = wish_of(one.fields["prompt"])
-            assert wish is not None and not for_validation(one.fields["prompt"]) and not names_held_out(wish)
+            wish = read_wish(one.fields["prompt"])
+            assert wish is not None and not is_validation_text(one.fields["prompt"]) and not has_held_out_pair(wish)
 
 
 def test_it_begins_with_the_weights_of_another(small: Any, tmp_path: Path) -> None:
     """Tokens that both have keep their vectors, a new one begins as the mean of those that spelled it, and the rest is the same."""
     old = make_tokenizer(3)
-    assert len(old) < len(small.answerer.script.tokenizer)
+    assert len(old) < len(small.answerer.chat.tokenizer)
     other = make_model(old, 1)
     other.save_pretrained(tmp_path)
     old.save_pretrained(tmp_path)
-    tokenizer = small.answerer.script.tokenizer
+    tokenizer = small.answerer.chat.tokenizer
     model = make_model(tokenizer, 2)
-    start_from(model, tokenizer, tmp_path)
+    copy_weights(model, tokenizer, tmp_path)
     theirs, mine = other.get_input_embeddings().weight, model.get_input_embeddings().weight
     new = next(token for token in sorted(tokenizer.get_vocab()) if token not in old.get_vocab())
     spelled = old(tokenizer.convert_tokens_to_string([new]), add_special_tokens=False).input_ids
@@ -382,14 +382,14 @@ def test_scores_have_parts(samples: list[Sample]) -> None:
 def test_nearly_the_same_prompt_says_one_thing_otherwise() -> None:
     """One word for another, or two exchanged; the wish is the new text's; nothing of validation or held out is made."""
     rng = random.Random(0)
-    prompts = [painted(f"near/{i}").prompt for i in range(60)]
+    prompts = [painted_sample(f"near/{i}").prompt for i in range(60)]
     exchanged = turned = 0
     for prompt in prompts * 3:
-        other = nearly(prompt, rng)
+        other = near_prompt(prompt, rng)
         assert other.text != prompt.text
-        assert wish_in(other) == wish_of(other.text)
-        assert not for_validation(other.text) and not names_held_out(wish_of(other.text) or Wish(()))
-        before, after = wish_in(prompt) or Wish(()), wish_in(other) or Wish(())
+        assert prompt_wish(other) == read_wish(other.text)
+        assert not is_validation_text(other.text) and not has_held_out_pair(read_wish(other.text) or Wish(()))
+        before, after = prompt_wish(prompt) or Wish(()), prompt_wish(other) or Wish(())
         turned += before.things == after.things and before.relations != after.relations
         words = [text.split() for text in (prompt.text, other.text)]
         if len(words[0]) == len(words[1]):
@@ -414,9 +414,9 @@ def test_where_a_phrase_is_is_where_its_first_box_is(samples: list[Sample]) -> N
 
 
 def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
-    digits = digits_of(small)
+    digits = digit_tokens(small)
     for score in (0.0, 0.25, 8 / 9, 1.0):
-        _, places, targets = encoded(small, [Asked("pi", {"prompt": "a"}, 0, score)], digits)
+        _, places, targets = encode_questions(small, [TaughtQuestion("pi", {"prompt": "a"}, 0, score)], digits)
         assert len(places[0]) == 1
         assert float((targets[0, digits] * torch.arange(10)).sum()) / 9 == pytest.approx(score)
         assert float(targets.sum()) == pytest.approx(1)
@@ -456,7 +456,7 @@ def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path
     judge.ship(out, tmp_path / "shipped")
     shipped = make_judge(tmp_path / "shipped")
     assert (tmp_path / "shipped" / "log.jsonl").is_file()
-    assert in_any_batch(Court(shipped)).within
+    assert same_in_any_batch(JudgeSubject(shipped)).within
 
 
 def test_batches_are_of_their_step(samples: list[Sample]) -> None:

@@ -47,7 +47,7 @@ def test_no_letter_ends_a_text(tokenizer: Any) -> None:
     assert max(ids) < len(tokenizer) < 2000
 
 
-def test_all_of_it_is_small(tokenizer: Any) -> None:
+def test_all_of_it_is_small() -> None:
     pipeline = sdxl.make_pipeline(vae.make_vae(), 0)
     parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     assert 2 * sum(p.numel() for part in parts for p in part.parameters()) < 0.9 * sdxl.LIMIT  # float16; the logs come on top
@@ -55,7 +55,7 @@ def test_all_of_it_is_small(tokenizer: Any) -> None:
     assert pipeline.unet.config.sample_size * 8 == vae.SIDE
 
 
-def test_latents_become_standard_and_pictures_stay(tmp_path: Path) -> None:
+def test_latents_become_standard_and_pictures_stay() -> None:
     torch.manual_seed(0)
     model = vae.make_vae().eval()
     pictures = np.stack([paint_array(random_scene(f"x/{i}"), vae.SIDE) for i in range(4)])

@@ -48,7 +48,7 @@ def test_plans_leave_something_to_learn() -> None:
     """Right in .45 to .70, .565 of 600. Of 192 the standard error is .036, and the limits here are three of it away from that."""
     config = ComponentConfig(name="qwen", model=str(WEIGHTS / "qwen"), attention="eager", **check.OPTIONS["qwen"])
     prompts = ScenesSource(ScenesSourceOptions()).prompts("validation", 192, 0)
-    right = ScenesJudge().score(check.planned(make_component(Registry(), "planner", config), prompts), ["plan_right"])["plan_right"]
+    right = ScenesJudge().score(check.draw_plans(make_component(Registry(), "planner", config), prompts), ["plan_right"])["plan_right"]
     assert 0.45 <= sum(right) / len(right) <= 0.68
 
 
@@ -105,7 +105,7 @@ def test_the_judge_orders_what_a_policy_draws_and_finds_its_things(tmp_path: Pat
     accuracy, pairs = pair_accuracy(said, exact, [sample.lineage[0] for sample in drawn])
     assert pairs > 40
     assert accuracy >= 0.72
-    found = check_judge.overlaps(small, drawn[:64])
+    found = check_judge.located_ious(small, drawn[:64])
     assert sum(found) / len(found) >= 0.6
 
 

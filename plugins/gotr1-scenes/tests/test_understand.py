@@ -10,14 +10,13 @@ from functools import cache
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_scenes.annotate import Annotated, annotated
-from gotr1_scenes.judge import REWARDS, ScenesJudge, wish_in
+from gotr1_scenes.judge import REWARDS, ScenesJudge, prompt_wish
 from gotr1_scenes.language import (
     COUNTS,
     GROUPS,
@@ -33,7 +32,7 @@ from gotr1_scenes.language import (
 )
 from gotr1_scenes.painter import paint
 from gotr1_scenes.source import as_prompt
-from gotr1_scenes.understand import NAMED, wish_of
+from gotr1_scenes.understand import NAMED, read_wish
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import COLORS, MAX_THINGS, RELATIONS, SHAPES, TEXTURES, Look
 
@@ -51,7 +50,7 @@ def generated(split: str, count: int = 3000, seed: int = 5) -> list[Phrase]:
 @pytest.mark.parametrize("split", SPLITS)
 def test_generated_prompts_are_read_as_their_wish(split: str) -> None:
     made = generated(split)
-    assert [m.text for m in made if wish_of(m.text) != m.wish] == []
+    assert [m.text for m in made if read_wish(m.text) != m.wish] == []
     kinds = {(m.category, m.hard, m.phrasing) for m in made}
     assert len(kinds) == 2 + 1 + 2 + 1 + 2 + 1 + 2 * (3 + 3) + 2  # every phrasing of every category was there
 
@@ -64,18 +63,18 @@ def test_every_phrasing_of_every_relation(phrasing: str, relation: str, third: b
     relations = ((relation, 1, 0),) if inverted else ((relation, 0, 1),)
     if third:
         text, things = THIRD.format(pair=text, c=noun(GREEN)), (*things, GREEN)
-    assert wish_of(text) == Wish(things, relations)
+    assert read_wish(text) == Wish(things, relations)
 
 
 def test_every_noun_and_every_count() -> None:
     assert set(NAMED.values()) == {Look(s, c, t) for s in SHAPES for c in (None, *COLORS) for t in (None, *TEXTURES)}
     for text, look in NAMED.items():
-        assert wish_of(text) == Wish((look,))
+        assert read_wish(text) == Wish((look,))
         for count in range(1, MAX_THINGS + 1):
             for number in (COUNTS[count], GROUPS[count], count):
                 said = noun(look, article=False, plural=count > 1)
-                assert wish_of(f"{number} {said}") == Wish((look,) * count)
-                assert wish_of(f"{number} {noun(look, article=False, plural=count == 1)}") is None  # "two circle", "one circles"
+                assert read_wish(f"{number} {said}") == Wish((look,) * count)
+                assert read_wish(f"{number} {noun(look, article=False, plural=count == 1)}") is None  # "two circle", "one circles"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +110,7 @@ def test_every_noun_and_every_count() -> None:
     ],
 )
 def test_small_variations(text: str, wish: Wish) -> None:
-    assert wish_of(text) == wish
+    assert read_wish(text) == wish
 
 
 @pytest.mark.parametrize(
@@ -174,8 +173,8 @@ def test_small_variations(text: str, wish: Wish) -> None:
     ],
 )
 def test_what_is_not_understood_gives_nothing(text: str) -> None:
-    assert wish_of(text) is None
-    assert wish_of(text + " and a dog") is None
+    assert read_wish(text) is None
+    assert read_wish(text + " and a dog") is None
 
 
 def said_in(text: str) -> tuple[set[str], int]:
@@ -206,7 +205,7 @@ def test_a_text_with_a_word_changed_is_understood_wholly_or_not_at_all(index: in
     at = data.draw(st.integers(0, len(words) - 1))
     words[at : at + data.draw(st.integers(0, 1))] = data.draw(st.lists(st.sampled_from(WORDS_SAID), max_size=1))
     text = " ".join(words).replace(" ,", ",")
-    wish = wish_of(text)
+    wish = read_wish(text)
     assert wish is None or agrees(text, wish)
 
 
@@ -218,13 +217,13 @@ def test_the_check_above_tells_and_changed_texts_are_understood_at_times() -> No
     rng = random.Random(0)
     texts = [made.text.split() for made in generated("train", 600)]
     shorter = [" ".join(words[:k] + words[k + 1 :]) for words in texts for k in [rng.randrange(len(words))]]
-    assert 60 < sum(wish_of(text) is not None for text in shorter) < 540  # an adjective left out is fine, most words are not
+    assert 60 < sum(read_wish(text) is not None for text in shorter) < 540  # an adjective left out is fine, most words are not
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_any_text_is_read_without_raising(text: str) -> None:
-    assert wish_of(text) is None
+    assert read_wish(text) is None
 
 
 def same(scores: dict[str, list[float]], others: dict[str, list[float]]) -> bool:
@@ -244,11 +243,11 @@ def test_a_read_wish_scores_as_a_carried_one(split: str) -> None:
 
 
 def test_what_a_prompt_carries_comes_before_what_it_says() -> None:
-    assert wish_in(Prompt("a red circle")) == Wish((RED,))
-    assert wish_in(Prompt("a red circle", metadata={"author": "me"})) == Wish((RED,))
-    assert wish_in(Prompt("a red circle", metadata=Wish((BLUE,)).as_metadata())) == Wish((BLUE,))
-    assert wish_in(Prompt("a dog", metadata=Wish((BLUE,)).as_metadata())) == Wish((BLUE,))
-    assert wish_in(Prompt("a dog")) is None
+    assert prompt_wish(Prompt("a red circle")) == Wish((RED,))
+    assert prompt_wish(Prompt("a red circle", metadata={"author": "me"})) == Wish((RED,))
+    assert prompt_wish(Prompt("a red circle", metadata=Wish((BLUE,)).as_metadata())) == Wish((BLUE,))
+    assert prompt_wish(Prompt("a dog", metadata=Wish((BLUE,)).as_metadata())) == Wish((BLUE,))
+    assert prompt_wish(Prompt("a dog")) is None
 
 
 def test_a_picture_is_scored_by_a_plain_prompt_alone() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from gotr1_scenes.annotate import annotated
-from gotr1_scenes.painter import BACKGROUND, STRIPE, mask, paint, paint_array, patch_numbers, patch_table, patches
-from gotr1_scenes.reader import read
+from gotr1_scenes.painter import BACKGROUND, STRIPE, covers, paint, paint_array, patch_numbers, patch_table, patches
+from gotr1_scenes.reader import read_things
 from gotr1_scenes.wish import Wish, granted
-from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SIZES, Look, Scene, Thing, clear_of, holds, place
+from gotr1_scenes.world import CANVAS, CELL, COLORS, GRID, MAX_THINGS, SIZES, Look, Scene, Thing, clear_of, holds, place_boxes
 from gotr1_scenes_recipe.pictures import random_scene
 
 SCENES = [random_scene(f"test/{i}") for i in range(1000)] + [annotated("train", 0, i).scene for i in range(1000)]
@@ -20,6 +20,12 @@ SCENES = [random_scene(f"test/{i}") for i in range(1000)] + [annotated("train", 
 def cells(thing: Thing) -> set[tuple[int, int]]:
     x1, y1, x2, y2 = thing.box
     return {(x // CELL, y // CELL) for x in range(x1, x2) for y in range(y1, y2)}
+
+
+def mask(shape: str, size: int) -> np.ndarray:
+    """The pixels ``[size, size]`` that a shape covers in its box."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    return covers(shape, size, x, y)
 
 
 def test_things_lie_on_the_grid_inside_the_canvas() -> None:
@@ -81,7 +87,7 @@ def test_relations(relation: str, a: tuple[int, ...], b: tuple[int, ...], truth:
 
 def test_place_listens_to_its_condition() -> None:
     for seed in range(20):
-        boxes = place(2, random.Random(seed), lambda boxes: holds("above", boxes[1], boxes[0]))
+        boxes = place_boxes(2, random.Random(seed), lambda boxes: holds("above", boxes[1], boxes[0]))
         assert boxes[1][3] <= boxes[0][1]
 
 
@@ -115,7 +121,7 @@ def test_larger_pictures_show_the_same() -> None:
         large = paint(scene, 64)
         assert large.size == (64, 64)
         assert {tuple(map(int, pixel)) for pixel in np.asarray(large).reshape(-1, 3)} <= palette
-        seen, painted = read(large), sorted(scene, key=lambda thing: thing.box)
+        seen, painted = read_things(large), sorted(scene, key=lambda thing: thing.box)
         assert [thing.look for thing in seen] == [thing.look for thing in painted]
         for one, other in zip(seen, painted, strict=True):
             assert np.abs(np.array(one.box) * CANVAS / 64 - other.box).max() <= 0.5

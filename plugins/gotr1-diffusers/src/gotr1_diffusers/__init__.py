@@ -1,1 +1,1 @@
-"""SDXL and Stable Diffusion 3 as renderers of gotr1."""
+"""Renderers of gotr1: Stable Diffusion XL and Stable Diffusion 3."""

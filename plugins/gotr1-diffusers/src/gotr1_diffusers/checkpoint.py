@@ -1,4 +1,4 @@
-"""Pipelines of diffusers on disk and on a hub, looked at before their weights are."""
+"""Finds pipelines of diffusers on disk or on a hub, checks them before any weights are loaded, and loads them."""
 
 from __future__ import annotations
 
@@ -14,102 +14,118 @@ from gotr1_core.errors import UsageError, first_line
 from gotr1_core.policies.hub import Weights, find_weights
 from gotr1_core.policies.lora import merged_state
 
+_COMPLETE = "give a folder that the pipeline's save_pretrained wrote, or a hub name of one"
+
 
 def preflight(model: str, key: str, kind: str) -> dict[str, int]:
-    """The ``parameters`` of a pipeline that can be had and is of a class, where they are known.
+    """Checks that a pipeline has the class ``kind`` and returns its number of ``parameters`` if it is known.
+
+    ``key`` is the component's place in the config, for messages.
 
     Raises:
-        UsageError: there are no weights, or they are another pipeline's.
+        UsageError: there are no weights, or the pipeline has another class.
     """
-    weights = find_weights(model, key=f"{key}.model", check=lambda config: only(kind, config, f"{key}.model={model}"))
+    weights = find_weights(model, key=f"{key}.model", check=lambda config: check_pipeline_class(kind, config, f"{key}.model={model}"))
     return {} if weights.parameters is None else {"parameters": weights.parameters}
 
 
-def only(kind: str, config: Mapping[str, Any], where: str) -> None:
-    """Refuses what is no pipeline of a class; ``config`` is its `model_index.json`, or what a hub tells of it."""
-    told = config.get("_class_name") or config.get("diffusers", {}).get("_class_name")
-    if told != kind:
-        what = f"a {told}" if told else f"a {config['model_type']} model" if "model_type" in config else "no pipeline of diffusers"
-        raise UsageError(f"{where} is {what}, not a {kind}", hint="give a folder that its save_pretrained wrote, or a hub name of one")
+def check_pipeline_class(kind: str, config: Mapping[str, Any], where: str) -> None:
+    """Checks that a pipeline has the class ``kind``.
 
-
-def load(options: Any, kind: str) -> Any:
-    """A pipeline with its weights in the options' type; those of the VAE in float32 where its config asks for it.
+    Args:
+        kind: the name of a class of diffusers.
+        config: the pipeline's `model_index.json`, or a hub's facts about it.
+        where: the pipeline's name in messages.
 
     Raises:
-        UsageError: it cannot be had, is of another class, or has not all that is needed.
+        UsageError: it has another class, or is not a pipeline.
     """
-    weights = find_weights(options.model, key="model", check=lambda config: only(kind, config, options.model))
+    actual = config.get("_class_name") or config.get("diffusers", {}).get("_class_name")
+    if actual != kind:
+        what = f"a {actual}" if actual else f"a {config['model_type']} model" if "model_type" in config else "a model of unknown type"
+        raise UsageError(f"{where} is {what}, not a {kind}", hint=_COMPLETE)
+
+
+def load_pipeline(options: Any, kind: str) -> Any:
+    """A pipeline of the class ``kind`` with its weights in ``options.dtype``. The VAE is float32 if its config says ``force_upcast``.
+
+    Raises:
+        UsageError: it is neither on disk nor on the hub, has another class, or is incomplete.
+    """
+    weights = find_weights(options.model, key="model", check=lambda config: check_pipeline_class(kind, config, options.model))
     logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
-    import diffusers  # takes seconds, which a refusal need not wait for
+    import diffusers  # takes seconds, so only after the checks
     import transformers
 
-    if not sys.stderr.isatty():  # a bar of a logged run is noise
+    if not sys.stderr.isatty():  # no progress bars in log files
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, options.dtype)
     try:
         pipeline = getattr(diffusers, kind).from_pretrained(
             weights.folder or options.model,
-            dtype={"default": dtype, "vae": torch.float32},  # from bfloat16 nothing would come back
+            dtype={"default": dtype, "vae": torch.float32},  # bfloat16 would lose digits for good
             use_safetensors=True,
             variant=options.variant,
             local_files_only=weights.folder is not None,
-            **(_encoders(weights, dtype, options.variant) if weights.folder else {}),
+            **(_load_text_encoders(weights, dtype, options.variant) if weights.folder else {}),
         )
     except (KeyError, RuntimeError, TypeError, ValueError) as error:  # diffusers has no exceptions of its own
-        first = first_line(error)
-        raise _not_whole(options.model, first) from error
-    for part in pipeline.components.values():
-        missing = [name for name, tensor in part.named_parameters() if tensor.is_meta] if isinstance(part, nn.Module) else []
+        raise _incomplete(options.model, first_line(error)) from error
+    for component in pipeline.components.values():
+        missing = [name for name, tensor in component.named_parameters() if tensor.is_meta] if isinstance(component, nn.Module) else []
         if missing:
-            raise _not_whole(options.model, f"{type(part).__name__} lacks {missing[0]}")
+            raise _incomplete(options.model, f"{type(component).__name__} lacks {missing[0]}")
     if not getattr(pipeline.vae.config, "force_upcast", False):
-        nn.Module.to(pipeline.vae, dtype)  # diffusers' own warns of layers to be kept, of which there are none
+        nn.Module.to(pipeline.vae, dtype)  # diffusers' own `to` warns needlessly of layers that must keep their type
     return pipeline
 
 
 def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
-    """Pipelines import image processors, which warn that they go without it; nothing here shows a picture to a pipeline."""
+    """False for the warning of image processors that torchvision is missing. No pipeline here reads pictures, so they are not used."""
     return "requires torchvision" not in record.getMessage()
 
 
-def _encoders(weights: Weights, dtype: torch.dtype, variant: str | None) -> dict[str, Any]:
-    """A folder's text encoders. Loaded here, as transformers would go on with random weights in the place of those that are missing."""
+def _load_text_encoders(weights: Weights, dtype: torch.dtype, variant: str | None) -> dict[str, Any]:
+    """A folder's text encoders by name. diffusers would not report missing weights, for which transformers uses random ones."""
     import transformers
 
-    found = {}
+    encoders = {}
     for name, kind in weights.config.items():
         if not name.startswith("text_encoder") or not all(kind):
             continue
-        made: Any = getattr(transformers, kind[1])
-        how = {"dtype": dtype, "variant": variant, "local_files_only": True, "use_safetensors": True}
-        found[name], told = made.from_pretrained(weights.folder, subfolder=name, output_loading_info=True, **how)
-        if told["missing_keys"]:
-            raise _not_whole(str(weights.folder), f"{name} lacks {sorted(told['missing_keys'])[0]}")
-    return found
+        encoder_class: Any = getattr(transformers, kind[1])
+        settings = {"dtype": dtype, "variant": variant, "local_files_only": True, "use_safetensors": True}
+        encoders[name], info = encoder_class.from_pretrained(weights.folder, subfolder=name, output_loading_info=True, **settings)
+        if info["missing_keys"]:
+            raise _incomplete(str(weights.folder), f"{name} lacks {sorted(info['missing_keys'])[0]}")
+    return encoders
 
 
-def _not_whole(model: str, what: str) -> UsageError:
-    return UsageError(f"{model} is no whole pipeline: {what}", hint="give a folder that its save_pretrained wrote, or a hub name of one")
+def _incomplete(model: str, what: str) -> UsageError:
+    return UsageError(f"{model} is not a complete pipeline: {what}", hint=_COMPLETE)
 
 
-def merged(model: Any) -> nn.Module:
-    """A denoiser without adapters, these added to its layers; itself if it has none."""
+def merge_adapters(model: Any) -> nn.Module:
+    """A copy of a denoiser with its adapters added to its layers. Without adapters, the denoiser itself."""
     if not hasattr(model, "peft_config") and not any("lora_" in name for name, _ in model.named_parameters()):
         return model
     with torch.device("meta"):
-        plain: nn.Module = type(model).from_config(model.config)
+        merged: nn.Module = type(model).from_config(model.config)
     state = merged_state(model)
-    plain.load_state_dict(state, assign=True)
-    return plain
+    merged.load_state_dict(state, assign=True)
+    return merged
 
 
-def check(pipeline: Any, denoiser: Any, model: str) -> None:
-    """Refuses a pipeline of the right class whose parts are made for something else, as refiners and inpainting models are."""
+def check_pipeline(pipeline: Any, denoiser: Any, model: str) -> None:
+    """Checks that a pipeline of the right class is a text-to-image model, not a refiner or an inpainting model.
+
+    Raises:
+        UsageError: its first text encoder is missing, or its denoiser takes other channels than the VAE's latents.
+    """
     if pipeline.text_encoder is None or pipeline.tokenizer is None:
-        raise UsageError(f"{model} lacks its first text encoder: is it a refiner?", hint="give the base model")
-    takes, gives = denoiser.config.in_channels, pipeline.vae.config.latent_channels
-    if takes != gives:
-        what = f"{model}: its {type(denoiser).__name__} takes {takes} channels and the VAE gives {gives}"
+        raise UsageError(f"{model} lacks its first text encoder, like a refiner", hint="give the base model")
+    denoiser_channels, vae_channels = denoiser.config.in_channels, pipeline.vae.config.latent_channels
+    if denoiser_channels != vae_channels:
+        what = f"{model}: its {type(denoiser).__name__} takes {denoiser_channels} channels and the VAE gives {vae_channels}"
         raise UsageError(what, hint="give a text-to-image model, not one for inpainting or editing")

@@ -1,4 +1,4 @@
-"""Renderer ``flow``: Stable Diffusion 3 (arXiv 2403.03206) under Flow-SDE (Flow-GRPO, arXiv 2505.05470). Boxes are not used."""
+"""Renderer ``flow``: Stable Diffusion 3 (arXiv 2403.03206) with Flow-SDE (Flow-GRPO, arXiv 2505.05470). It ignores boxes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gotr1_diffusers.module import Condition, DiffusionModule
 from gotr1_diffusers.options import FlowOptions
 from gotr1_diffusers.policy import DiffusionPolicy, Noised
 from gotr1_diffusers.steps import Steps, flow_sde
-from gotr1_diffusers.text import ClipTexts, encode, full_text
+from gotr1_diffusers.text import ClipTexts, encode_texts, full_text
 
 
 @dataclass(frozen=True)
 class FlowCondition(Condition):
-    """Text as both CLIP encoders and T5 see it, one behind the other, and CLIP's pooled states."""
+    """Text states of the two CLIP encoders and then of T5, along the length L, and CLIP's pooled states."""
 
     text: Tensor  # [B, L, D]
     pooled: Tensor  # [B, D']
 
 
 class FlowModule(DiffusionModule[FlowCondition]):
-    """Transformer, text encoders and VAE of SD3; T5 may be missing, as in diffusers."""
+    """Transformer, text encoders and VAE of SD3. As in diffusers, T5 may be missing. ``size`` is height and width in pixels."""
 
     def __init__(self, pipeline: Any, options: FlowOptions, size: tuple[int, int]) -> None:
         encoders = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
@@ -41,57 +41,57 @@ class FlowModule(DiffusionModule[FlowCondition]):
         self.tokens = (size[0] // factor // pipeline.patch_size) * (size[1] // factor // pipeline.patch_size)
 
     def steps(self, sampling: Sampling) -> Steps:
-        """Flow-SDE's, over the noise shares of the checkpoint's scheduler."""
+        """The steps of Flow-SDE, over the noise shares of the checkpoint's scheduler."""
         self.scheduler.set_timesteps(sampling.denoising_steps, **self._shift())
         level = self.options.noise_level * sampling.image_temperature
         return flow_sde(self.scheduler.timesteps, self.scheduler.sigmas, level=level)
 
     def _shift(self) -> dict[str, float]:
-        """How far a scheduler that goes by the picture's size moves towards noise."""
+        """The argument ``mu`` of a scheduler that shifts towards noise by the picture's size; nothing for other schedulers."""
         config = self.scheduler.config
         if not config.use_dynamic_shifting:
             return {}
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return {"mu": config.base_shift + slope * (self.tokens - config.base_image_seq_len)}
 
-    def see(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Ids ``clip [B, 2, 77]`` and, where there is a T5, ``t5 [B, L]``; what is longer is cut."""
-        found = {"clip": torch.stack([self.texts.first(text) for text in texts])}
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids ``clip [B, 2, 77]`` and, if there is a T5, ``t5 [B, text_tokens]``. Longer texts are cut."""
+        ids = {"clip": torch.stack([self.texts.first_piece(text) for text in texts])}
         if self.t5 is not None:
-            how = {"padding": "max_length", "max_length": self.options.text_tokens, "truncation": True, "return_tensors": "pt"}
-            found["t5"] = self.t5(list(texts), **how).input_ids
-        return found
+            settings = {"padding": "max_length", "max_length": self.options.text_tokens, "truncation": True, "return_tensors": "pt"}
+            ids["t5"] = self.t5(list(texts), **settings).input_ids
+        return ids
 
-    def condition(self, seen: Mapping[str, Tensor]) -> FlowCondition:
-        """Encodes ids; with gradient where the encoders train."""
+    def condition(self, inputs: Mapping[str, Tensor]) -> FlowCondition:
+        """Encodes ids ``clip [B, 2, 77]`` and ``t5 [B, text_tokens]``. Gradients flow if the text encoders train."""
         with torch.set_grad_enabled(self.options.train_text and torch.is_grad_enabled()):
-            clip, pooled = encode(list(self.text_encoders[:2]), seen["clip"])
-            wide = int(self.model.config.joint_attention_dim)  # type: ignore[union-attr, arg-type]
-            clip = F.pad(clip, (0, wide - clip.shape[-1]))
-            # Without a T5 diffusers has zeros in its place.
-            t5 = self.text_encoders[2](seen["t5"])[0] if "t5" in seen else clip.new_zeros(len(clip), self.options.text_tokens, wide)
+            clip, pooled = encode_texts(list(self.text_encoders[:2]), inputs["clip"])
+            width = int(self.model.config.joint_attention_dim)  # type: ignore[union-attr, arg-type]
+            clip = F.pad(clip, (0, width - clip.shape[-1]))
+            # Without a T5 diffusers puts zeros in its place.
+            t5 = self.text_encoders[2](inputs["t5"])[0] if "t5" in inputs else clip.new_zeros(len(clip), self.options.text_tokens, width)
         return FlowCondition(torch.cat([clip, t5], 1), pooled)
 
     def unconditional(self, condition: FlowCondition) -> FlowCondition:
-        """The empty text."""
-        empty = self.condition({name: ids.to(self.device) for name, ids in self.see([""]).items()})
+        """The condition of the empty text, for as many rows."""
+        empty = self.condition({name: ids.to(self.device) for name, ids in self.tokenize([""]).items()})
         return empty.take(torch.zeros(len(condition.text), dtype=torch.long, device=self.device))
 
     def output(self, latents: Tensor, timesteps: Tensor, conditional: FlowCondition, unconditional: FlowCondition | None) -> Tensor:
-        """The velocity."""
-        both = [conditional] if unconditional is None else [conditional, unconditional]
+        """The velocity ``[B, C, h, w]`` of latents ``[B, C, h, w]`` at ``timesteps [B]``; with an unconditional row ``[2B, C, h, w]``."""
+        conditions = [conditional] if unconditional is None else [conditional, unconditional]
         velocity: Tensor = self.model(
-            hidden_states=latents.to(self.dtype).repeat(len(both), 1, 1, 1),
-            timestep=timesteps.repeat(len(both)),
-            encoder_hidden_states=torch.cat([c.text for c in both]).to(self.dtype),
-            pooled_projections=torch.cat([c.pooled for c in both]).to(self.dtype),
+            hidden_states=latents.to(self.dtype).repeat(len(conditions), 1, 1, 1),
+            timestep=timesteps.repeat(len(conditions)),
+            encoder_hidden_states=torch.cat([condition.text for condition in conditions]).to(self.dtype),
+            pooled_projections=torch.cat([condition.pooled for condition in conditions]).to(self.dtype),
             return_dict=False,
         )[0]
         return velocity
 
 
 class FlowPolicy(DiffusionPolicy[FlowOptions]):
-    """Draws with SD3 what prompt and plan say, its boxes left out."""
+    """Draws prompt and plan with SD3, without the plan's boxes."""
 
     pipeline_class = "StableDiffusion3Pipeline"
     denoiser = "transformer"
@@ -99,24 +99,28 @@ class FlowPolicy(DiffusionPolicy[FlowOptions]):
 
     @staticmethod
     def preflight(options: FlowOptions, *, key: str = "renderer") -> dict[str, int]:
-        """What can be told before weights are loaded; see :func:`gotr1_diffusers.checkpoint.preflight`."""
+        """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
         return checkpoint.preflight(options.model, key, FlowPolicy.pipeline_class)
 
     def make_module(self, pipeline: Any) -> FlowModule:
-        """The module around the pipeline's parts."""
+        """The trainable module, made of the pipeline's parts."""
         return FlowModule(pipeline, self.options, self.size)
 
     @property
     def patch(self) -> int:
-        """Latents that the transformer takes together, along a side."""
+        """Side of the transformer's patches, in latents."""
         return int(self.pipeline.patch_size)
 
-    def see(self, prompts: Sequence[Prompt], chains: Sequence[Chain]) -> dict[str, Tensor]:
-        """Ids of prompt and chain, cut to what the encoders read."""
-        return self.module.see([full_text(p, c) for p, c in zip(prompts, chains, strict=True)])
+    def condition_inputs(self, prompts: Sequence[Prompt], chains: Sequence[Chain]) -> dict[str, Tensor]:
+        """Token ids of prompt and chain, ``clip [B, 2, 77]`` and ``t5 [B, text_tokens]``, cut to what the encoders read."""
+        return self.module.tokenize([full_text(prompt, chain) for prompt, chain in zip(prompts, chains, strict=True)])
 
-    def noised(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> Noised:
-        """Noise shares t with a logit-normal density (arXiv 2403.03206, section 3.1), shifted as the scheduler's; velocities to hit."""
+    def add_noise(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> Noised:
+        """Mixes latents and noise, each ``[B, C, h, w]``. The target is the velocity.
+
+        The noise share t of a row has a logit-normal density (arXiv 2403.03206, section 3.1), shifted as by the scheduler. It is computed
+        from ``uniform [B]`` in [0, 1).
+        """
         shift, total = self.module.scheduler.config.shift, self.module.scheduler.config.num_train_timesteps
         t = torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)).sigmoid()
         t = shift * t / (1 + (shift - 1) * t)

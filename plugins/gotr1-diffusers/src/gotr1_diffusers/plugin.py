@@ -1,4 +1,4 @@
-"""Registers what gotr1-diffusers provides."""
+"""Registers what gotr1-diffusers provides: the renderers ``sdxl`` and ``flow``."""
 
 from collections.abc import Iterator
 

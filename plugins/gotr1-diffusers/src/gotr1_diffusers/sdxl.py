@@ -1,4 +1,4 @@
-"""Renderer ``sdxl``: Stable Diffusion XL (arXiv 2307.01952) under DDIM with noise, its cross-attention steered by the plan's boxes."""
+"""Renderer ``sdxl``: Stable Diffusion XL (arXiv 2307.01952) with noisy DDIM steps. The plan's boxes steer its cross-attention."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from gotr1_diffusers import checkpoint
 from gotr1_diffusers.module import Condition, DiffusionModule
 from gotr1_diffusers.options import SdxlOptions
 from gotr1_diffusers.policy import DiffusionPolicy, Noised
-from gotr1_diffusers.regions import Regions, install, sizes_of
+from gotr1_diffusers.regions import Regions, attention_sizes, install_processors
 from gotr1_diffusers.steps import Steps, ddim
-from gotr1_diffusers.text import ClipTexts, encode, full_text
+from gotr1_diffusers.text import ClipTexts, encode_texts, full_text
 
 
 @dataclass(frozen=True)
 class SdxlCondition(Condition):
-    """Text and where it is, its pooled state, and the regions."""
+    """Text states and their mask, the pooled state, and the regions."""
 
     text: Tensor  # [B, L, D]
-    there: Tensor  # [B, L] booleans
+    text_mask: Tensor  # [B, L] booleans: false where a row has fewer pieces of text than others
     pooled: Tensor  # [B, D']
     phrases: Tensor  # [B, R, 77, D]
-    boxes: Tensor  # [B, R, 4], shares of width and height; empty where there is no region
+    boxes: Tensor  # [B, R, 4] in shares of width and height; zeros where a row has fewer regions
 
 
 class SdxlModule(DiffusionModule[SdxlCondition]):
-    """UNet, two CLIP text encoders and VAE of SDXL."""
+    """UNet, two CLIP text encoders and VAE of SDXL. ``size`` is height and width of the pictures in pixels."""
 
     def __init__(self, pipeline: Any, options: SdxlOptions, size: tuple[int, int]) -> None:
         super().__init__(pipeline.unet, [pipeline.text_encoder, pipeline.text_encoder_2], pipeline.vae)
-        install(pipeline.unet)
+        install_processors(pipeline.unet)
         self.options, self.size = options, size
-        self.zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
-        self.scheduler = _ddim_of(pipeline.scheduler, options)
+        self.zero_unconditional = bool(pipeline.config.force_zeros_for_empty_prompt)
+        self.scheduler = _ddim_scheduler(pipeline.scheduler, options)
         self.texts = ClipTexts([pipeline.tokenizer, pipeline.tokenizer_2], list(self.text_encoders))
         factor = pipeline.vae_scale_factor
-        self.resolutions = sizes_of(pipeline.unet, size[0] // factor, size[1] // factor)
+        self.resolutions = attention_sizes(pipeline.unet, size[0] // factor, size[1] // factor)
 
     def steps(self, sampling: Sampling) -> Steps:
-        """DDIM's, spaced as the options or else the checkpoint's scheduler say."""
+        """The steps of DDIM. The options give their spacing, or else the checkpoint's scheduler."""
         scheduler = self.scheduler
         scheduler.set_timesteps(sampling.denoising_steps)
         eta = self.options.eta * sampling.image_temperature
@@ -55,45 +55,48 @@ class SdxlModule(DiffusionModule[SdxlCondition]):
         return ddim(timesteps, scheduler.alphas_cumprod, last, prediction=scheduler.config.prediction_type, eta=eta)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """States and pooled states of pieces ``[..., 2, 77]``; with gradient where the encoders train."""
+        """States ``[..., 77, D]`` and pooled states ``[..., D']`` of pieces ``[..., 2, 77]``. Gradients flow if the text encoders train."""
         trains = self.options.train_text and torch.is_grad_enabled()
         with torch.set_grad_enabled(trains):
-            states, pooled = encode(list(self.text_encoders), ids.flatten(0, -3))
+            states, pooled = encode_texts(list(self.text_encoders), ids.flatten(0, -3))
         return states.unflatten(0, ids.shape[:-2]), pooled.unflatten(0, ids.shape[:-2])
 
-    def condition(self, seen: Mapping[str, Tensor]) -> SdxlCondition:
-        """Encodes ids of texts and phrases."""
-        ids, phrases = seen["text"], seen["phrases"]
+    def condition(self, inputs: Mapping[str, Tensor]) -> SdxlCondition:
+        """Encodes ``text [B, P, 2, 77]``, of which row b has ``pieces [B]``, and ``phrases [B, R, 2, 77]`` with ``boxes [B, R, 4]``."""
+        ids, phrases = inputs["text"], inputs["phrases"]
         pieces, length = ids.shape[1], ids.shape[-1]
         states, pooled = self.encode(torch.cat([ids, phrases], 1))
-        there = torch.arange(pieces, device=ids.device) < seen["pieces"].unsqueeze(1)
-        there = there.repeat_interleave(length, 1)
-        return SdxlCondition(states[:, :pieces].flatten(1, 2), there, pooled[:, 0], states[:, pieces:], seen["boxes"])
+        mask = torch.arange(pieces, device=ids.device) < inputs["pieces"].unsqueeze(1)
+        mask = mask.repeat_interleave(length, 1)
+        return SdxlCondition(states[:, :pieces].flatten(1, 2), mask, pooled[:, 0], states[:, pieces:], inputs["boxes"])
 
     def unconditional(self, condition: SdxlCondition) -> SdxlCondition:
-        """Zeros where the checkpoint says so, else the empty text; no regions."""
-        there = torch.zeros_like(condition.there)
-        there[:, : self.texts.length] = True
+        """Zeros if the checkpoint's ``force_zeros_for_empty_prompt`` says so, else the empty text. Without regions."""
+        mask = torch.zeros_like(condition.text_mask)
+        mask[:, : self.texts.length] = True
         text, pooled = torch.zeros_like(condition.text), torch.zeros_like(condition.pooled)
-        if not self.zeros:
-            states, summary = self.encode(self.texts.whole("").unsqueeze(0).to(self.device))
+        if not self.zero_unconditional:
+            states, pooled_states = self.encode(self.texts.pieces("").unsqueeze(0).to(self.device))
             text[:, : self.texts.length] = states[0, 0]
-            pooled[:] = summary[0, 0]
-        return SdxlCondition(text, there, pooled, torch.zeros_like(condition.phrases), torch.zeros_like(condition.boxes))
+            pooled[:] = pooled_states[0, 0]
+        return SdxlCondition(text, mask, pooled, torch.zeros_like(condition.phrases), torch.zeros_like(condition.boxes))
 
     def output(self, latents: Tensor, timesteps: Tensor, conditional: SdxlCondition, unconditional: SdxlCondition | None) -> Tensor:
-        """What the UNet says: noise, velocity or picture."""
-        both = [conditional] if unconditional is None else [conditional, unconditional]
-        text, there, pooled = (torch.cat([getattr(c, name) for c in both]) for name in ("text", "there", "pooled"))
-        x, t = latents.to(self.dtype).repeat(len(both), 1, 1, 1), timesteps.repeat(len(both))
+        """The UNet's output for latents ``[B, C, h, w]`` at ``timesteps [B]``: noise, velocity or picture, by the checkpoint's kind.
+
+        Of shape ``[B, C, h, w]``, or ``[2B, C, h, w]`` with an unconditional condition.
+        """
+        conditions = [conditional] if unconditional is None else [conditional, unconditional]
+        text, mask, pooled = (torch.cat([getattr(c, name) for c in conditions]) for name in ("text", "text_mask", "pooled"))
+        x, t = latents.to(self.dtype).repeat(len(conditions), 1, 1, 1), timesteps.repeat(len(conditions))
         height, width = self.size
         time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=self.dtype, device=x.device).expand(len(x), 6)
         output: Tensor = self.model(
             x,
             t,
             encoder_hidden_states=text.to(self.dtype),
-            # diffusers adds -10,000 to the scores of what is not there, whose weight then is exactly 0.
-            encoder_attention_mask=None if there.all() else there,
+            # diffusers adds -10,000 to the attention logits of masked positions, so their weight is exactly 0.
+            encoder_attention_mask=None if mask.all() else mask,
             added_cond_kwargs={"text_embeds": pooled.to(self.dtype), "time_ids": time_ids},
             cross_attention_kwargs={"regions": self._regions(conditional, timesteps)},
             return_dict=False,
@@ -101,21 +104,21 @@ class SdxlModule(DiffusionModule[SdxlCondition]):
         return output
 
     def _regions(self, condition: SdxlCondition, timesteps: Tensor) -> Regions | None:
-        """Those of the conditional rows, while the denoising is young enough."""
+        """The regions of the conditional rows, in the first ``regional_share`` of the denoising; strength 0 later."""
         total = self.scheduler.config.num_train_timesteps
-        young = timesteps >= (1 - self.options.regional_share) * total
-        strength = self.options.strength * young.to(condition.boxes.dtype)
+        early = timesteps >= (1 - self.options.regional_share) * total
+        strength = self.options.strength * early.to(condition.boxes.dtype)
         return Regions.of(condition.phrases.to(self.dtype), condition.boxes, strength, self.resolutions)
 
 
-def _ddim_of(scheduler: Any, options: SdxlOptions) -> Any:
-    """A DDIM scheduler with the noise schedule that a checkpoint was trained with; it gives timesteps and ᾱ, the step itself is ours."""
+def _ddim_scheduler(scheduler: Any, options: SdxlOptions) -> Any:
+    """A DDIM scheduler with the checkpoint's noise schedule, for timesteps and ᾱ. The step itself is that of :func:`ddim`."""
     from diffusers import DDIMScheduler
 
     if "beta_schedule" not in scheduler.config:
         name = type(scheduler).__name__
         raise UsageError(
-            f"{options.model}: its scheduler, {name}, has no noise schedule that DDIM knows", hint="use an SDXL of another kind"
+            f"{options.model}: its scheduler, {name}, has no noise schedule that DDIM knows", hint="use another SDXL checkpoint"
         )
 
     spacing = {} if options.spacing is None else {"timestep_spacing": options.spacing}
@@ -123,8 +126,11 @@ def _ddim_of(scheduler: Any, options: SdxlOptions) -> Any:
 
 
 class SdxlPolicy(DiffusionPolicy[SdxlOptions]):
-    """Draws plans with SDXL; ``options.layout`` says how boxes steer. A layout that paints boxes would join them to the latents in
-    :meth:`SdxlModule.output`, and bring its own tensors in :meth:`see`."""
+    """Draws plans with SDXL. ``options.layout`` says how boxes are used.
+
+    To add a layout that paints boxes, join them to the latents in :meth:`SdxlModule.output`, and add its tensors to
+    :meth:`condition_inputs`.
+    """
 
     pipeline_class = "StableDiffusionXLPipeline"
     denoiser = "unet"
@@ -132,36 +138,43 @@ class SdxlPolicy(DiffusionPolicy[SdxlOptions]):
 
     @staticmethod
     def preflight(options: SdxlOptions, *, key: str = "renderer") -> dict[str, int]:
-        """What can be told before weights are loaded; see :func:`gotr1_diffusers.checkpoint.preflight`."""
+        """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
         return checkpoint.preflight(options.model, key, SdxlPolicy.pipeline_class)
 
     def make_module(self, pipeline: Any) -> SdxlModule:
-        """The module around the pipeline's parts."""
+        """The trainable module, made of the pipeline's parts."""
         return SdxlModule(pipeline, self.options, self.size)
 
-    def see(self, prompts: Sequence[Prompt], chains: Sequence[Chain]) -> dict[str, Tensor]:
-        """Ids ``text [B, P, 2, 77]`` of prompt and chain in pieces, ``phrases [B, R, 2, 77]`` of regions and their ``boxes [B, R, 4]``."""
-        texts = self.module.texts
-        text, pieces = texts.stack([list(texts.whole(full_text(p, c))) for p, c in zip(prompts, chains, strict=True)])
-        regions = [c.regions if self.options.layout == "regional" else () for c in chains]
-        phrases, _ = texts.stack([[texts.first(region.phrase) for region in row] for row in regions])
-        boxes = torch.zeros(*phrases.shape[:2], 4)
-        for row, found in enumerate(regions):
-            for at, region in enumerate(found):
-                boxes[row, at] = torch.tensor(region.box) / SCALE
-        return {"text": text, "pieces": pieces, "phrases": phrases, "boxes": boxes}
+    def condition_inputs(self, prompts: Sequence[Prompt], chains: Sequence[Chain]) -> dict[str, Tensor]:
+        """Token ids ``text [B, P, 2, 77]`` of prompt and chain in pieces, and how many ``pieces [B]`` a row has.
 
-    def noised(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> Noised:
-        """A timestep for each, all alike; the loss weighted by min(SNR, γ) (arXiv 2303.09556), if so."""
+        Also ``phrases [B, R, 2, 77]`` of the regions and their ``boxes [B, R, 4]``, in shares of width and height.
+        """
+        texts = self.module.texts
+        pieces = [list(texts.pieces(full_text(prompt, chain))) for prompt, chain in zip(prompts, chains, strict=True)]
+        text, piece_counts = texts.stack(pieces)
+        regions = [chain.regions if self.options.layout == "regional" else () for chain in chains]
+        phrases, _ = texts.stack([[texts.first_piece(region.phrase) for region in row] for row in regions])
+        boxes = torch.zeros(*phrases.shape[:2], 4)
+        for row, row_regions in enumerate(regions):
+            for column, region in enumerate(row_regions):
+                boxes[row, column] = torch.tensor(region.box) / SCALE
+        return {"text": text, "pieces": piece_counts, "phrases": phrases, "boxes": boxes}
+
+    def add_noise(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> Noised:
+        """Mixes latents and noise, each ``[B, C, h, w]``, at timesteps from ``uniform [B]`` in [0, 1). All timesteps are equally likely.
+
+        With ``snr_gamma`` γ the loss is weighted by min(SNR, γ) (arXiv 2303.09556), else by 1.
+        """
         scheduler, gamma = self.module.scheduler, self.options.snr_gamma
         alphas = scheduler.alphas_cumprod.to(latents.device)
-        timesteps = (uniform * len(alphas)).long().clamp_max(len(alphas) - 1)  # float32 rounds up
+        timesteps = (uniform * len(alphas)).long().clamp_max(len(alphas) - 1)  # float32 may round up to len(alphas)
         alpha = alphas[timesteps][:, None, None, None]
         signal, rest = alpha.sqrt(), (1 - alpha).sqrt()
         kind = scheduler.config.prediction_type
         target = {"epsilon": noise, "v_prediction": signal * noise - rest * latents, "sample": latents}[kind]
         ratio = alphas[timesteps] / (1 - alphas[timesteps])
-        # The weight of the error in x₀ is min(SNR, γ); of ε and v it is that error times SNR, and times SNR + 1.
+        # min(SNR, γ) weights the squared error in x₀. The error in ε is SNR times as large, that in v SNR + 1 times.
         scale = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}[kind]
         weight = torch.ones_like(ratio) if gamma is None else ratio.clamp_max(gamma) / scale
         return Noised(signal * latents + rest * noise, timesteps, target, weight)

@@ -1,8 +1,8 @@
-"""Text as CLIP encoders see it: in pieces of what fits, each piece for itself.
+"""Encodes text with CLIP encoders, longer text in pieces.
 
-A CLIP text encoder reads 77 tokens: a begin, up to 75 of the text, an end, and padding that it attends to. A text that is longer is cut
-into pieces of 75, each framed and padded as if it were a text of its own; their states stand behind one another, and the pooled state is
-that of the first piece. So nothing is lost, and a text that fits is encoded as diffusers does.
+A CLIP text encoder reads 77 tokens: a start token, up to 75 of the text, an end token, and padding, which it attends to. A longer text is
+cut into pieces of 75 tokens. Each is framed and padded like a text of its own. The states of the pieces are joined, and the pooled state is
+that of the first piece. So nothing is lost, and a text that fits is encoded as in diffusers.
 """
 
 from __future__ import annotations
@@ -19,72 +19,74 @@ from gotr1_core.samples import Prompt
 
 
 def full_text(prompt: Prompt, chain: Chain) -> str:
-    """What is encoded of a prompt and its plan: both, without boxes."""
-    return " ".join(part for part in (prompt.text.strip(), chain.without_boxes()) if part)
+    """Prompt and plan as one text, without boxes."""
+    return " ".join(text for text in (prompt.text.strip(), chain.without_boxes()) if text)
 
 
 @dataclass(frozen=True)
-class Framed:
-    """A CLIP tokenizer's texts in pieces of ``length`` ids."""
+class PieceTokenizer:
+    """Cuts texts into pieces of ``length`` token ids with a CLIP tokenizer."""
 
     tokenizer: Any
     length: int
 
     @property
     def room(self) -> int:
-        """Ids of the text itself in a piece."""
+        """How many tokens of the text fit into a piece, without start and end token."""
         return self.length - 2
 
     def pieces(self, text: str) -> list[Tensor]:
-        """Ids ``[length]`` of a text's pieces, one at least."""
-        # What somebody wrote stays text, also where it looks like the end of one. Long texts are cut here, so there is nothing to warn of.
+        """Token ids ``[length]`` of each of a text's pieces, at least one."""
+        # split_special_tokens: a user's text never becomes special tokens. verbose: long texts are cut here, so no warning is due.
         ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True).input_ids
-        return [self.frame(ids[at : at + self.room]) for at in range(0, max(1, len(ids)), self.room)]
+        return [self.frame(ids[start : start + self.room]) for start in range(0, max(1, len(ids)), self.room)]
 
     def frame(self, ids: Sequence[int]) -> Tensor:
-        """Begin, ids, end, and padding."""
+        """Start token, ``ids``, end token and padding, as a tensor ``[length]``."""
         t = self.tokenizer
-        whole = [t.bos_token_id, *ids, t.eos_token_id]
-        return torch.tensor(whole + [t.pad_token_id] * (self.length - len(whole)))
+        framed = [t.bos_token_id, *ids, t.eos_token_id]
+        return torch.tensor(framed + [t.pad_token_id] * (self.length - len(framed)))
 
 
 class ClipTexts:
-    """Several CLIP tokenizers that read the same texts side by side, as SDXL has two."""
+    """Tokenizes texts for several CLIP encoders at once; SDXL has two."""
 
     def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[nn.Module]) -> None:
         lengths = [min(t.model_max_length, e.config.max_position_embeddings) for t, e in zip(tokenizers, encoders, strict=True)]  # type: ignore[union-attr]
-        self.framed = [Framed(tokenizer, min(lengths)) for tokenizer in tokenizers]
+        self.tokenizers = [PieceTokenizer(tokenizer, min(lengths)) for tokenizer in tokenizers]
         self.length = min(lengths)
 
-    def whole(self, text: str) -> Tensor:
-        """A text in all its pieces, ``[P, tokenizers, length]``; where one tokenizer needs fewer, it has empty ones at the end."""
-        each = [framed.pieces(text) for framed in self.framed]
-        most = max(len(pieces) for pieces in each)
-        filled = [pieces + [f.frame([])] * (most - len(pieces)) for f, pieces in zip(self.framed, each, strict=True)]
-        return torch.stack([torch.stack(piece) for piece in zip(*filled, strict=True)])
+    def pieces(self, text: str) -> Tensor:
+        """Token ids ``[P, tokenizers, length]`` of a text's pieces. A tokenizer that needs fewer pieces has empty ones at the end."""
+        per_tokenizer = [tokenizer.pieces(text) for tokenizer in self.tokenizers]
+        count = max(len(pieces) for pieces in per_tokenizer)
+        padded = [
+            pieces + [tokenizer.frame([])] * (count - len(pieces)) for tokenizer, pieces in zip(self.tokenizers, per_tokenizer, strict=True)
+        ]
+        return torch.stack([torch.stack(piece) for piece in zip(*padded, strict=True)])
 
-    def first(self, text: str) -> Tensor:
-        """What fits into one piece of a text, ``[tokenizers, length]``."""
-        return self.whole(text)[0]
+    def first_piece(self, text: str) -> Tensor:
+        """Token ids ``[tokenizers, length]`` of a text's first piece."""
+        return self.pieces(text)[0]
 
     def stack(self, rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-        """Rows of texts as ids ``[B, N, tokenizers, length]``, filled up with zeros, and their numbers ``[B]``."""
+        """Rows of pieces ``[tokenizers, length]`` as ids ``[B, N, tokenizers, length]``, padded with zeros; and their counts ``[B]``."""
         counts = torch.tensor([len(row) for row in rows])
-        ids = torch.zeros(len(rows), max([0, *counts.tolist()]), len(self.framed), self.length, dtype=torch.long)
-        for row, texts in enumerate(rows):
-            for at, text in enumerate(texts):
-                ids[row, at] = text
+        ids = torch.zeros(len(rows), max([0, *counts.tolist()]), len(self.tokenizers), self.length, dtype=torch.long)
+        for row, pieces in enumerate(rows):
+            for column, piece in enumerate(pieces):
+                ids[row, column] = piece
         return ids, counts
 
 
-def encode(encoders: Sequence[nn.Module], ids: Tensor) -> tuple[Tensor, Tensor]:
+def encode_texts(encoders: Sequence[nn.Module], ids: Tensor) -> tuple[Tensor, Tensor]:
     """States ``[N, length, D]`` and pooled states ``[N, D']`` of pieces ``[N, tokenizers, length]``.
 
-    As in diffusers: states are those of the last layer but one, pooled ones the projections of the encoders that have any, side by side.
-    Pieces that are the same are encoded once.
+    As in diffusers, states come from the last layer but one, and pooled states from the encoders that have a projection. Those of several
+    encoders are joined along the last dimension. Equal pieces are encoded once.
     """
-    unique, where = torch.unique(ids, dim=0, return_inverse=True)
+    unique, index = torch.unique(ids, dim=0, return_inverse=True)
     outputs = [encoder(unique[:, number], output_hidden_states=True) for number, encoder in enumerate(encoders)]
     states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
     pooled = torch.cat([output[0] for output in outputs if output[0].dim() == 2], -1)
-    return states[where], pooled[where]
+    return states[index], pooled[index]

@@ -1,4 +1,4 @@
-"""Which denoising steps train: drawn for a prompt's group as a whole, so that siblings are compared by the same steps."""
+"""Chooses the denoising steps that train, once for a prompt's group, so that its samples are compared by the same steps."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from gotr1_core.sampling import seed_for
 from gotr1_diffusers.options import DiffusionOptions
 
 
-def eligible(std: Tensor, options: DiffusionOptions) -> Tensor:
-    """Numbers of the steps that may train: those with noise, within the options' range. None where these are too few: drawing needs none,
-    and scoring says what is missing."""
+def eligible_steps(std: Tensor, options: DiffusionOptions) -> Tensor:
+    """Numbers ``[K]`` of the steps that may train: those with noise, ``std [N]`` above 0, within the options' range.
+
+    Empty if there are fewer than must train. That is no error here, as drawing needs none: the training pass reports it.
+    """
     count = len(std)
     begin, end = options.trained_range
     middle = (torch.arange(count) + 0.5) / count
-    found = ((std > 0) & (middle >= begin) & (middle < end)).nonzero().flatten()
-    return found if options.trained == "all" or len(found) >= options.trained_steps else found[:0]
+    eligible = ((std > 0) & (middle >= begin) & (middle < end)).nonzero().flatten()
+    return eligible if options.trained == "all" or len(eligible) >= options.trained_steps else eligible[:0]
 
 
-def chosen(groups: Sequence[int], among: Tensor, options: DiffusionOptions) -> Tensor:
-    """The steps that train, ``[B, T]`` and rising, of rows whose groups have these seeds; the same for equal seeds."""
-    if options.trained == "all" or not len(among):
-        return among.expand(len(groups), len(among))
-    kinds = {group: _of_group(group, among, options) for group in dict.fromkeys(groups)}
-    return torch.stack([kinds[group] for group in groups]) if groups else among.new_zeros(0, options.trained_steps)
+def choose_steps(groups: Sequence[int], eligible: Tensor, options: DiffusionOptions) -> Tensor:
+    """The steps ``[B, T]`` that train in each of B rows, in rising order, chosen from ``eligible [K]``.
+
+    ``groups`` are the seeds of the rows' groups. Rows with equal seeds have the same steps.
+    """
+    if options.trained == "all" or not len(eligible):
+        return eligible.expand(len(groups), len(eligible))
+    steps = {group: _steps_of_group(group, eligible, options) for group in dict.fromkeys(groups)}
+    return torch.stack([steps[group] for group in groups]) if groups else eligible.new_zeros(0, options.trained_steps)
 
 
-def _of_group(group: int, among: Tensor, options: DiffusionOptions) -> Tensor:
+def _steps_of_group(group: int, eligible: Tensor, options: DiffusionOptions) -> Tensor:
     generator = torch.Generator().manual_seed(seed_for(group, "steps"))
     count = options.trained_steps
     if options.trained == "window":
-        first = int(torch.randint(len(among) - count + 1, (), generator=generator))
-        return among[first : first + count]
-    return among[torch.randperm(len(among), generator=generator)[:count].sort().values]
+        first = int(torch.randint(len(eligible) - count + 1, (), generator=generator))
+        return eligible[first : first + count]
+    return eligible[torch.randperm(len(eligible), generator=generator)[:count].sort().values]

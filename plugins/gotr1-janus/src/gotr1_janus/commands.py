@@ -1,4 +1,4 @@
-"""``gotr1 import``"""
+"""The command ``gotr1 import``: from the format of Janus-Pro's release to transformers' and back."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="A released checkpoint's folder (model_type multi_modality).")],
-    out: Annotated[Path, typer.Argument(help="Where to: a folder that is not there yet, or is empty.")],
-    export: Annotated[bool, typer.Option("--export", help="The other way: what an import wrote, in the release's format.")] = False,
+    checkpoint: Annotated[Path, typer.Argument(help="The folder of a released checkpoint (model_type multi_modality).")],
+    out: Annotated[Path, typer.Argument(help="The folder to write. It must not exist yet, or be empty.")],
+    export: Annotated[bool, typer.Option("--export", help="Convert back: an imported checkpoint to the format of the release.")] = False,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Take the tokenizer's files from here, if the checkpoint has none.")
+        Path | None, typer.Option(metavar="DIR", help="Folder with the tokenizer's files, if the checkpoint has none.")
     ] = None,
 ) -> None:
-    """Makes a transformers Janus of a released Janus-Pro or GoT-R1, tokenizer and processor included, or the release's format of it."""
+    """Converts a released Janus-Pro or GoT-R1 to transformers' format, with tokenizer and processor. With --export it converts back."""
     import json
     import sys
 
@@ -27,11 +27,15 @@ def command(
         print(line, file=sys.stderr, flush=True)
 
     if export and tokenizer is not None:
-        raise UsageError("--tokenizer has no meaning with --export", hint="the files that the import kept are used; leave out one of both")
+        raise UsageError(
+            "--tokenizer cannot be used with --export",
+            hint="an export uses the tokenizer's files that the import kept: leave out --tokenizer",
+        )
     if export:
         export_checkpoint(checkpoint, out, say)
         print(json.dumps({"folder": str(out)}, ensure_ascii=False))
         return
-    found = import_checkpoint(checkpoint, out, say, tokenizer=tokenizer)
-    size = {"tokens": len(found.processor.tokenizer), "embeddings": found.config.text_config.vocab_size}
-    print(json.dumps({"folder": str(out), **size, "dtype": str(found.config.dtype).removeprefix("torch.")}, ensure_ascii=False))
+    conversion = import_checkpoint(checkpoint, out, say, tokenizer=tokenizer)
+    config = conversion.config
+    sizes = {"tokens": len(conversion.processor.tokenizer), "embeddings": config.text_config.vocab_size}
+    print(json.dumps({"folder": str(out), **sizes, "dtype": str(config.dtype).removeprefix("torch.")}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Registers what gotr1-janus provides: one policy in two roles."""
+"""Registers what gotr1-janus provides: one policy as planner and renderer, its presets, and the command ``gotr1 import``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planner and renderer ``janus``: one unified autoregressive policy in both roles (Janus-Pro, arXiv 2501.17811; GoT-R1, 2505.17022)."""
+"""Planner and renderer ``janus``: one autoregressive policy in both roles (Janus-Pro, arXiv 2501.17811; GoT-R1, 2505.17022)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
 from gotr1_core.errors import UsageError
-from gotr1_core.policies.context import Window
-from gotr1_core.policies.decoder import checkpoint_activations, given_plans, write_plans
+from gotr1_core.policies.context import ContextWindow
+from gotr1_core.policies.decoder import checkpoint_activations, generate_plans, plans_from_chains
 from gotr1_core.policies.lora import merged_state, save_adapter
 from gotr1_core.policies.padding import left_pad
 from gotr1_core.protocols import Loss
@@ -29,88 +29,89 @@ from gotr1_janus.layout import unconditional
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.sampler import Sampler
-from gotr1_janus.text import Text
+from gotr1_janus.text import JanusText
 
 if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration
 
 
 class JanusPolicy:
-    """Writes the chain and then the image tokens in one sequence; ``module`` scores both in one forward pass."""
+    """Samples the chain and then the image tokens in one sequence. ``module`` computes both log-probabilities in one forward pass."""
 
-    lora_prefix = "model.model.language_model"  # LoRA elsewhere would hit the vision tower, the aligners or the heads (facts.md)
+    lora_prefix = "model.model.language_model"  # not the vision tower, the aligners or the heads
 
     def __init__(self, options: JanusOptions, *, device: torch.device | str = "cpu") -> None:
-        # Again for those who make a policy without a preflight; of what is on disk it reads headers.
-        source, imported = checkpoint.source(options.model)
-        from transformers import JanusForConditionalGeneration  # takes seconds, which a refusal need not wait for
+        # Repeats the preflight's checks for callers without one. It is cheap: it reads headers only.
+        source, imported = checkpoint.find_janus(options.model)
+        from transformers import JanusForConditionalGeneration  # takes seconds, so only after the checks
         from transformers.utils import logging
 
-        if not sys.stderr.isatty():  # a bar of a logged run is noise
+        if not sys.stderr.isatty():  # no progress bars in log files
             logging.disable_progress_bar()
 
         tokenizer = checkpoint.load_tokenizer(source)
-        Text(tokenizer, options.instruction)  # refused before the weights are read
-        model, found = JanusForConditionalGeneration.from_pretrained(
+        JanusText(tokenizer, options.instruction)  # checks the template before the weights are read
+        model, info = JanusForConditionalGeneration.from_pretrained(
             source,
             dtype=getattr(torch, options.dtype),
             local_files_only=isinstance(source, Path),
             use_safetensors=True,
             output_loading_info=True,
         )
-        if found["missing_keys"]:  # transformers would go on with random weights in their place
-            missing = sorted(found["missing_keys"])
+        if info["missing_keys"]:  # transformers would use random weights in their place
+            missing = sorted(info["missing_keys"])
             raise UsageError(
-                f"{options.model} is no whole Janus checkpoint: {missing[0]} and {len(missing) - 1} more weights are missing",
+                f"{options.model} is not a complete Janus checkpoint: {missing[0]} and {len(missing) - 1} more weights are missing",
                 hint="give a checkpoint that transformers' JanusForConditionalGeneration saved",
             )
         self._set_up(model, tokenizer, options, str(source) if imported else options.model, device)
 
     @classmethod
-    def around(cls, model: JanusForConditionalGeneration, tokenizer: Any, options: JanusOptions, *, device: str = "cpu") -> JanusPolicy:
-        """A policy of a model that is in memory, as it is; ``options.model`` says no more than where it came from."""
-        made = cls.__new__(cls)
-        made._set_up(model, tokenizer, options, options.model, device)
-        return made
+    def from_model(cls, model: JanusForConditionalGeneration, tokenizer: Any, options: JanusOptions, *, device: str = "cpu") -> JanusPolicy:
+        """A policy of a ``model`` in memory, which is not copied. ``options.model`` is only recorded as where it came from."""
+        policy = cls.__new__(cls)
+        policy._set_up(model, tokenizer, options, options.model, device)
+        return policy
 
     def _set_up(
         self, model: JanusForConditionalGeneration, tokenizer: Any, options: JanusOptions, base: str, device: torch.device | str
     ) -> None:
         self.options, self.tokenizer, self.base = options, tokenizer, base
-        self.text = Text(tokenizer, options.instruction)
+        self.text = JanusText(tokenizer, options.instruction)
         model.to(device)
         model.model.language_model.set_attn_implementation(options.attention)
-        model.eval()  # no dropout, in sampling as in scoring
+        model.eval()  # no dropout, neither in sampling nor in the training pass
         boi = tokenizer.convert_tokens_to_ids(tokenizer.boi_token)
         self.module = JanusModule(model, boi=boi, pad=tokenizer.pad_token_id, chunk=options.chunk)
-        for part in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
-            part.requires_grad_(False)  # the picture's code is given; text-to-image does not use the understanding path
+        # The VQ codes are fixed, and text-to-image does not use the path that reads pictures.
+        for frozen in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
+            frozen.requires_grad_(False)
         self.image_tokens = model.model.vqmodel.config.num_patches**2
         self.features = model.config.text_config.hidden_size
         taken_by = f"1 token that begins the image and its {self.image_tokens}"
-        self.window = Window(self.text, model.config.text_config.max_position_embeddings, self.image_tokens + 1, taken_by)
+        self.window = ContextWindow(self.text, model.config.text_config.max_position_embeddings, self.image_tokens + 1, taken_by)
 
     @staticmethod
     def preflight(options: JanusOptions, *, key: str = "planner") -> dict[str, int]:
-        """What can be told before weights are loaded; see :func:`gotr1_janus.checkpoint.preflight`."""
+        """Checks the checkpoint and returns its sizes; see :func:`gotr1_janus.checkpoint.preflight`."""
         return checkpoint.preflight(options, key)
 
     # -- text ---------------------------------------------------------------------------------------------------------------
 
     def encode_prompt(self, prompt: Prompt) -> Tensor:
-        """Ids of the conversation up to where the model begins to write."""
+        """Token ids ``[P]`` of the conversation up to where the model's answer begins, int64."""
         return torch.tensor(self.text.encode_prompt(prompt.text))
 
     def encode_chain(self, chain: Chain) -> Tensor:
-        """Ids of a chain, begin-of-image not included."""
+        """Token ids ``[T]`` of a chain, without begin-of-image, int64."""
         return torch.tensor(self.text.encode_chain(chain.raw), dtype=torch.long)
 
     def decode_chain(self, ids: Tensor) -> Chain:
-        """The chain that ids spell."""
+        """The chain that token ids ``[T]`` spell."""
         return self.text.decode_chain(ids)
 
     def check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        """Refuses what could not be planned and drawn, with a `UsageError`: a blank prompt, or one too long for the model's context."""
+        """Checks that every prompt can be planned and drawn. Raises `UsageError` if one is blank or too long for the model's context."""
         for prompt in prompts:
             self.window.encode(prompt.text, sampling.max_chain_tokens)
 
@@ -118,7 +119,7 @@ class JanusPolicy:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """Codes ``[B, I]`` of pictures: the code nearest in *direction*, as ``decode`` looks codes up normalised (facts.md)."""
+        """VQ codes ``[B, I]`` of pictures, int64. Takes the code with the largest cosine, as the decoder normalises its codes."""
         vq = self.module.model.model.vqmodel
         side = vq.config.num_patches * 2 ** (len(vq.config.channel_multiplier) - 1)
         resized = np.stack([np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) for image in images])
@@ -131,12 +132,12 @@ class JanusPolicy:
 
     @torch.no_grad()
     def decode_images(self, tokens: Tensor) -> tuple[Image.Image, ...]:
-        """Pictures of codes ``[B, I]``."""
+        """RGB pictures of VQ codes ``[B, I]``."""
         if not len(tokens):
             return ()
         vq = self.module.model.model.vqmodel
         with torch.autocast(self.module.device.type, enabled=False):
-            pixels = torch.cat([vq.decode(part) for part in tokens.split(32)])
+            pixels = torch.cat([vq.decode(batch) for batch in tokens.split(32)])
         pixels = (pixels.float().clamp(-1, 1) + 1) * 127.5
         return tuple(Image.fromarray(p) for p in pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
 
@@ -144,14 +145,14 @@ class JanusPolicy:
 
     @torch.no_grad()
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
-        """One chain per prompt and seed. Equal prompts that stand together share the prefill of their prefix."""
-        asked = [self.window.encode(p.text, sampling.max_chain_tokens)[0].to(self.module.device) for p in prompts]
+        """Samples one chain per prompt and seed. Neighbouring equal prompts share one prefill."""
+        encoded = [self.window.encode(p.text, sampling.max_chain_tokens)[0].to(self.module.device) for p in prompts]
 
         def write(context: Tensor, lengths: Tensor, uniform: Tensor) -> Tokens:
             sampler = Sampler(self.module, context, lengths, steps=uniform.shape[1], cache=self.options.cache)
-            return sampler.text(uniform, sampling.temperature)
+            return sampler.sample_text(uniform, sampling.temperature)
 
-        return write_plans(asked, write, self.decode_chain, seeds=seeds, sampling=sampling)
+        return generate_plans(encoded, write, self.decode_chain, seeds=seeds, sampling=sampling)
 
     @torch.no_grad()
     def render(
@@ -164,21 +165,21 @@ class JanusPolicy:
         plans: Rollout | None = None,
         groups: Sequence[int] | None = None,
     ) -> Rollout:
-        """One picture per prompt, chain and seed. ``plans`` are the chains in this policy's own tokens, where it wrote them itself."""
-        del groups  # every token is an action, whatever the group
+        """Draws one picture per prompt, chain and seed. ``plans`` has the chains as tokens if this policy sampled them itself."""
+        del groups  # every token is an action, so nothing is drawn per group
         if plans is None:
-            plans = self._teach(prompts, chains, sampling)
+            plans = self._encode_plans(prompts, chains, sampling)
         t = plans.tensors
         device = self.module.device
-        parts = zip(t["prompt"], t["prompt_length"].tolist(), t["tokens"], t["length"].tolist(), strict=True)
+        plan_rows = zip(t["prompt"], t["prompt_length"].tolist(), t["tokens"], t["length"].tolist(), strict=True)
         boi = torch.tensor([self.module.boi], device=device)
-        contexts = [torch.cat([p[:n].to(device), c[:m].to(device), boi]) for p, n, c, m in parts]
+        contexts = [torch.cat([prompt[:n].to(device), chain[:m].to(device), boi]) for prompt, n, chain, m in plan_rows]
         guided = sampling.guidance_scale != 1
         rows = contexts + [unconditional(c, self.module.pad) for c in contexts] if guided else contexts
         context, length = left_pad(rows, self.module.pad)
         sampler = Sampler(self.module, context, length, steps=self.image_tokens, cache=self.options.cache)
         scale = sampling.guidance_scale
-        drawn = sampler.image(uniforms(seeds, self.image_tokens), sampling.image_temperature, scale if guided else None)
+        drawn = sampler.sample_image(uniforms(seeds, self.image_tokens), sampling.image_temperature, scale if guided else None)
         tensors = {"prompt": t["prompt"], "prompt_length": t["prompt_length"], "plan": t["tokens"], "plan_length": t["length"]}
         tensors |= {
             "tokens": drawn.tokens,
@@ -188,21 +189,24 @@ class JanusPolicy:
         }
         return Rollout(IMAGE, sampling, tensors, images=self.decode_images(drawn.tokens))
 
-    def _teach(self, prompts: Sequence[Prompt], chains: Sequence[Chain], sampling: Sampling) -> Rollout:
-        """Given chains as a plan rollout, begin-of-image as its last token."""
+    def _encode_plans(self, prompts: Sequence[Prompt], chains: Sequence[Chain], sampling: Sampling) -> Rollout:
+        """Chains from elsewhere as a plan rollout. Each ends with begin-of-image."""
         encoded = [self.window.encode(p.text, c) for p, c in zip(prompts, chains, strict=True)]
-        return given_plans(encoded, self.module.boi, chains, sampling=sampling, device=self.module.device)
+        return plans_from_chains(encoded, self.module.boi, chains, sampling=sampling, device=self.module.device)
 
     # -- stage one ----------------------------------------------------------------------------------------------------------
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
-        """-log p of chains and image tokens. In a share of the samples the condition is dropped, and the picture alone is learnt."""
+        """-log p of chains and image tokens, summed over tokens.
+
+        A share ``drop_conditions`` of the examples has no prompt and chain and trains the picture alone, so that guidance works.
+        """
         sampling = Sampling(guidance_scale=1.0)
         prompts = [e.prompt for e in examples]
         images = [e.image for e in examples if e.image is not None]
         if len(images) != len(examples):
-            raise ValueError("janus learns from prompt, chain and picture; an example has no picture")
-        plan = self._teach(prompts, [e.chain for e in examples], sampling)
+            raise ValueError("janus learns from prompt, chain and picture, but an example has no picture")
+        plan = self._encode_plans(prompts, [e.chain for e in examples], sampling)
         device = self.module.device
         dropped = uniforms([seed_for(seed, "drop")], len(examples))[0].to(device) < self.options.drop_conditions
         tokens = self.encode_images(images)
@@ -212,26 +216,26 @@ class JanusPolicy:
         tensors["parent"] = torch.arange(len(examples), device=device)
         plan.tensors["mask"].masked_fill_(dropped.unsqueeze(1), False)
         image = Rollout(IMAGE, sampling, tensors)
-        scored = module({PLAN: plan, IMAGE: image})
+        stats = module({PLAN: plan, IMAGE: image})
         masks = {PLAN: plan.tensors["mask"], IMAGE: image.tensors["mask"]}
-        sums = {name: -(scored[name].log_prob * masks[name]).sum() for name in masks}
+        sums = {name: -(stats[name].log_prob * masks[name]).sum() for name in masks}
         return Loss(sums, {name: mask.sum() for name, mask in masks.items()})
 
     def enable_gradient_checkpointing(self) -> None:
-        """In the language model, while gradients are taken. Refused where the model has dropout, which would then be on."""
+        """Recomputes the language model's activations in the backward pass. Raises `UsageError` if it has dropout: that would be on."""
         checkpoint_activations(self.module.model.model.language_model)
         self.module.checkpointing = True
 
     # -- on disk ------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """The whole model as a transformers checkpoint, adapters merged and tokenizer included."""
+        """Writes the full model as a transformers checkpoint, with adapters merged, and its tokenizer."""
         self.module.model.save_pretrained(folder, state_dict=merged_state(self.module.model))
         self.tokenizer.save_pretrained(folder)
         kept = Path(self.base).expanduser() / KEPT
-        if kept.is_dir():  # a released checkpoint's, for the way back
+        if kept.is_dir():  # `gotr1 import --export` needs it
             shutil.copytree(kept, folder / KEPT)
 
     def save_adapter(self, folder: Path) -> None:
-        """The adapters alone, for peft to load onto the checkpoint that the options name."""
+        """Writes the adapters alone. peft loads them onto the checkpoint that the options name."""
         save_adapter(self.module, "model", folder, base=self.base)

@@ -1,7 +1,7 @@
-"""The format in which Janus-Pro and GoT-R1 are released, told in transformers' words: tensor names, and a config from shapes.
+"""Maps the format in which Janus-Pro and GoT-R1 are released to transformers': tensor names, and a config from tensor shapes.
 
-Names are mapped in one direction only, from transformers' to the release's. The other direction is the inverse over a model's names, so
-that the two cannot disagree.
+The rules map names in one direction only, from transformers' to the release's. The other direction inverts this mapping for the names of
+a model, so the two directions cannot disagree.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _RULES = tuple(
         (r"^(vision_model\..*\.)self_attn\.projection_layer\.", r"\1attn.proj."),
     )
 )
-_HIDDEN_LAYER = re.compile(r"^((?:gen_)?aligner)\.hidden_layers\.(\d+)\.")  # an activation lies between two of the release's
+_HIDDEN_LAYER = re.compile(r"^((?:gen_)?aligner)\.hidden_layers\.(\d+)\.")  # in the release, activations count as layers too
 _QKV = re.compile(r"^(vision_model\..*\.)self_attn\.([qkv])_proj\.")  # one tensor in the release
-# What the reference implementation has, and computes nothing from that it returns.
+# Tensors that the reference implementation has and whose values change none of its results.
 _UNUSED = re.compile(
     r"^vision_model\.vision_tower\.attn_pool\.|^gen_vision_model\.quantize\.codebook_used$|^language_model\..*\.rotary_emb\.inv_freq$"
 )
@@ -53,36 +53,36 @@ _UNUSED = re.compile(
 
 @dataclass(frozen=True)
 class Origin:
-    """The tensor of the release that a tensor of transformers comes from, and which third of it: 0, 1, 2 or None, the whole."""
+    """The tensor of the release that a tensor of transformers comes from, and which third of it (0, 1 or 2). None: all of it."""
 
     name: str
     third: int | None = None
 
 
 def origin(name: str) -> Origin:
-    """Where a tensor of ``JanusForConditionalGeneration`` comes from."""
+    """The origin, in a release, of the tensor of ``JanusForConditionalGeneration`` with this name."""
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
-    name = _HIDDEN_LAYER.sub(lambda found: f"{found[1]}.layers.{2 * int(found[2]) + 2}.", name)
-    third = _QKV.match(name)
-    return Origin(_QKV.sub(r"\1attn.qkv.", name), None if third is None else "qkv".index(third[2]))
+    name = _HIDDEN_LAYER.sub(lambda match: f"{match[1]}.layers.{2 * int(match[2]) + 2}.", name)
+    qkv = _QKV.match(name)
+    return Origin(_QKV.sub(r"\1attn.qkv.", name), None if qkv is None else "qkv".index(qkv[2]))
 
 
-def unused(name: str) -> bool:
-    """Whether the reference does not use a tensor of the release either."""
+def is_unused(name: str) -> bool:
+    """True if a tensor of the release is one that the reference implementation does not use either."""
     return _UNUSED.search(name) is not None
 
 
-def whole_shape(shape: Shape, at: Origin) -> Shape:
-    """The shape that a tensor of the release must have for one of transformers to have ``shape``."""
-    if at.third is not None:
+def released_shape(shape: Shape, source: Origin) -> Shape:
+    """The shape that the release's tensor must have. ``shape`` is that of the tensor of transformers that comes from it."""
+    if source.third is not None:
         return (3 * shape[0], *shape[1:])
-    return (1, *shape) if at.name.endswith(".pos_embed") else shape
+    return (1, *shape) if source.name.endswith(".pos_embed") else shape
 
 
 # -- the config -------------------------------------------------------------------------------------------------------------
 
-# Of the language model what shapes do not tell; what is not there has LlamaConfig's default, in the reference as here.
+# Settings of the language model that shapes do not show. What a config leaves out has LlamaConfig's default, as in the reference.
 _LANGUAGE = (
     "hidden_act",
     "max_position_embeddings",
@@ -113,18 +113,24 @@ _NEEDED = (
 )
 
 
-def only_released(config: Mapping[str, Any], where: str) -> None:
-    """Refuses what no checkpoint of this format says of itself; ``where`` it was found."""
+def check_released(config: Mapping[str, Any], where: str) -> None:
+    """Checks that a ``config.json`` is that of a released Janus. ``where`` names it in messages.
+
+    Raises:
+        UsageError: the model is another one, or the config has no ``language_config`` or ties the head to the embeddings.
+    """
     kind = config.get("model_type")
     if kind != MODEL_TYPE:
-        what = f"a {kind} model" if kind else "a model of unnamed type"
-        hint = "it is in transformers' format already: use it as it is" if kind == "janus" else "give a released Janus-Pro or GoT-R1"
+        what = f"a {kind} model" if kind else "a model of unknown type"
+        hint = "it is in transformers' format already: do not import it" if kind == "janus" else "give a released Janus-Pro or GoT-R1"
         raise UsageError(f"{where} is {what}, not {MODEL_TYPE}", hint=hint)
     language = config.get("language_config")
     if not isinstance(language, Mapping):
         raise UsageError(f"{where} has no language_config", hint="give a released Janus-Pro or GoT-R1, its own config.json included")
     if language.get("tie_word_embeddings"):
-        raise UsageError(f"{where} ties lm_head to the embeddings, which no released Janus does", hint="give one with a head of its own")
+        raise UsageError(
+            f"{where} ties lm_head to the embeddings, which no released Janus does", hint="give one with its own, separate head"
+        )
 
 
 def read_config(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -132,49 +138,53 @@ def read_config(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[
 
     Args:
         config: a released checkpoint's ``config.json``.
-        shapes: of its tensors, by name. Every size is read from them.
+        shapes: the shapes of its tensors by name. Every size is read from them.
 
     Raises:
-        UsageError: tensors that sizes are read from are missing, or the number of attention heads does not fit.
+        UsageError: a tensor whose shape is needed is missing, or the number of attention heads does not fit.
     """
     missing = [name for name in _NEEDED if name not in shapes]
     if missing:
-        raise UsageError(f"no Janus: {listed(missing, 'missing')}", hint="give a whole checkpoint: is a shard missing?")
-    return {"text_config": _language(config["language_config"], shapes), "vision_config": _tower(shapes), "vq_config": _vq(shapes)}
+        raise UsageError(f"not a Janus: {list_names(missing, 'missing')}", hint="give a complete checkpoint: a shard may be missing")
+    return {
+        "text_config": _text_config(config["language_config"], shapes),
+        "vision_config": _vision_config(shapes),
+        "vq_config": _vq_config(shapes),
+    }
 
 
-def _language(given: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _text_config(language: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
     rows, hidden = shapes[EMBEDDINGS]
-    heads = int(given.get("num_attention_heads") or 32)  # LlamaConfig's default, which Janus-Pro-7B relies on
+    heads = int(language.get("num_attention_heads") or 32)  # LlamaConfig's default, which Janus-Pro-7B relies on
     queries, keys = (shapes[f"{_LAYER}.self_attn.{name}_proj.weight"][0] for name in "qk")
-    head = queries // heads
-    if head * heads != queries or keys % head:
+    head_dim = queries // heads
+    if head_dim * heads != queries or keys % head_dim:
         raise UsageError(
             f"language_config has {heads} attention heads, but q_proj has {queries} rows and k_proj {keys}",
             hint="give the checkpoint its own config.json",
         )
     return {
-        **{key: given[key] for key in _LANGUAGE if given.get(key) is not None},
+        **{key: language[key] for key in _LANGUAGE if language.get(key) is not None},
         "vocab_size": rows,
         "hidden_size": hidden,
         "intermediate_size": shapes[f"{_LAYER}.mlp.gate_proj.weight"][0],
         "num_hidden_layers": _count(shapes, "language_model.model.layers"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys // head,
-        "head_dim": head,
+        "num_key_value_heads": keys // head_dim,
+        "head_dim": head_dim,
         "attention_bias": f"{_LAYER}.self_attn.q_proj.bias" in shapes,
         "mlp_bias": f"{_LAYER}.mlp.gate_proj.bias" in shapes,
         "tie_word_embeddings": False,
     }
 
 
-def _tower(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _vision_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     width, channels, patch, _ = shapes[f"{_TOWER}.patch_embed.proj.weight"]
     patches = shapes[f"{_TOWER}.pos_embed"][1]
     return {
         "hidden_size": width,
         "num_hidden_layers": _count(shapes, f"{_TOWER}.blocks"),
-        # The one number that neither config nor tensors tell: the reference's towers have 16, none narrower than 16.
+        # Neither config nor tensors have this number. The reference's towers have 16 heads; a head is at least 16 wide.
         "num_attention_heads": max(1, min(16, width // 16)),
         "num_channels": channels,
         "patch_size": patch,
@@ -187,7 +197,7 @@ def _tower(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def _vq(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _vq_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     codes, dim = shapes[f"{_VQ}.quantize.embedding.weight"]
     blocks = f"{_VQ}.encoder.conv_blocks"
     base, channels = shapes[f"{_VQ}.encoder.conv_in.weight"][:2]
@@ -208,17 +218,17 @@ def _vq(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _count(shapes: Mapping[str, Shape], prefix: str) -> int:
-    """How many there are of ``prefix.0``, ``prefix.1``, …; one that is missing in between counts, and is told by name later."""
+    """How many of ``prefix.0``, ``prefix.1``, … there are. A gap counts too: the missing tensors are reported by name later."""
     numbered = re.compile(rf"^{re.escape(prefix)}\.(\d+)\.")
-    return 1 + max((int(found[1]) for name in shapes if (found := numbered.match(name))), default=-1)
+    return 1 + max((int(match[1]) for name in shapes if (match := numbered.match(name))), default=-1)
 
 
 def _linears(shapes: Mapping[str, Shape], aligner: str) -> int:
-    """Linear layers of an aligner, with an activation between each two."""
+    """How many linear layers an aligner has. An activation lies between each two."""
     return (_count(shapes, f"{aligner}.layers") + 1) // 2
 
 
-def listed(names: Sequence[str], what: str, limit: int = 20) -> str:
-    """Names in a message: all, or the first and how many more."""
+def list_names(names: Sequence[str], what: str, limit: int = 20) -> str:
+    """``what`` and names, for a message: all of them, or the first ``limit`` and how many more."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{what}: {', '.join(names[:limit])}{more}"

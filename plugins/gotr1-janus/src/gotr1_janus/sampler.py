@@ -1,4 +1,4 @@
-"""Janus as a decoder: text or image tokens fed back, guidance rows beside the conditional ones."""
+"""Samples text or image tokens with Janus and a key-value cache. With guidance, unconditional rows run in the same batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from gotr1_janus.module import JanusModule
 
 
 class Sampler:
-    """Continues left-padded contexts ``[R, C]``; see :class:`gotr1_core.policies.decoder.Continuation`."""
+    """Continues left-padded contexts ``[R, C]`` of ``lengths [R]``; see :class:`gotr1_core.policies.decoder.Continuation`.
+
+    ``steps`` is the largest number of tokens to sample, ``cache`` the option of :class:`gotr1_janus.options.JanusOptions`.
+    """
 
     def __init__(self, module: JanusModule, context: Tensor, lengths: Tensor, *, steps: int, cache: str) -> None:
         self.model = module.model
@@ -29,30 +32,33 @@ class Sampler:
             fixed=static,
         )
 
-    def text(self, uniform: Tensor, temperature: float) -> Tokens:
-        """Samples text until begin-of-image."""
+    def sample_text(self, uniform: Tensor, temperature: float) -> Tokens:
+        """Samples text until begin-of-image. ``uniform [R, T]`` are random numbers, T the most tokens of a row."""
         return self.rows.generate(self.model.lm_head, uniform, temperature, stop=self.boi)
 
-    def image(self, uniform: Tensor, temperature: float, scale: float | None) -> Tokens:
-        """Samples image tokens; with a guidance scale the second half of the rows is the unconditional one."""
+    def sample_image(self, uniform: Tensor, temperature: float, scale: float | None) -> Tokens:
+        """Samples I image tokens for each of B rows, from random numbers ``uniform [B, I]``.
+
+        Without guidance ``scale`` is None and B = R. With guidance R = 2B: the second half of the contexts is unconditional.
+        """
 
         def advance(tokens: Tensor | None) -> Tensor:
             if tokens is None:
                 hidden = self.rows.prefill()
             else:
-                fed = tokens if scale is None else torch.cat([tokens, tokens])
-                hidden = self.rows.step(self.model.prepare_embeddings_for_image_generation(fed.unsqueeze(1)))
+                rows = tokens if scale is None else torch.cat([tokens, tokens])
+                hidden = self.rows.step(self.model.prepare_embeddings_for_image_generation(rows.unsqueeze(1)))
             logits = self.model.model.generation_head(hidden).float()
             if scale is None:
                 return logits
-            conditional, other = logits.chunk(2)
-            return apply_guidance(conditional, other, scale)
+            conditional, unconditional = logits.chunk(2)
+            return apply_guidance(conditional, unconditional, scale)
 
         return decode(advance, uniform, temperature)
 
 
 def _cache(config: Any, length: int | None) -> Any:
-    """An empty cache, of a fixed length or one that grows. Imported here, as transformers takes seconds that a refusal need not."""
+    """An empty cache of a fixed ``length``; one that grows if that is None. Imports transformers late, as that takes seconds."""
     from transformers import DynamicCache, StaticCache
 
     return DynamicCache(config=config) if length is None else StaticCache(config=config, max_cache_len=length)

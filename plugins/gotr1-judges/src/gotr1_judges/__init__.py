@@ -1,1 +1,1 @@
-"""Judges of gotr1: multimodal LLMs with rubrics, detectors, and models of preference."""
+"""Judges for gotr1: multimodal LLMs with rubrics, detectors, and preference models."""

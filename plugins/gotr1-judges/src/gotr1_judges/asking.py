@@ -1,4 +1,4 @@
-"""What a judge and what answers it say to each other. What answers may be a model in this process or one behind a server."""
+"""The interface between a judge and the model that answers its questions. The model may run in this process or behind a server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A text, perhaps about a picture.
+    """A question in words, with or without a picture.
 
-    ``parts`` are by turns a rubric's own words, which a model may read as it pleases, and what was filled in: a prompt, a phrase. That
-    somebody else wrote, and it must stay letters, whatever it looks like.
+    ``parts`` alternate: words of the rubric, then a value that was filled in (a prompt, a phrase), and so on. Words of the rubric may
+    contain special tokens. Values come from somebody else, so they must stay plain text whatever they look like.
     """
 
     parts: tuple[str, ...]
@@ -23,21 +23,24 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The whole text, for an answerer that has no tokens of its own."""
+        """The full text, for an answerer that does not tokenize."""
         return "".join(self.parts)
 
 
 class Answerer(Protocol):
-    """Answers questions, each for itself: neither their order nor what else is asked changes an answer."""
+    """Answers questions, each independently: neither their order nor the other questions change an answer."""
 
     def answer(self, questions: Sequence[Question]) -> list[str | None]:
-        """The written answers; None where there is none."""
+        """Returns the written answers, None where there is none."""
         ...
 
-    def weigh(self, questions: Sequence[Question], words: Sequence[str]) -> list[list[float] | None]:
-        """The probability that the answer begins with each of these words, each one token; None where it cannot be had."""
+    def word_probabilities(self, questions: Sequence[Question], words: Sequence[str]) -> list[list[float] | None]:
+        """Returns for each question the probabilities, in [0,1], that its answer begins with each of ``words``.
+
+        Each word is one token. A question that cannot be asked has None.
+        """
         ...
 
     def extent(self, image: Image) -> tuple[float, float]:
-        """Width and height of a picture in the unit of the boxes that are answered about it."""
+        """Returns width and height of a picture in the unit of the boxes in answers about it."""
         ...

@@ -1,4 +1,4 @@
-"""What a judge's checkpoint must have, looked at before its weights are; and its parts, loaded."""
+"""Checks a judge's checkpoint before its weights are loaded, and loads model, tokenizer and rubrics."""
 
 from __future__ import annotations
 
@@ -20,73 +20,95 @@ if TYPE_CHECKING:
 
 
 def preflight(options: RubricOptions, family: Family, key: str) -> dict[str, int]:
-    """The ``parameters`` of a checkpoint that can be had and is of the family.
+    """Checks rubrics and checkpoint; returns the number of ``parameters`` if known.
 
     Raises:
-        UsageError: rubrics that are none; no weights, or of another model; a tokenizer or chat template that cannot ask.
+        UsageError: a rubric is wrong; there are no weights, or they are another model's; the tokenizer or chat template is unusable.
     """
     rubrics = _rubrics(options, family, key)
     where = f"{key}.model"
-    weights = find_weights(options.model, key=where, check=only(family.classes, family.name, family.give, f"{where}={options.model}"))
+    weights = find_weights(
+        options.model, key=where, check=model_type_check(family.classes, family.name, family.model_hint, f"{where}={options.model}")
+    )
     if weights.folder is not None:
-        _check_script(weights.folder, rubrics)
-    return sizes(weights)
+        _check_chat_format(weights.folder, rubrics)
+    return parameter_count(weights)
 
 
-def load(options: RubricOptions, family: Family, *, device: torch.device | str) -> tuple[dict[str, Rubric], VisionModel]:
-    """Rubrics and the model that answers them."""
+def load_answerer(options: RubricOptions, family: Family, *, device: torch.device | str) -> tuple[dict[str, Rubric], VisionModel]:
+    """Loads rubrics and the model that answers them.
+
+    Raises:
+        UsageError: as `preflight`.
+    """
     from gotr1_judges.vision import VisionModel
 
     rubrics = _rubrics(options, family, "judge")
-    weights = find_weights(options.model, key="model", check=only(family.classes, family.name, family.give, options.model))
+    weights = find_weights(
+        options.model, key="model", check=model_type_check(family.classes, family.name, family.model_hint, options.model)
+    )
     source = weights.folder or options.model
     tokenizer, processor = load_tokenizer(source), load_processor(source)
     model = load_model(source, family.classes[str(weights.config.get("model_type"))], options, device)
     model.set_attn_implementation(options.attention)
-    eyes = family.eyes(processor, model.config, tokenizer)
-    return rubrics, VisionModel(model, tokenizer, eyes, batch=options.batch, answer_tokens=options.answer_tokens)
+    pictures = family.pictures(processor, model.config, tokenizer)
+    return rubrics, VisionModel(model, tokenizer, pictures, batch=options.batch, answer_tokens=options.answer_tokens)
 
 
 def load_tokenizer(source: Path | str) -> Any:
-    """The tokenizer of a folder, no network used, or of a hub name. Alone: a combined processor may need torchvision."""
+    """Loads the tokenizer of a folder, without network, or of a hub name. A combined processor is not used: it may need torchvision.
+
+    Raises:
+        UsageError: there is no tokenizer, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     if isinstance(source, Path) and not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UsageError(f"{source} has no tokenizer.json", hint="copy the tokenizer's files of the original checkpoint into it")
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
-    except Exception as error:  # what the tokenizers library raises is an Exception and no more
+    except Exception as error:  # the tokenizers library raises plain Exceptions
         first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
 
 
 def load_model(source: Path | str, name: str, options: ModelOptions, device: torch.device | str) -> Any:
-    """A model of transformers by its class, every weight of which must be there, on the device of the options or the one given."""
+    """Loads a model for inference. No weight may be missing.
+
+    Args:
+        source: a folder, read without network, or a hub name.
+        name: the model's class in transformers.
+        options: they say the type of the weights, and perhaps the device.
+        device: used if the options have no device.
+
+    Raises:
+        UsageError: the checkpoint lacks weights.
+    """
     import torch
     import transformers
     from transformers.utils import logging
 
-    if not sys.stderr.isatty():  # a bar of a logged run is noise
+    if not sys.stderr.isatty():  # in a log a progress bar is noise
         logging.disable_progress_bar()
-    place = torch.device(options.device or device)
-    model, found = getattr(transformers, name).from_pretrained(
+    target = torch.device(options.device or device)
+    model, loading = getattr(transformers, name).from_pretrained(
         source,
-        dtype=dtype_of(options.dtype, place),
+        dtype=dtype_of(options.dtype, target),
         local_files_only=isinstance(source, Path),
         use_safetensors=True,
         output_loading_info=True,
     )
-    if found["missing_keys"]:  # transformers would go on with random weights in their place
-        missing = sorted(found["missing_keys"])
+    if loading["missing_keys"]:  # transformers would use random weights instead
+        missing = sorted(loading["missing_keys"])
         raise UsageError(
-            f"{source} is no whole checkpoint: {missing[0]} and {len(missing) - 1} more weights are missing",
+            f"{source} is an incomplete checkpoint: {missing[0]} and {len(missing) - 1} more weights are missing",
             hint=f"give a checkpoint that transformers' {name} saved",
         )
-    return model.to(place).eval()
+    return model.to(target).eval()
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The type of weights that an option says, on a device."""
+    """Returns the type of the weights for the option ``dtype``. ``auto`` is float32 on a CPU and bfloat16 elsewhere."""
     import torch
 
     if name == "auto":
@@ -95,20 +117,27 @@ def dtype_of(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def only(kinds: Collection[str], judge: str, give: str, where: str) -> Check:
-    """What refuses the config of a model whose type is not among ``kinds``, for `find_weights`."""
+def model_type_check(kinds: Collection[str], judge: str, model_hint: str, where: str) -> Check:
+    """Returns a check of a model's config, for `find_weights`. It refuses models whose ``model_type`` is not among ``kinds``.
+
+    Args:
+        kinds: the model types that the judge loads.
+        judge: its name, for the message.
+        model_hint: which model to give, for the hint.
+        where: the config key and the model, for the message.
+    """
 
     def check(config: Mapping[str, Any]) -> None:
         kind = config.get("model_type")
         if kind not in kinds:
-            what = f"a {kind} model" if kind else "a diffusers pipeline" if "_class_name" in config else "a model of unnamed type"
-            raise UsageError(f"{where} is {what}, and the judge {judge} loads {', '.join(kinds)}", hint=give)
+            label = f"a {kind} model" if kind else "a diffusers pipeline" if "_class_name" in config else "a model of unnamed type"
+            raise UsageError(f"{where} is {label}, and the judge {judge} loads {', '.join(kinds)}", hint=model_hint)
 
     return check
 
 
-def sizes(weights: Weights) -> dict[str, int]:
-    """What a preflight returns of a judge."""
+def parameter_count(weights: Weights) -> dict[str, int]:
+    """Returns the number of ``parameters`` as a preflight reports it, or an empty dict if it is not known."""
     return {} if weights.parameters is None else {"parameters": weights.parameters}
 
 
@@ -118,19 +147,19 @@ def _rubrics(options: RubricOptions, family: Family, key: str) -> dict[str, Rubr
     )
 
 
-def _check_script(folder: Path, rubrics: Mapping[str, Rubric]) -> None:
-    """Tokenizer, chat template and image processor go together and have the one-token answers of the rubrics."""
+def _check_chat_format(folder: Path, rubrics: Mapping[str, Rubric]) -> None:
+    """Checks that tokenizer, chat template and image processor fit, and that the rubrics' one-token answers are tokens."""
     from transformers import AutoConfig
 
-    from gotr1_judges.vision import Script
+    from gotr1_judges.vision import ChatFormat
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers checks types with its own exceptions
+    except Exception as error:  # transformers has its own exceptions for wrong types
         first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} cannot be read: {first}", hint="copy the original checkpoint's") from error
     load_processor(folder)
-    script = Script(load_tokenizer(folder), config.image_token_id)
+    chat = ChatFormat(load_tokenizer(folder), config.image_token_id)
     for kind in {rubric.kind for rubric in rubrics.values()} & WORDS.keys():
         for word in WORDS[kind]:
-            script.one_token(word)
+            chat.word_tokens(word)

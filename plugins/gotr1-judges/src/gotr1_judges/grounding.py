@@ -1,4 +1,4 @@
-"""How well a picture follows its plan: planned boxes against those found, matched one to one (GoT-R1, arXiv 2505.17022, R_RI)."""
+"""Measures how well a picture follows its plan: IoU of planned and detected boxes, matched one to one (R_RI, arXiv 2505.17022)."""
 
 from __future__ import annotations
 
@@ -10,41 +10,50 @@ from gotr1_core.chain import SCALE, Chain, Region, iou
 from gotr1_judges.answers import Box
 
 
-def named(phrase: str) -> str:
-    """A phrase as it is asked for and compared: case and spaces tell nothing apart."""
+def canonical_phrase(phrase: str) -> str:
+    """Returns a phrase in lower case with single spaces. In this form phrases are asked for and compared."""
     return " ".join(phrase.split()).lower()
 
 
 def phrases(chain: Chain) -> list[str]:
-    """The different phrases of a chain's regions, in order."""
-    return list(dict.fromkeys(named(region.phrase) for region in chain.regions))
+    """Returns the different phrases of a chain's regions, in order."""
+    return list(dict.fromkeys(canonical_phrase(region.phrase) for region in chain.regions))
 
 
 def as_fractions(boxes: Sequence[Box], extent: tuple[float, float]) -> list[Box]:
-    """Boxes as fractions of the picture, cut at its edges. ``extent`` is the picture's width and height in their unit."""
+    """Converts boxes to fractions of the picture, in [0,1], and cuts them at its edges. Boxes without area are dropped.
+
+    Args:
+        boxes: (x1, y1, x2, y2) in any unit.
+        extent: width and height of the picture in that unit.
+    """
     width, height = extent
-    cut = [(_within(x1 / width), _within(y1 / height), _within(x2 / width), _within(y2 / height)) for x1, y1, x2, y2 in boxes]
+    cut = [(_clamp(x1 / width), _clamp(y1 / height), _clamp(x2 / width), _clamp(y2 / height)) for x1, y1, x2, y2 in boxes]
     return [box for box in cut if box[0] < box[2] and box[1] < box[3]]
 
 
-def _within(fraction: float) -> float:
+def _clamp(fraction: float) -> float:
     return min(1.0, max(0.0, fraction))
 
 
-def followed(chain: Chain, found: Mapping[str, Sequence[Box]]) -> float:
-    """Mean over a chain's regions of the IoU with what was found of their phrase, in [0,1]; a missing one counts 0.
+def planned_iou(chain: Chain, detected: Mapping[str, Sequence[Box]]) -> float:
+    """Returns the mean IoU of a chain's regions with the detected boxes of their phrases, in [0,1]. A region without a box counts 0.
 
-    Regions of one phrase are matched one to one with its boxes (fractions of the picture), so that their IoUs add up to the most: one
-    dog found does not stand for two that were planned. Without regions there is nothing to follow: 0.
+    Regions of one phrase are matched one to one with its boxes so that the sum of the IoUs is largest. So one dog in the picture does not
+    stand for two planned ones. A chain without regions has 0.
+
+    Args:
+        chain: the plan.
+        detected: boxes in fractions of the picture, by phrase (`canonical_phrase`). Every phrase of the chain is a key.
     """
     by_phrase: dict[str, list[Region]] = {}
     for region in chain.regions:
-        by_phrase.setdefault(named(region.phrase), []).append(region)
-    total = sum(_matched(regions, found[phrase]) for phrase, regions in by_phrase.items() if found[phrase])
+        by_phrase.setdefault(canonical_phrase(region.phrase), []).append(region)
+    total = sum(_largest_iou_sum(regions, detected[phrase]) for phrase, regions in by_phrase.items() if detected[phrase])
     return total / len(chain.regions) if chain.regions else 0.0
 
 
-def _matched(regions: Sequence[Region], boxes: Sequence[Box]) -> float:
+def _largest_iou_sum(regions: Sequence[Region], boxes: Sequence[Box]) -> float:
     table = [[iou([corner / SCALE for corner in region.box], box) for box in boxes] for region in regions]
     rows, columns = linear_sum_assignment(table, maximize=True)
     return sum(table[row][column] for row, column in zip(rows, columns, strict=True))

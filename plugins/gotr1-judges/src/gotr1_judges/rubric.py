@@ -1,15 +1,15 @@
-"""Judges ``qwen-vl`` and ``internvl``: a multimodal LLM is asked about plan and picture, by rubrics (GoT-R1, arXiv 2505.17022).
+"""Judges ``qwen-vl`` and ``internvl``: a multimodal LLM answers rubrics about plan and picture (GoT-R1, arXiv 2505.17022).
 
 ========  =====  ===============================================================================================================
-reward    sees   what is asked
+reward    sees   the question
 ========  =====  ===============================================================================================================
-``sem``   plan   does the chain, boxes left out, say what the prompt says?
-``spa``   plan   a canvas with the chain's boxes drawn on it by name: is it arranged as the prompt says?
-``ri``    image  where is each phrase of the chain? The mean IoU with the planned boxes, see :mod:`gotr1_judges.grounding`
+``sem``   plan   does the chain, without its boxes, say what the prompt says?
+``spa``   plan   is it arranged as the prompt says? The picture is a canvas with the chain's boxes and their names
+``ri``    image  where is each phrase of the chain? The score is the mean IoU with the planned boxes: :mod:`gotr1_judges.grounding`
 ``pi``    image  does the picture show what the prompt says?
 ========  =====  ===============================================================================================================
 
-A malformed chain has ``sem``, ``spa`` and ``ri`` 0, and so has an empty one; what could not be asked or read is NaN.
+A malformed or empty chain has ``sem``, ``spa`` and ``ri`` 0. If a question cannot be asked or its answer cannot be read, the score is NaN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gotr1_judges import checkpoint
 from gotr1_judges.answers import Box, read_boxes, read_list, read_score
 from gotr1_judges.asking import Answerer, Question
 from gotr1_judges.families import INTERN, QWEN, Family
-from gotr1_judges.grounding import as_fractions, followed, phrases
+from gotr1_judges.grounding import as_fractions, phrases, planned_iou
 from gotr1_judges.rubrics import REQUIREMENTS, WORDS, Rubric
 
 if TYPE_CHECKING:
@@ -34,13 +34,20 @@ if TYPE_CHECKING:
     from gotr1_judges.options import RubricOptions
 
 REWARDS: Mapping[str, SegmentName] = {"sem": PLAN, "spa": PLAN, "ri": IMAGE, "pi": IMAGE}
-MOST_REQUIREMENTS = 16
+MAX_REQUIREMENTS = 16
 METADATA = "requirements"
-"""Where a prompt may bring its requirements along: a list of sentences."""
+"""Key of a prompt's metadata for its own requirements, a list of sentences."""
 
 
 class RubricJudge:
-    """Asks an answerer, wherever its model runs. ``rubrics`` are those of every reward and of ``requirements``."""
+    """Asks an answerer, whose model may run anywhere.
+
+    Args:
+        answerer: answers the questions.
+        rubrics: for every reward, and for ``requirements``.
+        canvas: side in pixels of the canvas for ``spa``.
+        least_mass: minimum total probability of the allowed answer tokens, see `expected_score`.
+    """
 
     rewards: Mapping[str, SegmentName] = REWARDS
 
@@ -49,37 +56,39 @@ class RubricJudge:
         self._listed: dict[str, list[str] | None] = {}
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
-        """See the module's table; every score in [0,1], NaN where it could not be had."""
+        """Returns scores in [0,1], see the module's table; NaN for a question that cannot be asked or an answer that cannot be read."""
         return {name: self._scores(name, samples) for name in names}
 
     def _scores(self, name: str, samples: Sequence[Sample]) -> list[float]:
-        scores = [beforehand(name, sample) for sample in samples]
-        left = [i for i, score in enumerate(scores) if score is None]
-        mine = [samples[i] for i in left]
-        found = dict(zip(left, self._grounded(mine) if name == "ri" else self._judged(name, mine), strict=True))
-        return [found[i] if score is None else score for i, score in enumerate(scores)]
+        scores = [score_without_asking(name, sample) for sample in samples]
+        open_rows = [i for i, score in enumerate(scores) if score is None]
+        open_samples = [samples[i] for i in open_rows]
+        asked = self._grounding_scores(open_samples) if name == "ri" else self._rubric_scores(name, open_samples)
+        score_of = dict(zip(open_rows, asked, strict=True))
+        return [score_of[i] if score is None else score for i, score in enumerate(scores)]
 
     # -- verdicts -----------------------------------------------------------------------------------------------------------
 
-    def _judged(self, name: str, samples: Sequence[Sample]) -> list[float]:
-        """The mean of a sample's questions, of which there is one, or one for each requirement."""
+    def _rubric_scores(self, name: str, samples: Sequence[Sample]) -> list[float]:
+        """Returns for each sample the mean score of its questions: one question, or one for each requirement."""
         rubric = self.rubrics[name]
-        listed: list[list[str] | None] = [[""] for _ in samples]
+        requirements_of: list[list[str] | None] = [[""] for _ in samples]
         if "requirement" in rubric.fields:
-            listed = self._requirements([sample.prompt for sample in samples])
+            requirements_of = self._requirements([sample.prompt for sample in samples])
         questions, owners = [], []
-        for i, (sample, requirements) in enumerate(zip(samples, listed, strict=True)):
-            image = self._shown(name, sample)
+        for i, (sample, requirements) in enumerate(zip(samples, requirements_of, strict=True)):
+            image = self._picture_for(name, sample)
             plan = sample.chain.without_boxes()
             for requirement in requirements or ():
                 owners.append(i)
                 questions.append(Question(rubric.fill(prompt=sample.prompt.text, plan=plan, requirement=requirement), image))
-        mine: list[list[float]] = [[] for _ in samples]
+        sample_scores: list[list[float]] = [[] for _ in samples]
         for i, score in zip(owners, self._verdicts(rubric, questions), strict=True):
-            mine[i].append(score)
-        return [sum(scores) / len(scores) if scores else math.nan for scores in mine]
+            sample_scores[i].append(score)
+        return [sum(scores) / len(scores) if scores else math.nan for scores in sample_scores]
 
-    def _shown(self, name: str, sample: Sample) -> Image | None:
+    def _picture_for(self, name: str, sample: Sample) -> Image | None:
+        """Returns the picture that a reward's question shows."""
         if name == "sem":
             return None
         return draw_chain(sample.chain, (self.canvas, self.canvas)) if name == "spa" else sample.image
@@ -87,24 +96,28 @@ class RubricJudge:
     def _verdicts(self, rubric: Rubric, questions: Sequence[Question]) -> list[float]:
         if rubric.kind == "score":
             return [math.nan if text is None else read_score(text) for text in self.answerer.answer(questions)]
-        return [expectation(masses, self.least_mass) for masses in self.answerer.weigh(questions, WORDS[rubric.kind])]
+        probabilities = self.answerer.word_probabilities(questions, WORDS[rubric.kind])
+        return [expected_score(row, self.least_mass) for row in probabilities]
 
     def _requirements(self, prompts: Sequence[Prompt]) -> list[list[str] | None]:
-        """What each prompt requires: what it brings along, else what the model lists, which is asked once for a text."""
-        brought = [p.metadata.get(METADATA) for p in prompts]
+        """Returns each prompt's requirements: those in its metadata, else those that the model lists. A text is asked about only once."""
+        in_metadata = [p.metadata.get(METADATA) for p in prompts]
         new = dict.fromkeys(
-            p.text for p, own in zip(prompts, brought, strict=True) if not isinstance(own, list) and p.text not in self._listed
+            p.text for p, own in zip(prompts, in_metadata, strict=True) if not isinstance(own, list) and p.text not in self._listed
         )
         rubric = self.rubrics[REQUIREMENTS]
         answers = self.answerer.answer([Question(rubric.fill(prompt=text)) for text in new])
         for text, answer in zip(new, answers, strict=True):
-            self._listed[text] = None if answer is None else (read_list(answer) or [])[:MOST_REQUIREMENTS]
-        return [[*map(str, own)] if isinstance(own, list) else self._listed[p.text] for p, own in zip(prompts, brought, strict=True)]
+            self._listed[text] = None if answer is None else (read_list(answer) or [])[:MAX_REQUIREMENTS]
+        return [[*map(str, own)] if isinstance(own, list) else self._listed[p.text] for p, own in zip(prompts, in_metadata, strict=True)]
 
     # -- grounding ----------------------------------------------------------------------------------------------------------
 
     def locate(self, pairs: Sequence[tuple[Image, str]]) -> list[list[Box] | None]:
-        """Where phrases are in pictures: boxes as fractions, none where the model says so, None where it cannot be told."""
+        """Returns the boxes of each phrase in its picture, as fractions of the picture.
+
+        The list is empty if the model says that nothing is there. It is None if the answer cannot be read.
+        """
         questions = [Question(self.rubrics["ri"].fill(phrase=phrase), image) for image, phrase in pairs]
         answers = [None if text is None else read_boxes(text) for text in self.answerer.answer(questions)]
         return [
@@ -112,22 +125,22 @@ class RubricJudge:
             for (image, _), boxes in zip(pairs, answers, strict=True)
         ]
 
-    def _grounded(self, samples: Sequence[Sample]) -> list[float]:
-        """Where each phrase of a chain is in the picture; one answer that cannot be read leaves the sample without a score."""
-        asked = [(i, phrase) for i, sample in enumerate(samples) for phrase in phrases(sample.chain)]
-        found: list[dict[str, list[Box] | None]] = [{} for _ in samples]
-        pairs = [(image, phrase) for i, phrase in asked if (image := samples[i].image) is not None]  # else they were not asked
-        for (i, phrase), boxes in zip(asked, self.locate(pairs), strict=True):
-            found[i][phrase] = boxes
+    def _grounding_scores(self, samples: Sequence[Sample]) -> list[float]:
+        """Locates each phrase of a chain in the picture. One answer that cannot be read makes the sample's score NaN."""
+        searches = [(i, phrase) for i, sample in enumerate(samples) for phrase in phrases(sample.chain)]
+        answers: list[dict[str, list[Box] | None]] = [{} for _ in samples]
+        pairs = [(image, phrase) for i, phrase in searches if (image := samples[i].image) is not None]  # all samples here have one
+        for (i, phrase), boxes in zip(searches, self.locate(pairs), strict=True):
+            answers[i][phrase] = boxes
         scores = []
-        for sample, mine in zip(samples, found, strict=True):
-            known = {phrase: boxes for phrase, boxes in mine.items() if boxes is not None}
-            scores.append(followed(sample.chain, known) if len(known) == len(mine) else math.nan)
+        for sample, boxes_of in zip(samples, answers, strict=True):
+            detected = {phrase: boxes for phrase, boxes in boxes_of.items() if boxes is not None}
+            scores.append(planned_iou(sample.chain, detected) if len(detected) == len(boxes_of) else math.nan)
         return scores
 
 
-def beforehand(name: str, sample: Sample) -> float | None:
-    """A score that needs no question: 0 where the plan says nothing that could be judged, NaN without the picture; else None."""
+def score_without_asking(name: str, sample: Sample) -> float | None:
+    """Returns the score if no question is needed, else None. It is 0 for a plan without content, and NaN if a needed picture is missing."""
     if name != "pi":
         chain = sample.chain
         empty = not chain.without_boxes() if name == "sem" else not chain.regions
@@ -136,29 +149,31 @@ def beforehand(name: str, sample: Sample) -> float | None:
     return math.nan if REWARDS[name] == IMAGE and sample.image is None else None
 
 
-def expectation(masses: Sequence[float] | None, least: float) -> float:
-    """The mean of the answers' values, 0 for the first to 1 for the last, weighed by their probabilities among these answers.
+def expected_score(probabilities: Sequence[float] | None, least: float) -> float:
+    """Returns the mean value of the allowed answers, weighted by their probabilities: sum p_k k / ((K - 1) sum p_k), in [0,1].
 
-    NaN where all of them together are less probable than ``least``: the model would have said something else.
+    Args:
+        probabilities: p_k of the K allowed answers, from the worst (value 0) to the best (value 1); None if there is no answer.
+        least: minimum of their sum. Below it the score is NaN, because the model would have said something else.
     """
-    total = math.nan if masses is None else sum(masses)
-    if masses is None or not total >= least or total == 0:
+    total = math.nan if probabilities is None else sum(probabilities)
+    if probabilities is None or not total >= least or total == 0:
         return math.nan
-    return sum(mass * value for value, mass in enumerate(masses)) / (len(masses) - 1) / total
+    return sum(probability * value for value, probability in enumerate(probabilities)) / (len(probabilities) - 1) / total
 
 
 class _InProcess(RubricJudge):
-    """One whose model runs here."""
+    """A judge whose model runs in this process."""
 
     family: ClassVar[Family]
 
     def __init__(self, options: RubricOptions, *, device: torch.device | str = "cpu") -> None:
-        rubrics, answerer = checkpoint.load(options, self.family, device=device)
+        rubrics, answerer = checkpoint.load_answerer(options, self.family, device=device)
         super().__init__(answerer, rubrics, canvas=options.canvas, least_mass=options.least_mass)
 
     @classmethod
     def preflight(cls, options: RubricOptions, *, key: str = "judge") -> dict[str, int]:
-        """What can be told before weights are loaded; see :func:`gotr1_judges.checkpoint.preflight`."""
+        """Checks options and checkpoint before weights are loaded, see :func:`gotr1_judges.checkpoint.preflight`."""
         return checkpoint.preflight(options, cls.family, key)
 
 

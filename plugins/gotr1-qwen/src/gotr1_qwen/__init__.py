@@ -1,1 +1,1 @@
-"""Qwen-VL and Qwen as planners of gotr1, and chains from a file."""
+"""Planners of gotr1: Qwen-VL and Qwen, and one that reads chains from a file."""

@@ -1,4 +1,4 @@
-"""Qwen's conversation and its tags. What somebody wrote stays text, see :mod:`gotr1_core.policies.tokenization`."""
+"""Qwen's conversation and tags as token ids. A user's text never becomes special tokens, see :mod:`gotr1_core.policies.tokenization`."""
 
 from __future__ import annotations
 
@@ -6,69 +6,72 @@ from typing import Any
 
 from gotr1_core.chain import OBJ_END, OBJ_START
 from gotr1_core.errors import UsageError, first_line
-from gotr1_core.policies.tokenization import MARK, TAGS, Text
+from gotr1_core.policies.tokenization import PROMPT_MARK, TAGS, ChatText
 from gotr1_qwen.instruction import FIELD
 
-OWN = {OBJ_START: "<|object_ref_start|>", OBJ_END: "<|object_ref_end|>"}
-"""What Qwen calls a chain's tags where it calls them otherwise; it has ``<|box_start|>`` and ``<|box_end|>`` under these names."""
+QWEN_TAGS = {OBJ_START: "<|object_ref_start|>", OBJ_END: "<|object_ref_end|>"}
+"""Qwen's names for a chain's tags, where they differ. Its ``<|box_start|>`` and ``<|box_end|>`` are named as in a chain."""
 _TEMPLATE = "give the checkpoint's own chat template"
 
 
-class Conversation(Text):
-    """The chat template of a checkpoint, filled in with an instruction.
+class Conversation(ChatText):
+    """The chat template of a checkpoint, with an instruction filled in.
 
-    With ``tags="tokens"`` each of a chain's tags is one token, in the instruction's examples as in a chain: the tokenizer's token of that
-    name, else Qwen's own. With ``tags="text"`` they are spelled out. Decoded are both, whichever a model writes.
+    With ``tags="tokens"`` each of a chain's tags is one token, in chains and in the instruction's examples. It is the tokenizer's token of
+    that name if there is one, else Qwen's own. With ``tags="text"`` tags are spelled out. Decoding reads both, whatever a model writes.
+
+    Raises:
+        UsageError: the tokenizer lacks a tag, or the template cannot be filled in, makes the model think first, or has no end of turn.
     """
 
     def __init__(self, tokenizer: Any, instruction: str, tags: str) -> None:
-        known = tokenizer.get_vocab()
-        self.own = {tag: tag if tag in known else OWN.get(tag, tag) for tag in TAGS} if tags == "tokens" else {}
-        for word in self.own.values():
-            if word not in known:
-                raise UsageError(f"tags=tokens: the tokenizer has no {word}", hint="spell them out: tags=text")
-        user = {"role": "user", "content": self._renamed(instruction).replace(FIELD, MARK)}
-        written = _said(tokenizer, [user], add_generation_prompt=True)
-        super().__init__(tokenizer, written, tags=self.own.values(), letters=() if self.own else {*TAGS, *OWN.values()})
+        vocabulary = tokenizer.get_vocab()
+        self.tag_tokens = {tag: tag if tag in vocabulary else QWEN_TAGS.get(tag, tag) for tag in TAGS} if tags == "tokens" else {}
+        for token in self.tag_tokens.values():
+            if token not in vocabulary:
+                raise UsageError(f"tags=tokens: the tokenizer has no {token}", hint="spell tags out: tags=text")
+        user = {"role": "user", "content": self._with_tag_tokens(instruction).replace(FIELD, PROMPT_MARK)}
+        written = _fill_template(tokenizer, [user], add_generation_prompt=True)
+        super().__init__(tokenizer, written, tags=self.tag_tokens.values(), letters=() if self.tag_tokens else {*TAGS, *QWEN_TAGS.values()})
         if self.after.rfind("<think>") > self.after.rfind("</think>"):
-            raise UsageError("the chat template has the model think before it answers", hint="give a checkpoint that answers at once")
+            raise UsageError("the chat template makes the model think before it answers", hint="give a checkpoint that answers directly")
         self.stop = _end_of_turn(tokenizer)
 
     def encode_chain(self, raw: str) -> list[int]:
-        """Ids of a chain, without the end of the turn."""
-        return super().encode_chain(self._renamed(raw))
+        """Token ids of a chain, without the end of the turn."""
+        return super().encode_chain(self._with_tag_tokens(raw))
 
     def decode(self, ids: Any) -> str:
-        """The text that ids spell, with a chain's tags under their own names."""
+        """The text that token ids spell. Qwen's names for tags become those of a chain."""
         text = super().decode(ids)
-        for tag, word in OWN.items():
-            text = text.replace(word, tag)
+        for tag, token in QWEN_TAGS.items():
+            text = text.replace(token, tag)
         return text
 
-    def _renamed(self, text: str) -> str:
-        """A text with the tags as the tokenizer calls them."""
-        for tag, word in self.own.items():
-            text = text.replace(tag, word)
+    def _with_tag_tokens(self, text: str) -> str:
+        """A text whose tags have the tokenizer's names."""
+        for tag, token in self.tag_tokens.items():
+            text = text.replace(tag, token)
         return text
 
 
-def _said(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    """A conversation in the template's words, thinking off (Qwen3's; the other templates do not look at it)."""
+def _fill_template(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """A conversation as text. Thinking is off, an option of Qwen3's template that the others ignore."""
     try:
-        said: str = tokenizer.apply_chat_template(
+        conversation: str = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=False, enable_thinking=False
         )
-    except Exception as error:  # Jinja's errors, and whatever a template raises
+    except Exception as error:  # Jinja's errors, and those that a template raises
         first = first_line(error)
         raise UsageError(f"the chat template cannot be filled in: {first}", hint=_TEMPLATE) from error
-    return said
+    return conversation
 
 
 def _end_of_turn(tokenizer: Any) -> int:
-    """The token with which the template ends an answer."""
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
-    _, _, after = _said(tokenizer, messages, add_generation_prompt=False).partition(MARK)
+    """The id of the token with which the template ends an answer."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROMPT_MARK}]
+    _, _, after = _fill_template(tokenizer, messages, add_generation_prompt=False).partition(PROMPT_MARK)
     ids = tokenizer(after, add_special_tokens=False).input_ids
     if not ids or ids[0] not in tokenizer.added_tokens_decoder:
-        raise UsageError("the chat template ends an answer with no token of its own", hint=_TEMPLATE)
+        raise UsageError("the chat template does not end an answer with a special token", hint=_TEMPLATE)
     return int(ids[0])

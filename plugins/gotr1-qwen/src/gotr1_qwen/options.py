@@ -9,17 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class QwenOptions(BaseModel):
-    """Where the model is, what it is told and how it is run."""
+    """Where the model is, its instruction, and how it is run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="A folder or a hub name of a Qwen2.5-VL, Qwen3-VL, Qwen2.5 or Qwen3.")
     instruction: str = Field(
-        "v1", description="What the user says to the model: v1, plain (the prompt alone), or a text file with {prompt} in it."
+        "v1", description="The user message to the model: v1, plain (the prompt alone), or a text file with {prompt} in it."
     )
     tags: Literal["text", "tokens"] = Field(
         "text",
-        description="A chain's tags: spelled out, which any model can copy, or one token each, Qwen's own, which it may have to learn.",
+        description="A chain's tags: text spells them out, which any model can copy; tokens uses one token each, which may need training.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the weights; auto is bfloat16, and float32 on a CPU."
@@ -27,7 +27,7 @@ class QwenOptions(BaseModel):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="Attention kernel; eager is fastest for a small model on a CPU."
     )
-    chunk: int = Field(1024, gt=0, description="Positions whose logits exist at the same time while scoring.")
+    chunk: int = Field(1024, gt=0, description="Positions whose logits exist at the same time in the training pass.")
 
 
 class FileOptions(BaseModel):
@@ -35,4 +35,4 @@ class FileOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chains: Path = Field(description='A JSONL file, {"prompt": …, "chain": …} a line, such as the samples.jsonl of gotr1 generate.')
+    chains: Path = Field(description='A JSONL file, each line {"prompt": …, "chain": …}, such as the samples.jsonl of gotr1 generate.')

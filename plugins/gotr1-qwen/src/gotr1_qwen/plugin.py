@@ -1,4 +1,4 @@
-"""Registers what gotr1-qwen provides: a planner that learns, and one that reads."""
+"""Registers what gotr1-qwen provides: the planners ``qwen`` and ``file``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registers what gotr1-rl provides."""
+"""Registers what gotr1-rl provides: the algorithms grpo, ppo and rloo."""
 
 from collections.abc import Iterator
 

@@ -22,7 +22,7 @@ from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_core.sampling import seed_for
 from gotr1_scenes.judge import ScenesJudge
 from gotr1_scenes.painter import paint
-from gotr1_scenes.reader import read
+from gotr1_scenes.reader import read_things
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions
 from gotr1_scenes_recipe.pictures import random_scene
 
@@ -42,7 +42,7 @@ def main() -> None:
     if args.planner == "janus":
         show("reconstructions right", reconstructions(planner))
     unified = args.planner == "janus"
-    samples = draw_samples(planner, planner, prompts, sampling=SAMPLING, seed=0) if unified else planned(planner, prompts)
+    samples = draw_samples(planner, planner, prompts, sampling=SAMPLING, seed=0) if unified else draw_plans(planner, prompts)
     plans = ScenesJudge().score(samples, ["plan_right"])["plan_right"]
     show("plans right", plans)
     if unified:
@@ -62,10 +62,10 @@ def reconstructions(policy: Any) -> list[float]:
     """Which painted scenes read back the same from their picture tokens."""
     scenes = [random_scene(f"check/{i}") for i in range(500)]
     rebuilt = policy.decode_images(policy.encode_images([paint(scene) for scene in scenes]))
-    return [float(set(read(picture)) == set(scene)) for picture, scene in zip(rebuilt, scenes, strict=True)]
+    return [float(set(read_things(picture)) == set(scene)) for picture, scene in zip(rebuilt, scenes, strict=True)]
 
 
-def planned(planner: Any, prompts: Sequence[Prompt], batch: int = 64) -> list[Sample]:
+def draw_plans(planner: Any, prompts: Sequence[Prompt], batch: int = 64) -> list[Sample]:
     """A plan of each prompt, the one that :func:`gotr1_core.evaluation.draw_samples` draws, without a picture."""
     samples: list[Sample] = []
     for start in range(0, len(prompts), batch):

@@ -18,7 +18,7 @@ from gotr1_core.chain import iou
 from gotr1_core.evaluation import estimate
 from gotr1_core.samples import Sample
 from gotr1_scenes.judge import ScenesJudge, look_of
-from gotr1_scenes.reader import read
+from gotr1_scenes.reader import read_things
 from gotr1_scenes_recipe.judge import make_judge
 from gotr1_scenes_recipe.samples import draw_samples
 from gotr1_testing.reliability import pair_accuracy
@@ -38,7 +38,7 @@ def main() -> None:
         print(f"{len(samples)} samples of {args.draw}, prompts of {split}")
         for line in agreement(judge, samples):
             print(line, flush=True)
-        show("mean IoU of boxes found", overlaps(judge, samples))
+        show("mean IoU of boxes found", located_ious(judge, samples))
 
 
 def agreement(judge: Any, samples: Sequence[Sample]) -> list[str]:
@@ -63,10 +63,10 @@ def ties(scores: Sequence[float], groups: Sequence[object]) -> float:
     return sum(scores[i] == scores[j] for i, j in pairs) / len(pairs)
 
 
-def overlaps(judge: Any, samples: Sequence[Sample]) -> list[float]:
+def located_ious(judge: Any, samples: Sequence[Sample]) -> list[float]:
     """For every planned phrase that is in the picture: the best IoU of a box found with one that is there; 0 where none was found."""
     asked = [(s.image, r.phrase) for s in samples if s.image is not None for r in s.chain.regions]
-    there = [[_fractions(t.box, image) for t in read(image) if look_of(phrase).admits(t.look)] for image, phrase in asked]
+    there = [[_fractions(t.box, image) for t in read_things(image) if look_of(phrase).admits(t.look)] for image, phrase in asked]
     kept = [(pair, boxes) for pair, boxes in zip(asked, there, strict=True) if boxes]
     found = judge.locate([pair for pair, _ in kept])
     return [max((iou(a, b) for a in boxes for b in mine or ()), default=0.0) for (_, boxes), mine in zip(kept, found, strict=True)]

@@ -27,7 +27,7 @@ from gotr1_core.samples import Example, Sample, Sampling
 from gotr1_core.sampling import seed_for
 from gotr1_scenes.judge import ScenesJudge
 from gotr1_scenes.painter import paint_array
-from gotr1_scenes.reader import read
+from gotr1_scenes.reader import read_things
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions
 from gotr1_scenes_recipe.pictures import random_scene
 from gotr1_scenes_recipe.vae import SIDE, rebuild
@@ -57,14 +57,14 @@ def swapped(chain: Chain) -> Chain:
 def follows(sample: Sample) -> bool:
     """Whether the picture has what the plan says, each thing nearest to its own box, and nothing more."""
     (scores,) = ScenesJudge().score([sample], ["ri"])["ri"]
-    return sample.image is not None and len(read(sample.image)) == len(sample.chain.regions) and scores > 0.5
+    return sample.image is not None and len(read_things(sample.image)) == len(sample.chain.regions) and scores > 0.5
 
 
 def reconstructions(policy: Any) -> list[float]:
     """Which painted scenes read back the same from their latents."""
     pictures = np.stack([paint_array(random_scene(f"check/{i}"), SIDE) for i in range(500)])
     back = rebuild(policy.module.vae, pictures)
-    return [float(read(Image.fromarray(a)) == read(Image.fromarray(b))) for a, b in zip(pictures, back, strict=True)]
+    return [float(read_things(Image.fromarray(a)) == read_things(Image.fromarray(b))) for a, b in zip(pictures, back, strict=True)]
 
 
 def show(name: str, values: Sequence[float]) -> None:

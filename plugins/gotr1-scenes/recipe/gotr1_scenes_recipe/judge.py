@@ -31,14 +31,14 @@ from gotr1_core.components.build import make_component
 from gotr1_core.config.models import ComponentConfig
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
-from gotr1_scenes.judge import planned
+from gotr1_scenes.judge import plan_layout
 from gotr1_scenes.world import CANVAS, GRID
-from gotr1_scenes_recipe.miniature import learn_bpe, world
+from gotr1_scenes_recipe.miniature import learn_bpe, world_examples
 from gotr1_scenes_recipe.packing import forward
-from gotr1_scenes_recipe.questions import ASKS, BOX, HAS, NAMES, STANDS, WRITTEN, Asked, Shown, ask
-from gotr1_scenes_recipe.samples import draw_samples, painted
+from gotr1_scenes_recipe.questions import ASKS, BOX, HAS, NAMES, STANDS, WRITTEN, TaughtPicture, TaughtQuestion, make_questions
+from gotr1_scenes_recipe.samples import draw_samples, painted_sample
 from gotr1_scenes_recipe.state import resume, save
-from gotr1_scenes_recipe.teaching import Heads, marks_of
+from gotr1_scenes_recipe.teaching import Heads, word_targets
 from gotr1_scenes_recipe.verdicts import verdict
 
 HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
@@ -74,10 +74,10 @@ PAINTED_SHARE = 0.23  # of the steps, at the beginning: all samples are painted;
 
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
     """A byte-level BPE learnt from prompts, plans, the rubrics, and boxes."""
-    known = list(world(examples))
+    known = list(world_examples(examples))
     texts = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
     texts += [BOX.format(json.dumps([[round(1000 * v / 48) for v in thing.box] for thing in e.scene])) for e in known]
-    texts += [verdict(e.phrase.wish, planned(e.chain), sketch=sketch) for e in known for sketch in (False, True)]
+    texts += [verdict(e.phrase.wish, plan_layout(e.chain), sketch=sketch) for e in known for sketch in (False, True)]
     texts += [file.read_text(encoding="utf-8").split("\n\n", 1)[1] for file in RUBRICS.glob("*.txt")] * 100
     bpe = learn_bpe(texts, [PAD, USER, ANSWER, END, *VISION.values(), *MARKS], SPLIT)
     tokenizer = PreTrainedTokenizerFast(
@@ -122,7 +122,7 @@ def save_untrained(folder: Path, seed: int, start: Path | None = None) -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     if start is not None:
-        start_from(model, tokenizer, start)
+        copy_weights(model, tokenizer, start)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if start is not None:
@@ -131,7 +131,7 @@ def save_untrained(folder: Path, seed: int, start: Path | None = None) -> None:
     print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(tokenizer)} tokens", flush=True)
 
 
-def start_from(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def copy_weights(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Weights of a judge made before. A token that it did not have begins as the mean of those that said the same there.
 
     A verdict's places on the grid are what thousandths are in a box, if it wrote no verdicts.
@@ -160,7 +160,7 @@ def make_judge(model: Path, scoring: str = "expected") -> Any:
     return make_component(Registry(), "judge", ComponentConfig(name="internvl", batch=64, **options))
 
 
-def make_pupil(model: Path) -> Any:
+def make_student(model: Path) -> Any:
     """One with the rubrics of both ways of scoring, written verdicts under names of their own."""
     judge, other = make_judge(model, "text"), make_judge(model)
     judge.rubrics = {**other.rubrics, **{name: judge.rubrics[reward] for reward, name in WRITTEN.items()}}
@@ -173,7 +173,7 @@ def make_pupil(model: Path) -> Any:
 def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int, taught: bool = True) -> None:
     """Trains until step ``until`` of ``steps``, saving every 250 so that it goes on where it broke; ``taught`` on the way, or not."""
     torch.set_num_threads(threads)
-    judge = make_pupil(out / "untrained")
+    judge = make_student(out / "untrained")
     model = judge.answerer.model.float().requires_grad_(True)
     torch.manual_seed(seed)
     model.teaching = Heads(HIDDEN) if taught else None
@@ -184,7 +184,7 @@ def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: f
         for step in range(first, until):
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            row = update(judge, optimizer, *ask(batch(step, drawn, seed), SKETCHED, random.Random(f"ask/{seed}/{step}")))
+            row = update(judge, optimizer, *make_questions(batch(step, drawn, seed), SKETCHED, random.Random(f"ask/{seed}/{step}")))
             if step % 50 == 0 or step + 1 == until:
                 line = json.dumps({"step": step, **row, "seconds": round(time.time() - begun, 1)})
                 print(line, file=log, flush=True)
@@ -197,18 +197,18 @@ def batch(step: int, drawn: Sequence[Sample], seed: int) -> list[Sample]:
     """The samples of one step, a function of seed and step: sketches are of drawn and of painted plans."""
     rng = random.Random(f"batch/{seed}/{step}")
     theirs = rng.sample(drawn, min(SAMPLES // 2, len(drawn)))
-    ours = [painted(f"judge/{seed}/{step}/{i}") for i in range(SAMPLES - len(theirs))]
+    ours = [painted_sample(f"judge/{seed}/{step}/{i}") for i in range(SAMPLES - len(theirs))]
     return [sample for pair in zip(theirs, ours, strict=False) for sample in pair] + ours[len(theirs) :]
 
 
-def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown], asked: Sequence[Asked]) -> dict[str, float]:
+def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[TaughtPicture], asked: Sequence[TaughtQuestion]) -> dict[str, float]:
     """One step on questions with their answers; returns what to log: the loss of each reward's answers, and how far scores are off."""
     answerer = judge.answerer
-    digits = digits_of(judge)
-    rows, places, targets = encoded(judge, asked, digits)
-    pixels = answerer.eyes.inputs([one.image for one in shown])["pixel_values"]
+    digits = digit_tokens(judge)
+    rows, places, targets = encode_questions(judge, asked, digits)
+    pixels = answerer.pictures.inputs([one.image for one in shown])["pixel_values"]
     features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    marks = marks_of(answerer.script.tokenizer, rows, asked)
+    marks = word_targets(answerer.chat.tokenizer, rows, asked)
     spots = [[*mine, *(at for at, _, _ in more)] for mine, more in zip(places, marks, strict=True)]
     states = forward(answerer.model, features, rows, subjects(asked), spots)
     answers = torch.tensor([k < len(mine) for mine, all_ in zip(places, spots, strict=True) for k in range(len(all_))])
@@ -222,7 +222,7 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
         taught |= heads.of_words(states[~answers], [mark for mine in marks for mark in mine])
     owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
-    told = torch.tensor([values_of(one) for one in asked])
+    told = torch.tensor([value_count(one) for one in asked])
     mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
     optimizer.zero_grad(set_to_none=True)
     kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in KINDS_ASKED}
@@ -241,17 +241,17 @@ def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[Shown],
     return found
 
 
-def values_of(one: Asked) -> int:
+def value_count(one: TaughtQuestion) -> int:
     """How many values an answer tells: one score, or numbers and words. What stands between them is soon known, and does not count."""
     return max(1, len(re.findall(r"\w+", one.answer.replace("box", "")))) if isinstance(one.answer, str) else 1
 
 
-def digits_of(judge: Any) -> list[int]:
+def digit_tokens(judge: Any) -> list[int]:
     """The tokens of 0 to 9, as an answer begins."""
-    return [answer for (answer,) in judge.answerer.script.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
+    return [answer for (answer,) in judge.answerer.chat.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
 
 
-def question(judge: Any, one: Asked) -> Sequence[str]:
+def question_parts(judge: Any, one: TaughtQuestion) -> Sequence[str]:
     """What is asked, in parts: the rubric's, or words of our own for what is no reward."""
     if one.reward in DRILLS:
         return [DRILLS[one.reward], "" if one.reward == STANDS else one.fields["plan"]]
@@ -261,21 +261,21 @@ def question(judge: Any, one: Asked) -> Sequence[str]:
     return judge.rubrics[one.reward].fill(**one.fields)
 
 
-def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:
+def encode_questions(judge: Any, asked: Sequence[TaughtQuestion], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:
     """Ids of questions with their answers, the positions from which the answers' tokens are told, and what is to be told ``[K, V]``.
 
     A score is between two digits, which share the probability so that the expectation is the score.
     """
     answerer = judge.answerer
-    picture = answerer.eyes.placeholders(None)
+    picture = answerer.pictures.placeholders(None)
     end, size = answerer.stops[0], answerer.model.config.text_config.vocab_size
     rows, places, targets = [], [], []
     for one in asked:
-        ids = answerer.script.ids(question(judge, one), None if one.picture is None else picture)
+        ids = answerer.chat.prompt_ids(question_parts(judge, one), None if one.picture is None else picture)
         if one.reward == STANDS:  # what the answer begins with is given
-            ids += answerer.script.tokenizer(one.fields["plan"], add_special_tokens=False).input_ids
+            ids += answerer.chat.tokenizer(one.fields["plan"], add_special_tokens=False).input_ids
         if isinstance(one.answer, str):
-            answer = [*answerer.script.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
+            answer = [*answerer.chat.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
             told = F.one_hot(torch.tensor(answer), size).float()
         else:
             low = min(8, int(9 * one.answer))
@@ -288,7 +288,7 @@ def encoded(judge: Any, asked: Sequence[Asked], digits: Sequence[int]) -> tuple[
     return rows, places, torch.cat(targets)
 
 
-def subjects(asked: Sequence[Asked]) -> list[int | str]:
+def subjects(asked: Sequence[TaughtQuestion]) -> list[int | str]:
     """What each question is about: a picture, by its number, or a plan."""
     return [one.fields["plan"] if one.picture is None else one.picture for one in asked]
 

@@ -41,7 +41,7 @@ TEMPLATE = (
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
     """A byte-level BPE learnt from the world's own texts, with the special tokens that the released models have."""
     special = [PAD, BOS, EOS, USER, ASSISTANT, *EXTRA.values(), BOX_START, BOX_END, OBJ_START, OBJ_END]
-    tokenizer = learn_bpe((text for e in world(examples) for text in (e.phrase.text, e.chain.raw)), special)
+    tokenizer = learn_bpe((text for e in world_examples(examples) for text in (e.phrase.text, e.chain.raw)), special)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, extra_special_tokens=EXTRA, padding_side="left"
     )
@@ -49,7 +49,7 @@ def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def world(examples: int) -> Iterator[Annotated]:
+def world_examples(examples: int) -> Iterator[Annotated]:
     """The first so many examples of the training split."""
     return (annotated("train", 0, i) for i in range(examples))
 

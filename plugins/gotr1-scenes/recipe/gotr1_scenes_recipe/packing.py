@@ -32,7 +32,7 @@ class Packed:
 
 def pack(rows: Sequence[Tensor], about: Sequence[int | str]) -> Packed:
     """Rows together that are about one picture, by its number, or about one plan; and as many such blocks in a sequence as fit."""
-    blocks = bins(rows, about)
+    blocks = shared_prefix_groups(rows, about)
     starts: dict[int, tuple[int, int, int, int]] = {}
     order: list[int] = []
     columns: tuple[list[Tensor], ...] = ([], [], [], [])  # ids, positions, whose a token is, and whose the beginning of its block is
@@ -70,7 +70,7 @@ def _shared_out(lengths: Sequence[int]) -> list[list[int]]:
     return sequences
 
 
-def bins(rows: Sequence[Tensor], about: Sequence[int | str]) -> list[tuple[int, list[int]]]:
+def shared_prefix_groups(rows: Sequence[Tensor], about: Sequence[int | str]) -> list[tuple[int, list[int]]]:
     """The rows of each sequence by their numbers, and with how many tokens all of them begin."""
     groups: dict[int | str, list[int]] = {}
     for number, what in enumerate(about):

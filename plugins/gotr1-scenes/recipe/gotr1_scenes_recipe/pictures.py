@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from gotr1_scenes.world import MAX_THINGS, Scene, Thing, any_look, place
+from gotr1_scenes.world import MAX_THINGS, Scene, Thing, place_boxes, random_look
 
 
 def random_scene(seed: str) -> Scene:
     """One to four things, uniform over looks; a function of ``seed`` alone."""
     rng = random.Random(seed)
-    boxes = place(rng.randint(1, MAX_THINGS), rng)
-    return tuple(Thing(any_look(rng), box) for box in boxes)
+    boxes = place_boxes(rng.randint(1, MAX_THINGS), rng)
+    return tuple(Thing(random_look(rng), box) for box in boxes)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from gotr1_scenes_recipe.miniature import learn_bpe, world
+from gotr1_scenes_recipe.miniature import learn_bpe, world_examples
 
 HIDDEN = 256
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -30,7 +30,7 @@ TEMPLATE = (
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
     """A byte-level BPE learnt from the world's own texts, with the names that Qwen gives its special tokens."""
 
-    known = list(world(examples))
+    known = list(world_examples(examples))
     plain = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
     boxes = [f"({x1},{y1}),({x2},{y2})" for e in known for x1, y1, x2, y2 in (r.box for r in e.chain.regions)]
     roles = ["user\n", "assistant\n"] * examples

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gotr1_core.chain import parse
-from gotr1_core.components.build import policies
+from gotr1_core.components.build import make_policies
 from gotr1_core.components.resolve import resolve_config
 from gotr1_core.config.models import RunConfig, SamplingConfig, validate
 from gotr1_core.judges import Judges
@@ -25,7 +25,7 @@ from gotr1_core.plugins import Registry
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import RolloutSettings, roll_out
 from gotr1_core.samples import Prompt, Sample, Sampling
-from gotr1_scenes.annotate import annotated, describe
+from gotr1_scenes.annotate import annotated, describe_scene
 from gotr1_scenes.painter import paint
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
 from gotr1_scenes.world import (
@@ -36,8 +36,8 @@ from gotr1_scenes.world import (
     Look,
     Scene,
     Thing,
-    any_look,
-    place,
+    place_boxes,
+    random_look,
 )
 
 SIZES = (48, 64)  # in pixels, of what the miniatures draw
@@ -45,29 +45,29 @@ CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
 EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
 
 
-def painted(seed: str) -> Sample:
+def painted_sample(seed: str) -> Sample:
     """A scene with the chain that describes it, and a prompt that it grants or not; a function of ``seed`` alone."""
     rng = random.Random(seed)
     made = annotated("train", 0, rng.randrange(EXAMPLES))
-    scene = made.scene if rng.random() < 0.4 else changed(made.scene, rng)
-    return Sample(as_prompt(made.phrase, ""), describe(scene, "There is "), paint(scene, rng.choice(SIZES)))
+    scene = made.scene if rng.random() < 0.4 else changed_scene(made.scene, rng)
+    return Sample(as_prompt(made.phrase, ""), describe_scene(scene, "There is "), paint(scene, rng.choice(SIZES)))
 
 
-def changed(scene: Scene, rng: random.Random) -> Scene:
+def changed_scene(scene: Scene, rng: random.Random) -> Scene:
     """The scene with one thing otherwise: a look, its place, or whether it is there."""
     kind = rng.choice(("look", "look", "place", "drop", "add"))
     at = rng.randrange(len(scene))
     if kind == "drop" and len(scene) > 1:
         return scene[:at] + scene[at + 1 :]
     if kind == "add" and len(scene) < MAX_THINGS:
-        looks = [*(thing.look for thing in scene), rng.choice((any_look(rng), scene[at].look))]
-        return tuple(Thing(look, box) for look, box in zip(looks, place(len(looks), rng), strict=True))
+        looks = [*(thing.look for thing in scene), rng.choice((random_look(rng), scene[at].look))]
+        return tuple(Thing(look, box) for look, box in zip(looks, place_boxes(len(looks), rng), strict=True))
     if kind == "place":
-        return tuple(replace(thing, box=box) for thing, box in zip(scene, place(len(scene), rng), strict=True))
-    return (*scene[:at], replace(scene[at], look=otherwise(scene[at].look, rng)), *scene[at + 1 :])
+        return tuple(replace(thing, box=box) for thing, box in zip(scene, place_boxes(len(scene), rng), strict=True))
+    return (*scene[:at], replace(scene[at], look=other_look(scene[at].look, rng)), *scene[at + 1 :])
 
 
-def otherwise(look: Look, rng: random.Random) -> Look:
+def other_look(look: Look, rng: random.Random) -> Look:
     """A look that differs in one attribute."""
     attribute, values = rng.choice((("color", tuple(COLORS)), ("shape", SHAPES), ("texture", TEXTURES)))
     return replace(look, **{attribute: rng.choice([value for value in values if value != getattr(look, attribute)])})
@@ -101,7 +101,7 @@ def _policy(pair: str) -> tuple[Any, Any, Sampling]:
     registry = Registry()
     config = validate(RunConfig, resolve_config(registry, None, "scenes", {"planner": planner, "renderer": renderer}, []))
     sampling: SamplingConfig = config.sampling
-    return *policies(registry, config), Sampling(**sampling.model_dump())
+    return *make_policies(registry, config), Sampling(**sampling.model_dump())
 
 
 def _write(file: Path, samples: Sequence[Sample]) -> None:

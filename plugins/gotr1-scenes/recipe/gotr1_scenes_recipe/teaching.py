@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gotr1_scenes.world import CANVAS, COLORS, GRID, RELATIONS, SHAPES, TEXTURES, Look
-from gotr1_scenes_recipe.questions import EMPTY, PARTS, Asked, Shown
+from gotr1_scenes_recipe.questions import EMPTY, PARTS, TaughtPicture, TaughtQuestion
 
 PLACE = (CANVAS // GRID + 1,) * 4  # values of a box's ends on the grid
 MATCHES = 7  # of a look: shares of one, two and three attributes are sixths
@@ -23,7 +23,7 @@ HEADS = {"cells": (EMPTY + 1, *PLACE), "there": (2,), "parts": PARTS, "where": P
 ORDINALS = {"first": 0, "second": 1}
 LATE = ("in", "with", "without", *ORDINALS)
 """Words after which an attribute belongs to a thing that was named before: to the last one, or to that of this number."""
-Mark = tuple[int, str, tuple[int, ...]]
+WordTarget = tuple[int, str, tuple[int, ...]]
 """A token's place in a question, the head that is asked there, and what it is to tell."""
 
 
@@ -48,7 +48,7 @@ class Heads(torch.nn.Module):
         told = self.heads[name](hidden).split(HEADS[name], -1)
         return torch.stack([F.cross_entropy(part, target[:, k], reduction="none") for k, part in enumerate(told)], 1)
 
-    def of_pictures(self, features: Tensor, shown: Sequence[Shown]) -> dict[str, Tensor]:
+    def of_pictures(self, features: Tensor, shown: Sequence[TaughtPicture]) -> dict[str, Tensor]:
         """A mean over tokens of ``features [B, T, D]``; boxes count where there is a thing."""
         known = torch.tensor([cell is not None for one in shown for cell in one.cells])
         wanted = [cell for one in shown for cell in one.cells if cell is not None]
@@ -56,26 +56,26 @@ class Heads(torch.nn.Module):
         there = torch.tensor([cell[0] != EMPTY for cell in wanted])
         return {"cells": losses[:, 0].mean() + losses[there, 1:].mean()}
 
-    def of_answers(self, hidden: Tensor, asked: Sequence[Asked]) -> dict[str, Tensor]:
+    def of_answers(self, hidden: Tensor, asked: Sequence[TaughtQuestion]) -> dict[str, Tensor]:
         """Means over the questions that have such parts, ``hidden [A, D]`` before their answers."""
         wanted = {"parts": [one.parts for one in asked], "where": [one.where for one in asked]}
         rows = {name: [k for k, told in enumerate(every) if told] for name, every in wanted.items()}
         return {name: self.losses(name, hidden[some], [wanted[name][k] for k in some]).mean() for name, some in rows.items() if some}
 
-    def of_words(self, hidden: Tensor, marks: Sequence[Mark]) -> dict[str, Tensor]:
+    def of_words(self, hidden: Tensor, marks: Sequence[WordTarget]) -> dict[str, Tensor]:
         """Means over words, ``hidden [M, D]`` of the marks."""
         rows = {name: [k for k, (_, head, _) in enumerate(marks) if head == name] for name in ("there", "bound", "related", "placed")}
         heads = {"placed": "where"}  # the same question, asked of a thing that a prompt names
         return {n: self.losses(heads.get(n, n), hidden[some], [marks[k][2] for k in some]).mean() for n, some in rows.items() if some}
 
 
-def marks_of(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[Asked]) -> list[list[Mark]]:
+def word_targets(tokenizer: Any, rows: Sequence[Tensor], asked: Sequence[TaughtQuestion]) -> list[list[WordTarget]]:
     """The marks of each question whose answer is a score."""
     words = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
     return [list(_marks([words[token] for token in row.tolist()], one)) if one.parts else [] for row, one in zip(rows, asked, strict=True)]
 
 
-def _marks(words: Sequence[str], one: Asked) -> Iterator[Mark]:
+def _marks(words: Sequence[str], one: TaughtQuestion) -> Iterator[WordTarget]:
     there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
     planning = one.reward == "spa"  # a canvas shows a plan's things in its order
     said: list[Look] = []  # the things named, as far as they have been told
@@ -108,7 +108,7 @@ def _told(before: str, word: str) -> dict[str, str]:
     return {"color": word} if word in COLORS else {"texture": texture} if texture in TEXTURES else {}
 
 
-def _thing(at: int, look: Look, one: Asked, number: int | None = None) -> Iterator[Mark]:
+def _thing(at: int, look: Look, one: TaughtQuestion, number: int | None = None) -> Iterator[WordTarget]:
     """How nearly it is there, and where, if it is: the thing of this number, or the first."""
     yield at, "bound", (closest(look, one.there),)
     places = [place for other, place in zip(one.there, one.places, strict=False) if look.admits(other)]  # a plan has none

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from gotr1_scenes.painter import BACKGROUND, paint_array
-from gotr1_scenes.reader import read
+from gotr1_scenes.reader import read_things
 from gotr1_scenes_recipe.pictures import random_scene
 from gotr1_scenes_recipe.state import resume, save
 
@@ -110,7 +110,7 @@ def read_right(model: AutoencoderKL, count: int) -> float:
     """The share of pictures in which the reader sees the same before and after."""
     scenes = [random_scene(f"vae/check/{i}") for i in range(count)]
     pictures = np.stack([paint_array(scene, SIDE) for scene in scenes])
-    same = [read(Image.fromarray(a)) == read(Image.fromarray(b)) for a, b in zip(pictures, rebuild(model, pictures), strict=True)]
+    same = [read_things(Image.fromarray(a)) == read_things(Image.fromarray(b)) for a, b in zip(pictures, rebuild(model, pictures), strict=True)]
     return sum(same) / count
 
 

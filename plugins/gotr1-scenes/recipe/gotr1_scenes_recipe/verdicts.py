@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gotr1_scenes.judge import Found, apart, assigned
+from gotr1_scenes.judge import SceneLayout, best_assignment, separate_share
 from gotr1_scenes.language import noun
 from gotr1_scenes.wish import Wish
 from gotr1_scenes.world import CANVAS, GRID, Look
@@ -27,17 +27,17 @@ def on_grid(box: Sequence[float]) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-def as_said(look: Look) -> Look:
+def as_phrased(look: Look) -> Look:
     """As chains say it: what is not called striped is plain."""
     return look if look.texture == "striped" else replace(look, texture=None)
 
 
-def verdict(wish: Wish, found: Found, *, sketch: bool) -> str:
+def verdict(wish: Wish, found: SceneLayout, *, sketch: bool) -> str:
     """What is to be answered about a picture (``pi``), or about the sketch of a plan (``spa``), of the things ``found``."""
-    agreed, kept, given = assigned(wish, found) if found.looks else (0.0, float(not wish.relations), (None,) * len(wish.things))
+    agreed, kept, given = best_assignment(wish, found) if found.looks else (0.0, float(not wish.relations), (None,) * len(wish.things))
     there = "; ".join(f"{_named(look)} {_place(box)}" for look, box in zip(found.looks, found.boxes, strict=True)) or NOTHING
     if sketch:
-        share = apart(found)
+        share = separate_share(found)
         reasons = [f"{round(share * len(found.boxes))} of {len(found.boxes)} apart"]
         score = kept * share
     else:
@@ -48,26 +48,26 @@ def verdict(wish: Wish, found: Found, *, sketch: bool) -> str:
         score = agreed / count * (1 + kept) / 2
     for name, i, j in wish.relations:
         a, b = (NOTHING if k is None else _place(found.boxes[k]) for k in (given[i], given[j]))
-        reasons.append(standing(name, (NUMBERS[i], wish.things[i], a), (NUMBERS[j], wish.things[j], b)) + (" yes" if kept else " no"))
+        reasons.append(relation_text(name, (NUMBERS[i], wish.things[i], a), (NUMBERS[j], wish.things[j], b)) + (" yes" if kept else " no"))
     # After a space, as a word there is the token that it is in a prompt, and can be copied.
-    said = {"request": f" {request(wish)}", "description": f" {there}", "reason": f" {'; '.join(reasons)}"}
+    said = {"request": f" {request_text(wish)}", "description": f" {there}", "reason": f" {'; '.join(reasons)}"}
     return json.dumps(said | {"score": round(10 * score, 1)})
 
 
-def request(wish: Wish) -> str:
+def request_text(wish: Wish) -> str:
     """What a prompt asks for: its things, numbered, and which of them stand how."""
     things = [f"{number} {noun(want, article=False)}" for number, want in zip(NUMBERS, wish.things, strict=False)]
     return "; ".join([*things, *(f"{name} {NUMBERS[i]} {NUMBERS[j]}" for name, i, j in wish.relations)])
 
 
-def standing(name: str, *things: tuple[str, Look, str]) -> str:
+def relation_text(name: str, *things: tuple[str, Look, str]) -> str:
     """A relation with its two things, each with its number and its place."""
     return " ".join([name, *(f"{number} {noun(want, article=False)} {place}" for number, want, place in things)])
 
 
 def _named(look: Look) -> str:
     """Without an article; a shape that cannot be told is a thing."""
-    return noun(replace(as_said(look), shape=look.shape or "thing"), article=False)
+    return noun(replace(as_phrased(look), shape=look.shape or "thing"), article=False)
 
 
 def _place(box: Sequence[float]) -> str:

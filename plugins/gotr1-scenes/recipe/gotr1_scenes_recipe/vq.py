@@ -3,7 +3,7 @@
     python -m gotr1_scenes_recipe.vq --out build/vq
 
 The class is transformers' ``JanusVQVAE``. Its ``decode`` looks codes up L2-normalised, so latents and codebook are
-normalised here too, and the nearest code is the one with the largest cosine (facts.md, "Mistakes found"). Gradients of the
+normalised here too, and the nearest code is the one with the largest cosine. Gradients of the
 reconstruction pass the quantiser straight through (van den Oord et al., 2017, arXiv 1711.00937).
 
 In the embedded world few distinct patches occur, and they can be listed; so every patch has a code of its own, and a
@@ -65,12 +65,6 @@ def latents(model: JanusVQVAE, pixels: Tensor) -> Tensor:
 def decode(model: JanusVQVAE, codes: Tensor) -> Tensor:
     """Pixels from unit vectors ``[B, h, w, embed_dim]``."""
     return model.decoder(model.post_quant_conv(codes.permute(0, 3, 1, 2)))
-
-
-def nearest(model: JanusVQVAE, z: Tensor) -> Tensor:
-    """Indices ``[B, h, w]`` of the codes with the largest cosine."""
-    with torch.autocast("cpu", enabled=False):
-        return (z.detach() @ F.normalize(model.quantize.embedding.weight, dim=-1).T).argmax(-1)
 
 
 def train(out: Path, *, steps: int, size: int, rate: float, seed: int, threads: int) -> None:

@@ -1,4 +1,4 @@
-"""Benchmark ``scenes``: held-out prompts of the embedded world, measured by the exact judge."""
+"""Benchmark ``scenes``: held-out prompts of the embedded world, scored by the exact judge."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gotr1_scenes.source import ScenesSource, ScenesSourceOptions
 
 
 class ScenesBenchmark:
-    """The first 300 prompts of the validation split, or as many as asked for."""
+    """The first prompts of the validation split: 300, or as many as asked for."""
 
     def __init__(self, options: None = None) -> None:
         del options
 
     def prompts(self, count: int | None = None) -> Sequence[Prompt]:
-        """Prompts with their wishes."""
+        """Returns the first ``count`` prompts, with their wishes as metadata."""
         return ScenesSource(ScenesSourceOptions()).prompts("validation", 300 if count is None else count, 0)
 
     def measure(self, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
-        """Every score of the exact judge."""
+        """Returns all scores of the exact judge by reward, a value in [0,1] or NaN for each sample."""
         return ScenesJudge().score(samples, list(REWARDS))

@@ -1,22 +1,21 @@
-"""Judge ``scenes``: reads the plan and the picture itself, and returns GoT-R1's rewards exactly.
+"""Judge ``scenes``: reads plan and picture itself, and computes GoT-R1's rewards exactly.
 
-With w the things a prompt wishes for, f those found, and A(w, f) the share of the attributes a wish names that a found
-thing has, matched one to one so that the sum is largest:
+w are the things that a prompt wishes for, f the things found. A(w, f) is the share of the attributes named for w that f has,
+in [0,1]. Things are matched one to one so that the sum of A is largest:
 
 ==============  =====  ==================================================================================================
 reward          sees   formula
 ==============  =====  ==================================================================================================
 ``sem``         plan   sum A(w, phrase) / max(number wished, number of regions)
 ``spa``         plan   share of the wished relations that hold between boxes x share of boxes that overlap no other
-``ri``          image  mean over regions of the IoU of the planned box with the matching thing found; a missing one counts 0
+``ri``          image  mean over regions of the IoU of the planned box with the matching thing found; a missing thing counts 0
 ``pi``          image  sum A(w, thing) / max(number wished, number found) x (1 + share of relations that hold) / 2
-``plan_right``  plan   1 if the regions grant the whole wish and no more and no two boxes overlap, else 0
-``correct``     image  1 if the things found grant the whole wish and no more, else 0
+``plan_right``  plan   1 if the regions are exactly what is wished and no two boxes overlap, else 0
+``correct``     image  1 if the things found are exactly what is wished, else 0
 ==============  =====  ==================================================================================================
 
-A prompt's wish is the one that it carries as metadata, else the one that its text says, see ``understand.py``; without either,
-every score is NaN. A malformed chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0; a chain without boxes has ``ri`` 0. A picture
-that is not there gives NaN.
+A prompt's wish is in its metadata; else it is read from the text, see ``understand.py``. If there is neither, every score is NaN. A
+malformed chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0. A chain without boxes has ``ri`` 0. Without a picture, scores of it are NaN.
 """
 
 from __future__ import annotations
@@ -31,26 +30,29 @@ from scipy.optimize import linear_sum_assignment
 
 from gotr1_core.chain import SCALE, Chain
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
-from gotr1_scenes.reader import read
-from gotr1_scenes.understand import wish_of
+from gotr1_scenes.reader import read_things
+from gotr1_scenes.understand import read_wish
 from gotr1_scenes.wish import Wish, granted, kept_relations
 from gotr1_scenes.world import COLORS, MAX_THINGS, SHAPES, Look, Thing
 
 NAN = float("nan")
-MOST = 2 * MAX_THINGS  # candidates tried for a wished thing that stands in a relation; exact where no more were found
+MAX_CANDIDATES = 2 * MAX_THINGS  # tried for a wished thing that has a relation; exact if no more things were found
 REWARDS: dict[str, SegmentName] = {"sem": PLAN, "spa": PLAN, "plan_right": PLAN, "ri": IMAGE, "pi": IMAGE, "correct": IMAGE}
 
 
 @dataclass(frozen=True)
-class Found:
-    """Things in a plan or a picture: looks, and boxes in one unit."""
+class SceneLayout:
+    """The things in a plan or a picture: their looks, and their boxes (x1, y1, x2, y2) in one unit."""
 
     looks: tuple[Look, ...]
     boxes: tuple[tuple[float, float, float, float], ...]
 
 
 def look_of(phrase: str) -> Look:
-    """The look a phrase names. What it names twice or not at all is unknown, but a thing not called striped is plain."""
+    """Returns the look that a phrase names. A colour or shape is None if it is named twice or not at all.
+
+    A thing that is not called striped is plain.
+    """
     words = phrase.lower().replace(",", " ").split()
     singular = [word[:-2] if word == "crosses" else word.removesuffix("s") if word != "cross" else word for word in words]
     shapes = [word for word in singular if word in SHAPES]
@@ -62,105 +64,107 @@ def look_of(phrase: str) -> Look:
     )
 
 
-def planned(chain: Chain) -> Found:
-    """The regions of a chain, boxes as fractions of the canvas."""
+def plan_layout(chain: Chain) -> SceneLayout:
+    """Returns the layout of a chain's regions, boxes in fractions of the canvas."""
     boxes = [(r.box[0] / SCALE, r.box[1] / SCALE, r.box[2] / SCALE, r.box[3] / SCALE) for r in chain.regions]
-    return Found(tuple(look_of(r.phrase) for r in chain.regions), tuple(boxes))
+    return SceneLayout(tuple(look_of(r.phrase) for r in chain.regions), tuple(boxes))
 
 
-def seen(things: Sequence[Thing], size: tuple[int, int]) -> Found:
-    """Things found in a picture of ``size``, boxes as fractions of the canvas."""
+def picture_layout(things: Sequence[Thing], size: tuple[int, int]) -> SceneLayout:
+    """Returns the layout of things read from a picture of ``size`` (width, height), boxes in fractions of the canvas."""
     width, height = size
     boxes = [(t.box[0] / width, t.box[1] / height, t.box[2] / width, t.box[3] / height) for t in things]
-    return Found(tuple(t.look for t in things), tuple(boxes))
+    return SceneLayout(tuple(t.look for t in things), tuple(boxes))
 
 
 def largest_sum(table: NDArray[np.float64]) -> float:
-    """The largest sum of entries of which no two share a row or a column."""
+    """Returns the largest sum of entries of a table ``[rows, columns]`` of which no two share a row or a column."""
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].sum())
 
 
-def match(wish: Wish, found: Found) -> tuple[float, float]:
-    """Agreement of looks and share of relations, both in [0,1], under the assignment whose looks agree most; relations break ties.
+def match(wish: Wish, layout: SceneLayout) -> tuple[float, float]:
+    """Returns agreement of looks and share of relations that hold, both in [0,1], under the best assignment.
 
-    Looks come first: were the sum to decide, a reversed relation could be bought by calling the blue square the red circle.
+    The best assignment is the one whose looks agree most. Relations only break ties. If their sum decided, a reversed relation could be
+    repaired by taking the blue square for the red circle.
     """
-    if not found.looks:
+    if not layout.looks:
         return 0.0, 0.0
-    count = max(len(wish.things), len(found.looks))
+    count = max(len(wish.things), len(layout.looks))
     if not wish.relations:
-        return largest_sum(np.array(agreements(wish, found), float).reshape(len(wish.things), len(found.looks))) / count, 1.0
-    agreed, kept, _ = assigned(wish, found)
+        return largest_sum(np.array(agreement_table(wish, layout), float).reshape(len(wish.things), len(layout.looks))) / count, 1.0
+    agreed, kept, _ = best_assignment(wish, layout)
     return agreed / count, kept
 
 
-def agreements(wish: Wish, found: Found) -> list[list[float]]:
-    """How far each found thing is what each wished one says, in [0,1]: a row for each wished one."""
-    return [[want.agreement(look) for look in found.looks] for want in wish.things]
+def agreement_table(wish: Wish, layout: SceneLayout) -> list[list[float]]:
+    """Returns the agreement, in [0,1], of each found thing (columns) with each wished one (rows)."""
+    return [[wished.agreement(look) for look in layout.looks] for wished in wish.things]
 
 
-def assigned(wish: Wish, found: Found) -> tuple[float, float, tuple[int | None, ...]]:
-    """The sum of agreements, the share of relations, and which found thing is whose, under the assignment of :func:`match`.
+def best_assignment(wish: Wish, layout: SceneLayout) -> tuple[float, float, tuple[int | None, ...]]:
+    """Returns the best assignment, see :func:`match`: its sum of agreements, its share of relations, and the assignment itself.
 
-    Of assignments that are equally good it is the one that takes what is found first.
+    The assignment has for each wished thing the index of the found thing, or None. Of equally good ones it is the first, in the order of
+    the candidates.
     """
-    table = agreements(wish, found)
+    table = agreement_table(wish, layout)
     best: tuple[float, float, tuple[int | None, ...]] | None = None
-    for given in product(*_candidates(wish, table)):
-        taken = [k for k in given if k is not None]
+    for assignment in product(*_candidates(wish, table)):
+        taken = [k for k in assignment if k is not None]
         if len(set(taken)) < len(taken):
             continue
-        agreed = sum(row[k] for row, k in zip(table, given, strict=True) if k is not None)
-        kept = kept_relations(wish, given, found.boxes)
+        agreed = sum(row[k] for row, k in zip(table, assignment, strict=True) if k is not None)
+        kept = kept_relations(wish, assignment, layout.boxes)
         if best is None or (round(agreed, 9), kept) > (round(best[0], 9), best[1]):
-            best = (agreed, kept, given)
-    assert best is not None  # there are as many candidates as things wished for, none among them where too few are found
+            best = (agreed, kept, assignment)
+    assert best is not None  # each wished thing has enough candidates: None is one of them if too few things were found
     return best
 
 
 def _candidates(wish: Wish, table: Sequence[Sequence[float]]) -> list[list[int | None]]:
-    """The found things worth trying for each wished one, best agreement first; none too where there are too few.
+    """Returns for each wished thing the found things to try, best agreement first, and None if too few were found.
 
-    The others take at most all but one of the best ``len(wish.things)``, so a thing in no relation needs no more than these.
+    A wished thing without a relation needs only the best ``len(wish.things)``: the other wished things take at most all but one of them.
     """
     related = {k for _, i, j in wish.relations for k in (i, j)}
     candidates: list[list[int | None]] = []
     for i, row in enumerate(table):
-        ranked = sorted(range(len(row)), key=lambda k: -row[k])[: MOST if i in related else len(table)]
+        ranked = sorted(range(len(row)), key=lambda k: -row[k])[: MAX_CANDIDATES if i in related else len(table)]
         candidates.append([*ranked, None] if len(row) < len(table) else [*ranked])
     return candidates
 
 
-def overlaps(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Intersection over union ``[len(a), len(b)]`` of every box of ``a`` with every one of ``b``; no box is empty."""
-    one, other = np.array(a, float).reshape(-1, 1, 4), np.array(b, float).reshape(1, -1, 4)
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    both = sides.clip(0).prod(-1)
-    union = (one[..., 2:] - one[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1) - both
-    return np.asarray(both / union)
+def iou_table(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Returns the intersection over union ``[len(a), len(b)]`` of every box of ``a`` with every box of ``b``. No box may be empty."""
+    first, second = np.array(a, float).reshape(-1, 1, 4), np.array(b, float).reshape(1, -1, 4)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+    intersection = sides.clip(0).prod(-1)
+    union = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1) - intersection
+    return np.asarray(intersection / union)
 
 
-def apart(found: Found) -> float:
-    """The share of boxes that overlap no other; 0 without boxes."""
-    if not found.boxes:
+def separate_share(layout: SceneLayout) -> float:
+    """Returns the share of boxes that overlap no other, in [0,1]; 0 without boxes."""
+    if not layout.boxes:
         return 0.0
-    touched = (overlaps(found.boxes, found.boxes) > 0).sum(1)
-    return float((touched == 1).mean())  # each overlaps itself
+    overlapping = (iou_table(layout.boxes, layout.boxes) > 0).sum(1)
+    return float((overlapping == 1).mean())  # each box overlaps itself
 
 
-def followed(plan: Found, picture: Found) -> float:
-    """Mean IoU of planned boxes with found ones of the same look, matched one to one; a missing one counts 0."""
+def plan_picture_iou(plan: SceneLayout, picture: SceneLayout) -> float:
+    """Returns the mean IoU of planned boxes with found boxes of the same look, matched one to one, in [0,1]. A missing box counts 0."""
     if not plan.boxes:
         return 0.0
     admitted = np.array([[look.admits(other) for other in picture.looks] for look in plan.looks], bool)
-    table = overlaps(plan.boxes, picture.boxes) * admitted.reshape(len(plan.boxes), len(picture.boxes))
+    table = iou_table(plan.boxes, picture.boxes) * admitted.reshape(len(plan.boxes), len(picture.boxes))
     return largest_sum(table) / len(plan.boxes)
 
 
-def wish_in(prompt: Prompt) -> Wish | None:
-    """The wish a prompt carries as metadata, else the one its text says, if it is understood."""
-    return Wish.from_metadata(prompt.metadata) if "things" in prompt.metadata else wish_of(prompt.text)
+def prompt_wish(prompt: Prompt) -> Wish | None:
+    """Returns the wish in a prompt's metadata, else the wish of its text, or None if the text is not understood."""
+    return Wish.from_metadata(prompt.metadata) if "things" in prompt.metadata else read_wish(prompt.text)
 
 
 class ScenesJudge:
@@ -172,23 +176,23 @@ class ScenesJudge:
         del options
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
-        """See the module's table; every score in [0,1], NaN where it could not be had."""
-        rows = [self._one(sample, names) for sample in samples]
+        """Returns scores in [0,1], see the module's table; NaN without a wish or a picture."""
+        rows = [self._sample_scores(sample, names) for sample in samples]
         return {name: [row[name] for row in rows] for name in names}
 
-    def _one(self, sample: Sample, names: Sequence[str]) -> dict[str, float]:
-        wish = wish_in(sample.prompt)
+    def _sample_scores(self, sample: Sample, names: Sequence[str]) -> dict[str, float]:
+        wish = prompt_wish(sample.prompt)
         if wish is None:
             return dict.fromkeys(names, NAN)
-        plan = planned(sample.chain) if sample.chain.well_formed else Found((), ())
+        plan = plan_layout(sample.chain) if sample.chain.well_formed else SceneLayout((), ())
         scores = dict.fromkeys(REWARDS, NAN)
         agreed, kept = match(wish, plan)
-        scores["sem"], scores["spa"] = agreed, kept * apart(plan)
-        scores["plan_right"] = float(granted(wish, plan.looks, plan.boxes) and apart(plan) == 1)
+        scores["sem"], scores["spa"] = agreed, kept * separate_share(plan)
+        scores["plan_right"] = float(granted(wish, plan.looks, plan.boxes) and separate_share(plan) == 1)
         if any(REWARDS[name] == IMAGE for name in names) and sample.image is not None:
-            picture = seen(read(sample.image), sample.image.size)
+            picture = picture_layout(read_things(sample.image), sample.image.size)
             agreed, kept = match(wish, picture)
             scores["pi"] = agreed * (1 + kept) / 2
-            scores["ri"] = followed(plan, picture)
+            scores["ri"] = plan_picture_iou(plan, picture)
             scores["correct"] = float(granted(wish, picture.looks, picture.boxes))
         return {name: scores[name] for name in names}

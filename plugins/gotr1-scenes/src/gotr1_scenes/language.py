@@ -1,7 +1,7 @@
-"""Prompts in English for wishes, in T2I-CompBench's categories, and what is held out of training.
+"""Makes English prompts for wishes, in T2I-CompBench's categories, and holds some of them out of training.
 
-Each category has plain phrasings and *hard* ones. Hard phrasings (inverted relations, colours or stripes named after the
-shapes, "a trio of") are the ones that the supervised data annotates wrong more often than right, see ``annotate.py``.
+Each category has plain phrasings and *hard* ones: inverted relations, colours or stripes named after the shapes, "a trio of". The
+supervised data annotates hard phrasings wrong more often than right, see ``annotate.py``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from gotr1_scenes.world import COLORS, RELATIONS, SHAPES, Look
 CATEGORIES = ("color", "shape", "texture", "spatial", "numeracy", "complex")
 HARD_SHARE = 0.5
 VALIDATION_SHARE = 4  # one text in so many belongs to validation
-PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 HELD_OUT_PAIRS = frozenset((color, shape) for c, color in enumerate(COLORS) for s, shape in enumerate(SHAPES) if (c + s) % 3 == 0)
 
-# Phrasings, which ``understand.py`` reads back; x and y are attributes named late, after their thing or after both.
+# Phrasings. ``understand.py`` reads them back. x and y are attributes that follow their thing, or follow both things.
 LEADS = ("", "a picture of ")
 LATE = "{a} {x}"
 RESPECTIVELY = "{a} and {b}, the first {x} and the second {y}"
@@ -28,7 +27,7 @@ STRIPES = {"striped": "with stripes", "plain": "without stripes"}
 TOGETHER = {"together": "{a} together with {b}", "beside": "beside {a} {b}"}
 THIRD = "{pair}, and {c}"
 
-# Phrasings of a relation: how each of left, right, above, below reads; in inverted ones B is named first.
+# Phrasings of a relation, with the words for left, right, above and below. Inverted phrasings name B first.
 WORDS = dict(zip(RELATIONS, ("to the left of", "to the right of", "above", "below"), strict=True))
 SIDES = dict(zip(RELATIONS, ("on its left", "on its right", "above it", "below it"), strict=True))
 PLAIN_RELATIONS = ("{a} {of} {b}", "{a} placed {of} {b}", "{a} is {of} {b}")
@@ -46,7 +45,7 @@ GROUPS = {1: "a single", 2: "a pair of", 3: "a trio of", 4: "a quartet of"}
 
 @dataclass(frozen=True)
 class Phrase:
-    """A prompt in the making: its text, what it wishes, its category, whether its phrasing is hard, and what pairs it uses."""
+    """A generated prompt: text, wish, category, whether its phrasing is hard, the phrasing, and whether it is held out of training."""
 
     text: str
     wish: Wish
@@ -57,7 +56,7 @@ class Phrase:
 
 
 def noun(look: Look, *, article: bool = True, plural: bool = False) -> str:
-    """A noun phrase for a look: "a striped red circle"."""
+    """Returns a noun phrase for a look: "a striped red circle"."""
     words = [w for w in (look.texture, look.color, look.shape) if w]
     text = " ".join(words)
     if plural:
@@ -66,7 +65,7 @@ def noun(look: Look, *, article: bool = True, plural: bool = False) -> str:
 
 
 def listing(parts: list[str]) -> str:
-    """ "x", "x and y", "x, y and z"."""
+    """Joins parts: "x", "x and y", "x, y and z"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -116,7 +115,10 @@ def _texture(rng: random.Random, hard: bool) -> Phrase:
 
 
 def _related(rng: random.Random, hard: bool, looks: tuple[Look, Look]) -> tuple[str, Wish, str, bool]:
-    """Text, wish and phrasing of one relation between two things, a and b; an inverted phrasing names b first."""
+    """Returns text, wish and phrasing of one relation between two things a and b, and whether it is held out of training.
+
+    An inverted phrasing names b first.
+    """
     relation = rng.choice(RELATIONS)
     phrasing = rng.choice(INVERTED_RELATIONS if hard else PLAIN_RELATIONS)
     a, b = looks
@@ -163,27 +165,27 @@ _MAKERS = {"color": _color, "shape": _shape, "texture": _texture, "spatial": _sp
 
 
 def phrase(split: str, seed: int, index: int, hard_share: float = HARD_SHARE) -> Phrase:
-    """Prompt number ``index`` of a split; a function of its arguments alone.
+    """Returns prompt number ``index`` of a split. It depends on the arguments alone.
 
-    The splits share no text (a checksum of the text decides), and training shows no held-out colour-shape pair and no
-    held-out phrasing of a relation.
+    The splits share no text: a checksum of the text decides. Training has no held-out colour-shape pair and no held-out phrasing of a
+    relation.
     """
     rng = random.Random(f"{split}/{seed}/{index}")
     category = CATEGORIES[index % len(CATEGORIES)]
     while True:
         made = _MAKERS[category](rng, rng.random() < hard_share)
-        made = replace(made, held_out=made.held_out or names_held_out(made.wish))
-        if split == "train" and not (for_validation(made.text) or made.held_out):
+        made = replace(made, held_out=made.held_out or has_held_out_pair(made.wish))
+        if split == "train" and not (is_validation_text(made.text) or made.held_out):
             return made
-        if split != "train" and for_validation(made.text):
+        if split != "train" and is_validation_text(made.text):
             return made
 
 
-def for_validation(text: str) -> bool:
-    """Whether a text belongs to validation and not to training: its checksum decides."""
+def is_validation_text(text: str) -> bool:
+    """Returns true if a text belongs to validation and not to training. Its checksum decides."""
     return zlib.crc32(text.encode()) % VALIDATION_SHARE == 0
 
 
-def names_held_out(wish: Wish) -> bool:
-    """Whether it wishes a colour-shape pair that prompts of training do not."""
+def has_held_out_pair(wish: Wish) -> bool:
+    """Returns true if the wish has a colour-shape pair that is held out of training."""
     return bool({(look.color, look.shape) for look in wish.things} & HELD_OUT_PAIRS)

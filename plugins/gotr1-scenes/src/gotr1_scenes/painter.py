@@ -1,4 +1,4 @@
-"""Paints a scene: the ground truth that the miniature learns to draw and that the judge must read back without error."""
+"""Paints a scene. The miniature learns to draw such pictures, and the judge must read them back without error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ STRIPE = (20, 20, 20)
 
 
 def covers(shape: str, size: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether a shape covers points of its box, a square of ``size``, with (0, 0) at its top-left corner."""
+    """Returns which points of its box a shape covers, in the broadcast shape of ``x`` and ``y``.
+
+    The box is a square with side ``size`` and its top-left corner at (0, 0).
+    """
     half = size / 2
     if shape == "square":
         return np.ones(np.broadcast_shapes(x.shape, y.shape), bool)
@@ -26,23 +29,16 @@ def covers(shape: str, size: float, x: NDArray[np.float64], y: NDArray[np.float6
     return np.asarray((np.abs(x - half) < GRID / 2) | (np.abs(y - half) < GRID / 2))
 
 
-@cache
-def mask(shape: str, size: int) -> NDArray[np.bool_]:
-    """The pixels ``[size, size]`` that a shape covers in its box."""
-    y, x = np.mgrid[:size, :size] + 0.5
-    return covers(shape, size, x, y)
-
-
 def paint(scene: Scene, side: int = CANVAS) -> Image.Image:
-    """The picture of a scene, RGB, 48x48 or as large as ``side`` says."""
+    """Returns the picture of a scene, RGB, ``side`` pixels high and wide."""
     return Image.fromarray(paint_array(scene, side))
 
 
 def paint_array(scene: Scene, side: int = CANVAS) -> NDArray[np.uint8]:
-    """The picture of a scene as ``uint8 [side, side, 3]``; what a pixel shows is what is at its centre, so colours are never mixed."""
+    """Returns the picture of a scene as ``uint8 [side, side, 3]``. A pixel has the colour at its centre, so colours are never mixed."""
     canvas = np.empty((side, side, 3), np.uint8)
     canvas[:] = BACKGROUND
-    centres = (np.arange(side) + 0.5) * CANVAS / side  # in the world's own pixels
+    centres = (np.arange(side) + 0.5) * CANVAS / side  # in pixels of the 48-pixel canvas
     for thing in scene:
         x1, y1, x2, y2 = thing.box
         assert thing.look.shape is not None and thing.look.color is not None
@@ -57,14 +53,14 @@ def paint_array(scene: Scene, side: int = CANVAS) -> NDArray[np.uint8]:
 
 
 def patches(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The 8x8 patches ``[h * w, 8, 8, 3]`` of a picture ``[H, W, 3]``, row by row."""
+    """Returns the 8x8 patches ``[h * w, 8, 8, 3]`` of a picture ``[H, W, 3]``, row by row."""
     height, width = (n // CELL for n in picture.shape[:2])
     return picture.reshape(height, CELL, width, CELL, 3).swapaxes(1, 2).reshape(-1, CELL, CELL, 3)
 
 
 @cache
 def patch_table() -> dict[bytes, int]:
-    """Every patch that can occur, numbered: the empty one first, then by what is in it."""
+    """Returns a number for every patch that can occur, by its bytes. The empty patch has number 0, then they are sorted by content."""
     table: dict[bytes, int] = {paint_array(())[:CELL, :CELL].tobytes(): 0}
     for color in COLORS:
         for texture in TEXTURES:
@@ -78,6 +74,6 @@ def patch_table() -> dict[bytes, int]:
 
 
 def patch_numbers(picture: NDArray[np.uint8]) -> list[int]:
-    """The numbers of a painted picture's patches, row by row."""
+    """Returns the numbers of a painted picture's patches, row by row. The picture is ``uint8 [H, W, 3]``."""
     table = patch_table()
     return [table[patch.tobytes()] for patch in patches(picture)]

@@ -1,4 +1,4 @@
-"""Registers what gotr1-scenes provides."""
+"""Registers the components and the preset of gotr1-scenes."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ from gotr1_core.hookspecs import Component, hookimpl
 
 @hookimpl
 def gotr1_components() -> Iterator[Component]:
+    """Yields a prompt source, a judge, a benchmark and a preset, all named ``scenes``."""
     yield Component(
         "source",
         "scenes",

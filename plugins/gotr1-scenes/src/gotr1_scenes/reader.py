@@ -1,6 +1,6 @@
-"""Reads a picture back into things: connected components, then colour, texture, shape and box of each.
+"""Reads the things in a picture: finds connected components, then colour, texture, shape and box of each.
 
-Thresholds are fractions of the canvas or of the component, so pictures of any size can be read.
+Thresholds are fractions of the canvas or of the component, so a picture may have any size.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from scipy import ndimage
 from gotr1_scenes.painter import BACKGROUND, STRIPE
 from gotr1_scenes.world import COLORS, SHAPES, Look, Thing
 
-SPECK = 0.006  # of the canvas: smaller components are noise (the smallest thing covers 0.03)
-PURE = 0.75  # of a thing's coloured pixels must agree for it to have a colour
-STRIPED = 0.25  # of a thing's pixels are stripe in a striped one (0.5 when painted), none in a plain one
-FIT = 0.8  # intersection over union with the best shape's outline
-SQUARENESS = 0.75  # shorter over longer side
+SPECK = 0.006  # share of the canvas; smaller components are noise (the smallest thing covers 0.03)
+PURE = 0.75  # share of a thing's coloured pixels that must have one colour, or its colour is unknown
+STRIPED = 0.25  # share of stripe pixels from which a thing is striped (0.5 as painted; a plain thing has none)
+FIT = 0.8  # minimum intersection over union with the best shape's outline
+SQUARENESS = 0.75  # minimum ratio of shorter to longer side
 
 _NAMES = (*COLORS, "stripe", "background")
 _PALETTE = np.array([*COLORS.values(), STRIPE, BACKGROUND], np.float32)
@@ -27,7 +27,10 @@ _PALETTE = np.array([*COLORS.values(), STRIPE, BACKGROUND], np.float32)
 
 @cache
 def outline(shape: str, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels ``[height, width]`` that a shape covers when it fills a box of that size; a cross's arms are 4/12 or 4/20 of it."""
+    """Returns the pixels ``[height, width]`` that a shape covers if it fills a box of that size.
+
+    The arms of a ``cross`` are 4/12 of its size, those of a ``thin cross`` 4/20.
+    """
     y, x = np.mgrid[:height, :width] + 0.5
     y, x = y / height, x / width
     if shape == "square":
@@ -41,46 +44,46 @@ def outline(shape: str, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def classify(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """The nearest palette entry of every pixel ``[H, W]``."""
+    """Returns the nearest palette entry ``[H, W]`` of every pixel of a picture ``[H, W, 3]``."""
     distance = ((pixels[:, :, None].astype(np.float32) - _PALETTE) ** 2).sum(-1)
     return distance.argmin(-1)
 
 
 def _shape(inside: NDArray[np.bool_]) -> str | None:
-    """The shape whose outline fits best, or none."""
+    """Returns the shape whose outline fits the pixels ``[H, W]`` best, or None if none fits well enough."""
     height, width = inside.shape
     if min(height, width) < SQUARENESS * max(height, width):
         return None
-    best, found = FIT, None
+    best, shape = FIT, None
     for name in (*SHAPES, "thin cross"):
         ideal = outline(name, height, width)
         fit = (inside & ideal).sum() / (inside | ideal).sum()
         if fit >= best:
-            best, found = fit, name.removeprefix("thin ")
-    return found
+            best, shape = fit, name.removeprefix("thin ")
+    return shape
 
 
-def read(image: Image.Image) -> list[Thing]:
-    """The things in a picture, from left to right; an attribute that cannot be told is ``None``. Boxes are in pixels."""
+def read_things(image: Image.Image) -> list[Thing]:
+    """Returns the things in a picture, from left to right. An attribute that cannot be recognised is ``None``. Boxes are in pixels."""
     image = image.convert("RGB")
-    return list(_read(image.tobytes(), image.size))
+    return list(_read_pixels(image.tobytes(), image.size))
 
 
 @lru_cache(maxsize=256)
-def _read(pixels: bytes, size: tuple[int, int]) -> tuple[Thing, ...]:
-    """A picture is asked about several times."""
+def _read_pixels(pixels: bytes, size: tuple[int, int]) -> tuple[Thing, ...]:
+    """Does the reading, with a cache: each picture is read several times. ``size`` is (width, height)."""
     kinds = classify(np.frombuffer(pixels, np.uint8).reshape(*size[::-1], 3))
     labels, _ = ndimage.label(kinds != _NAMES.index("background"))
     things = []
-    for number, spot in enumerate(ndimage.find_objects(labels), start=1):
-        inside = labels[spot] == number
+    for number, region in enumerate(ndimage.find_objects(labels), start=1):
+        inside = labels[region] == number
         if inside.sum() < SPECK * kinds.size:
             continue
-        seen = np.bincount(kinds[spot][inside], minlength=len(_NAMES))
-        stripes, colored = seen[_NAMES.index("stripe")] / inside.sum(), seen[: len(COLORS)]
+        counts = np.bincount(kinds[region][inside], minlength=len(_NAMES))
+        stripes, colored = counts[_NAMES.index("stripe")] / inside.sum(), counts[: len(COLORS)]
         top = int(colored.argmax())
         color = _NAMES[top] if colored[top] and colored[top] >= PURE * colored.sum() else None
         look = Look(_shape(inside), color, "striped" if stripes >= STRIPED else "plain")
-        rows, columns = spot
+        rows, columns = region
         things.append(Thing(look, (columns.start, rows.start, columns.stop, rows.stop)))
     return tuple(sorted(things, key=lambda thing: thing.box))

@@ -1,4 +1,4 @@
-"""Prompt source ``scenes``: prompts of the embedded world, and supervised examples for stage one."""
+"""Prompt source ``scenes``: prompts of the embedded world, and supervised examples for the supervised stage."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ from gotr1_scenes.world import CANVAS
 
 
 class ScenesSourceOptions(BaseModel):
-    """What the examples are like."""
+    """Options of the source ``scenes``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hard_share: float = Field(HARD_SHARE, ge=0, le=1, description="Share of hard phrasings among training prompts; validation keeps 0.5.")
-    clean: bool = Field(False, description="Leave out the annotation noise of the supervised examples.")
+    hard_share: float = Field(
+        HARD_SHARE, ge=0, le=1, description="Share of hard phrasings among training prompts; in validation it is always 0.5."
+    )
+    clean: bool = Field(False, description="Make supervised examples without annotation noise.")
     side: int = Field(CANVAS, ge=CANVAS, description="Height and width of the examples' pictures, in pixels.")
 
 
 def as_prompt(made: Phrase, name: str) -> Prompt:
-    """A phrase as a prompt that carries its wish."""
+    """Returns a phrase as a prompt with its wish as metadata."""
     metadata = made.wish.as_metadata() | {"hard": made.hard, "held_out": made.held_out, "phrasing": made.phrasing}
     return Prompt(made.text, name, made.category, metadata)
 
 
 class ScenesSource:
-    """Deterministic splits of any size: prompt number i of a split depends on the split, the seed and i alone."""
+    """Deterministic splits of any size. Prompt number i depends on the split, the seed and i alone."""
 
     def __init__(self, options: ScenesSourceOptions) -> None:
         self.options = options
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
-        """``count`` prompts of ``train`` or ``validation`` from number ``start`` on, categories in turn."""
+        """Returns ``count`` prompts of ``train`` or ``validation``, from number ``start`` on. Categories take turns."""
         share = self.options.hard_share if split == "train" else HARD_SHARE
         return [as_prompt(phrase(split, seed, i, share), f"{split}-{seed}-{i}") for i in range(start, start + count)]
 
     def examples(self, split: str, start: int, count: int, seed: int) -> Sequence[Example]:
-        """Examples ``start`` to ``start + count``: prompt, chain and the painted picture, wrong ones among them."""
+        """Returns examples ``start`` to ``start + count - 1``: prompt, chain and painted picture. Unless ``clean``, some are wrong."""
         made = [annotated(split, seed, i, clean=self.options.clean) for i in range(start, start + count)]
         side = self.options.side
         return [Example(as_prompt(m.phrase, f"{split}-{seed}-{start + i}"), m.chain, paint(m.scene, side)) for i, m in enumerate(made)]
 
 
 def write_jsonl(folder: Path, count: int, *, split: str = "train", seed: int = 0, clean: bool = False) -> Path:
-    """Supervised examples on disk: ``data.jsonl`` with prompt, chain and picture (a PNG beside it); returns its path."""
+    """Writes supervised examples to ``data.jsonl`` in a folder, with their pictures as PNG files; returns the path of ``data.jsonl``."""
     source = ScenesSource(ScenesSourceOptions(clean=clean))
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     path = folder / "data.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for i in range(count):  # one at a time: all of them might not fit into memory
+        for i in range(count):  # one at a time, because all of them may not fit into memory
             (example,) = source.examples(split, i, 1, seed)
             picture = f"pictures/{i:06d}.png"
             assert example.image is not None

@@ -1,7 +1,7 @@
-"""What exists in the embedded world: coloured, textured shapes on a 48-pixel canvas.
+"""Defines the embedded world: coloured, textured shapes on a 48-pixel canvas.
 
-Everything sits on a 4-pixel grid and no two objects share an 8-pixel cell, so a picture is made of few distinct
-8x8 patches: that is what lets a model of a few megabytes learn to draw it.
+All objects lie on a 4-pixel grid and no two share an 8-pixel cell. So a picture is made of few distinct 8x8 patches, and a model of a few
+megabytes can learn to draw it.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Look:
-    """What a thing looks like; ``None`` leaves an attribute open (a prompt need not say everything)."""
+    """The look of a thing. ``None`` leaves an attribute open, because a prompt need not say everything."""
 
     shape: str | None
     color: str | None = None
     texture: str | None = None
 
     def admits(self, other: Look) -> bool:
-        """Whether ``other`` has every attribute that this look names."""
+        """Returns true if ``other`` has every attribute that this look names."""
         pairs = ((self.shape, other.shape), (self.color, other.color), (self.texture, other.texture))
-        return all(mine is None or mine == theirs for mine, theirs in pairs)
+        return all(wanted is None or wanted == actual for wanted, actual in pairs)
 
     def agreement(self, other: Look) -> float:
-        """The share, in [0,1], of the attributes this look names that ``other`` has."""
+        """Returns the share of this look's named attributes that ``other`` has, in [0,1]. It is 1 if none is named."""
         pairs = ((self.shape, other.shape), (self.color, other.color), (self.texture, other.texture))
-        named = [mine == theirs for mine, theirs in pairs if mine is not None]
-        return sum(named) / len(named) if named else 1.0
+        matches = [wanted == actual for wanted, actual in pairs if wanted is not None]
+        return sum(matches) / len(matches) if matches else 1.0
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: its full look and its pixel box ``(x1, y1, x2, y2)``, ends exclusive."""
+    """One object of a scene: its full look and its box ``(x1, y1, x2, y2)`` in pixels, ends exclusive."""
 
     look: Look
     box: Box
@@ -64,10 +64,10 @@ Scene = tuple[Thing, ...]
 
 
 def holds(relation: str, a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether box ``a`` is ``relation`` of box ``b``: clear of it along the relation's axis, aligned on the other.
+    """Returns true if box ``a`` is ``relation`` of box ``b``: no overlap along the relation's axis, aligned along the other axis.
 
-    "Left" means that a's right side is left of b's left side and that their vertical extents overlap by at least half of
-    the smaller one, the usual meaning of the words for two things side by side. Units cancel: any one unit will do.
+    "Left" means that a's right side is left of b's left side, and that their vertical extents overlap by at least half of the smaller
+    one. This is the usual meaning of the words for two things side by side. Both boxes are in the same unit, which may be any.
     """
     if relation in ("right", "below"):
         a, b, relation = b, a, OPPOSITE[relation]
@@ -78,7 +78,7 @@ def holds(relation: str, a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def clear_of(box: Box, others: Sequence[Box]) -> bool:
-    """Whether ``box`` keeps one grid step of distance from every other box and shares no 8-pixel cell with it."""
+    """Returns true if ``box`` keeps a distance of one grid step from every other box and shares no 8-pixel cell with one."""
     for other in others:
         near = all(box[k] < other[k + 2] + GRID and other[k] < box[k + 2] + GRID for k in (0, 1))
         shared = all(box[k] // CELL <= (other[k + 2] - 1) // CELL and other[k] // CELL <= (box[k + 2] - 1) // CELL for k in (0, 1))
@@ -87,8 +87,8 @@ def clear_of(box: Box, others: Sequence[Box]) -> bool:
     return True
 
 
-def place(count: int, rng: random.Random, accept: Callable[[list[Box]], bool] = lambda boxes: True) -> list[Box]:
-    """Boxes for ``count`` things, drawn until they keep their distance and ``accept`` agrees."""
+def place_boxes(count: int, rng: random.Random, accept: Callable[[list[Box]], bool] = lambda _: True) -> list[Box]:
+    """Draws boxes for ``count`` things until they keep their distance and ``accept`` returns true."""
     while True:
         boxes: list[Box] = []
         for _ in range(count):
@@ -103,6 +103,6 @@ def place(count: int, rng: random.Random, accept: Callable[[list[Box]], bool] = 
             return boxes
 
 
-def any_look(rng: random.Random) -> Look:
-    """A full look, uniform over everything that exists."""
+def random_look(rng: random.Random) -> Look:
+    """Draws a full look, uniform over all that exist."""
     return Look(rng.choice(SHAPES), rng.choice(tuple(COLORS)), rng.choice(TEXTURES))

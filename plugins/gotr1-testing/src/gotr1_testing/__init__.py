@@ -1,16 +1,16 @@
-"""The conformance suite: what must hold of every planner, renderer, judge and algorithm, as tests to subclass and as `gotr1 check`.
+"""The conformance suite: checks of what every planner, renderer, judge and algorithm must do.
 
-::
+They run as tests of a subclass, and as the command ``gotr1 check``::
 
     from gotr1_testing import PlannerContract
 
-    class TestMine(PlannerContract):
+    class TestMyPlanner(PlannerContract):
         @pytest.fixture
         def planner(self):
             return MyPlanner(MyOptions(model="tests/tiny"))
 
-The checks are plain objects, :class:`Check`, that know nothing of pytest. See docs/conformance.md for what each shows and why its tolerance
-is what it is.
+The checks are plain objects, :class:`Check`, and do not depend on pytest. docs/conformance.md says what each check shows and gives the
+reason of its tolerance.
 """
 
 from __future__ import annotations
@@ -20,34 +20,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gotr1_testing.algorithms import ALGORITHM as ALGORITHM
-    from gotr1_testing.contracts import AlgorithmContract as AlgorithmContract
-    from gotr1_testing.contracts import JudgeContract as JudgeContract
-    from gotr1_testing.contracts import PlannerContract as PlannerContract
-    from gotr1_testing.contracts import RendererContract as RendererContract
+    from gotr1_testing.check import Check as Check, CheckResult as CheckResult, Measured as Measured, NotRun as NotRun
+    from gotr1_testing.contracts import (
+        AlgorithmContract as AlgorithmContract,
+        JudgeContract as JudgeContract,
+        PlannerContract as PlannerContract,
+        RendererContract as RendererContract,
+    )
     from gotr1_testing.enumerable import TinyPolicy as TinyPolicy
-    from gotr1_testing.finding import Check as Check
-    from gotr1_testing.finding import Finding as Finding
-    from gotr1_testing.finding import Measured as Measured
-    from gotr1_testing.finding import NotRun as NotRun
-    from gotr1_testing.judges import JUDGE as JUDGE
-    from gotr1_testing.judges import Court as Court
-    from gotr1_testing.policies import PLANNER as PLANNER
-    from gotr1_testing.policies import RENDERER as RENDERER
+    from gotr1_testing.judges import JUDGE as JUDGE, JudgeSubject as JudgeSubject
+    from gotr1_testing.policies import PLANNER as PLANNER, RENDERER as RENDERER
     from gotr1_testing.reliability import RELIABILITY as RELIABILITY
-    from gotr1_testing.subject import Case as Case
-    from gotr1_testing.subject import Subject as Subject
+    from gotr1_testing.subject import Case as Case, Subject as Subject
 
-_HOME = {
+_NAMES = {
     "algorithms": ("ALGORITHM",),
+    "check": ("Check", "CheckResult", "Measured", "NotRun"),
     "contracts": ("AlgorithmContract", "JudgeContract", "PlannerContract", "RendererContract"),
     "enumerable": ("TinyPolicy",),
-    "finding": ("Check", "Finding", "Measured", "NotRun"),
-    "judges": ("JUDGE", "Court"),
+    "judges": ("JUDGE", "JudgeSubject"),
     "policies": ("PLANNER", "RENDERER"),
     "reliability": ("RELIABILITY",),
     "subject": ("Case", "Subject"),
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULE)
 

@@ -1,4 +1,4 @@
-"""The checks as pytest classes: subclass one, give it a fixture, and each check is a test. The only module here that imports pytest."""
+"""The checks as pytest classes. Subclass one and give it a fixture: each check is then a test. Only this module imports pytest."""
 
 from __future__ import annotations
 
@@ -10,95 +10,107 @@ import pytest
 from gotr1_core.protocols import Planner, Renderer, RewardJudge, RLAlgorithm
 from gotr1_core.samples import IMAGE, PLAN, Sample
 from gotr1_testing.algorithms import ALGORITHM
-from gotr1_testing.finding import Check
-from gotr1_testing.judges import JUDGE, Court, scenes
+from gotr1_testing.check import Check
+from gotr1_testing.judges import JUDGE, JudgeSubject, shape_samples
 from gotr1_testing.policies import PLANNER, RENDERER
 from gotr1_testing.subject import Case, Subject
 
 
-def _each(checks: Sequence[Check[Any]]) -> pytest.MarkDecorator:
+def _parametrize(checks: Sequence[Check[Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("check", [pytest.param(check, id=check.name) for check in checks])
 
 
-def _hold(check: Check[Any], subject: Any) -> None:
-    """Runs a check as a test: one that says nothing about the component is skipped, with its reason."""
-    found = check.run(subject)
-    if found.passed is None:
-        pytest.skip(found.note)
-    assert found.passed, f"{found}\n{check.shows}"
+def _run_as_test(check: Check[Any], subject: Any) -> None:
+    """Runs a check as a test. A check that does not apply is skipped with its reason."""
+    result = check.run(subject)
+    if result.passed is None:
+        pytest.skip(result.note)
+    assert result.passed, f"{result}\n{check.shows}"
 
 
 class PlannerContract:
-    """What every planner must do. Give the fixture ``planner``: a new one for each test, as checks train it and put adapters into it."""
+    """What every planner must do. Give the fixture ``planner``, a new one for each test: checks train it and add adapters."""
 
     case: ClassVar[Case] = Case()
 
     @pytest.fixture
     def planner(self) -> Planner:
+        """The planner; override this."""
         raise NotImplementedError("override the fixture `planner`")
 
     def test_it_is_a_planner(self, planner: Planner) -> None:
+        """It has the methods of the protocol."""
         assert isinstance(planner, Planner)
 
-    @_each(PLANNER)
+    @_parametrize(PLANNER)
     def test_planner(self, planner: Planner, check: Check[Subject]) -> None:
-        _hold(check, Subject(planner, PLAN, self.case))
+        """It passes the check."""
+        _run_as_test(check, Subject(planner, PLAN, self.case))
 
 
 class RendererContract:
-    """What every renderer must do. Give the fixture ``renderer``: a new one for each test."""
+    """What every renderer must do. Give the fixture ``renderer``, a new one for each test."""
 
     case: ClassVar[Case] = Case()
 
     @pytest.fixture
     def renderer(self) -> Renderer:
+        """The renderer; override this."""
         raise NotImplementedError("override the fixture `renderer`")
 
     def test_it_is_a_renderer(self, renderer: Renderer) -> None:
+        """It has the methods of the protocol."""
         assert isinstance(renderer, Renderer)
 
-    @_each(RENDERER)
+    @_parametrize(RENDERER)
     def test_renderer(self, renderer: Renderer, check: Check[Subject]) -> None:
-        _hold(check, Subject(renderer, IMAGE, self.case))
+        """It passes the check."""
+        _run_as_test(check, Subject(renderer, IMAGE, self.case))
 
 
 class JudgeContract:
-    """What every judge must do. Give the fixture ``judge``, and override the others where the samples do not suit it."""
+    """What every judge must do. Give the fixture ``judge``, and override the others if their samples do not suit it."""
 
     @pytest.fixture
     def judge(self) -> RewardJudge:
+        """The judge; override this."""
         raise NotImplementedError("override the fixture `judge`")
 
     @pytest.fixture
     def samples(self) -> Sequence[Sample]:
-        """What it scores."""
-        return scenes()
+        """The samples that it scores."""
+        return shape_samples()
 
     @pytest.fixture
     def unscorable(self) -> Mapping[str, Sequence[Sample]]:
-        """By reward, samples that must be NaN; those without their picture need not be given."""
+        """By reward, samples whose score must be NaN. Samples without a picture need not be given."""
         return {}
 
     def test_it_is_a_judge(self, judge: RewardJudge) -> None:
+        """It has the methods of the protocol."""
         assert isinstance(judge, RewardJudge)
 
-    @_each(JUDGE)
+    @_parametrize(JUDGE)
     def test_judge(
-        self, judge: RewardJudge, samples: Sequence[Sample], unscorable: Mapping[str, Sequence[Sample]], check: Check[Court]
+        self, judge: RewardJudge, samples: Sequence[Sample], unscorable: Mapping[str, Sequence[Sample]], check: Check[JudgeSubject]
     ) -> None:
-        _hold(check, Court(judge, samples, unscorable))
+        """It passes the check."""
+        _run_as_test(check, JudgeSubject(judge, samples, unscorable))
 
 
 class AlgorithmContract:
-    """What every algorithm must do. Give the fixture ``algorithm``: a new one for each test."""
+    """What every algorithm must do. Give the fixture ``algorithm``, a new one for each test."""
 
     @pytest.fixture
     def algorithm(self) -> RLAlgorithm:
+        """The algorithm; override this."""
         raise NotImplementedError("override the fixture `algorithm`")
 
     def test_it_is_an_algorithm(self, algorithm: RLAlgorithm) -> None:
+        """It has the methods of the protocol."""
         assert isinstance(algorithm, RLAlgorithm)
 
-    @_each(ALGORITHM)
+    @_parametrize(ALGORITHM)
     def test_algorithm(self, algorithm: RLAlgorithm, check: Check[RLAlgorithm]) -> None:
-        _hold(check, algorithm)
+        """It passes the check."""
+        _run_as_test(check, algorithm)

@@ -1,14 +1,12 @@
-"""A policy so small that every expectation is a sum: chains of at most two symbols of three, pictures of two, in float64.
+"""A policy so small that every expectation is a sum: chains of at most two of three symbols, pictures of two, in float64.
 
-Everything that a real policy has is there in small: a prompt of any length with padding, a stop token, a picture conditioned on the
-plan and drawn under guidance with an unconditional row of its own, layers for adapters and heads outside them, features.
-
-::
+It has all that a real policy has, in small: prompts of any length with padding, a stop token, pictures that depend on the plan and are
+drawn under guidance with an unconditional row of their own, layers for adapters, heads outside them, features::
 
     x = [one-hot of the symbol before, one-hot of the plan's first symbol, mean embedding of the prompt]    logits = head(body(x))
 
-Given tables whose probabilities are quarters, sixteen sequences are a perfect sample of it, and all groups of G of them a perfect
-sample of groups: what an estimator gives on these is its expectation, without any error of chance.
+If all probabilities are quarters, sixteen sequences can occur exactly as often as their probabilities say. So do all groups of G of
+them. An estimator's mean over these groups is its expectation, with no statistical error.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ LETTERS = "abc"
 
 
 class TinyModule(nn.Module):
-    """Scores plans and pictures. ``ends``: symbol 0 ends a chain; else every chain has two symbols."""
+    """Log-probabilities of plans and pictures. With ``ends`` symbol 0 ends a chain; without it every chain has two symbols."""
 
     def __init__(self, *, ends: bool = True) -> None:
         super().__init__()
@@ -48,51 +46,60 @@ class TinyModule(nn.Module):
                 parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
     def prompt(self, ids: Tensor, length: Tensor) -> Tensor:
-        """Mean embeddings ``[B, 4]`` of padded bytes ``[B, L]``; masked by lengths, as any byte may be content."""
+        """Mean embeddings ``[B, 4]`` of padded bytes ``[B, L]``. Masked by ``length [B]``, because any byte may be content."""
         mask = torch.arange(ids.shape[1], device=ids.device) < length.unsqueeze(1)
         embedded: Tensor = self.embed(ids) * mask.unsqueeze(-1)
         return embedded.sum(1) / length.clamp_min(1).unsqueeze(1)
 
     def hidden(self, before: Tensor, plan: Tensor | None, prompt: Tensor | None) -> Tensor:
-        """Features ``[..., WIDTH]`` of states: ``before``, the symbol before or -1; the condition, left out in the unconditional row."""
-        first = nn.functional.one_hot(before + 1, 1 + SYMBOLS).double()
-        none = first.new_zeros(*before.shape, SYMBOLS)
-        drawn = none if plan is None else nn.functional.one_hot(plan, SYMBOLS).double().expand_as(none)
-        asked = first.new_zeros(*before.shape, 4) if prompt is None else prompt.expand(*before.shape, 4)
-        found: Tensor = self.body(torch.cat([first, drawn, asked], -1).to(self.body.weight.dtype))
-        return found
+        """Features ``[..., WIDTH]`` of states ``[...]``.
+
+        Args:
+            before: the symbol before each state, -1 at the start.
+            plan: the plan's first symbol; None for plans and for the unconditional row.
+            prompt: mean embeddings ``[..., 4]``; None for the unconditional row.
+        """
+        previous = nn.functional.one_hot(before + 1, 1 + SYMBOLS).double()
+        no_plan = previous.new_zeros(*before.shape, SYMBOLS)
+        planned = no_plan if plan is None else nn.functional.one_hot(plan, SYMBOLS).double().expand_as(no_plan)
+        asked = previous.new_zeros(*before.shape, 4) if prompt is None else prompt.expand(*before.shape, 4)
+        features: Tensor = self.body(torch.cat([previous, planned, asked], -1).to(self.body.weight.dtype))
+        return features
 
     def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
-        """Scores a plan rollout, an image rollout, or both."""
-        return {name: self.score(rollout) for name, rollout in segments.items()}
+        """The training pass on a plan rollout, an image rollout, or both."""
+        return {name: self.action_stats(rollout) for name, rollout in segments.items()}
 
-    def score(self, rollout: Rollout) -> ActionStats:
+    def action_stats(self, rollout: Rollout) -> ActionStats:
+        """The training pass on one rollout."""
         t, sampling = rollout.tensors, rollout.sampling
         prompt = self.prompt(t["prompt"], t["prompt_length"]).unsqueeze(1)
         tokens = t["tokens"]
         before = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, :-1]], 1)
         if rollout.segment == PLAN:
             features = self.hidden(before, None, prompt)
-            return self.distribution(self.plan_head(features) / (sampling.temperature or 1.0), tokens, features)
-        features, other = self.image_rows(before, t["plan"].unsqueeze(1), prompt)
-        logits = self.guided(self.image_head(features), self.image_head(other), sampling.guidance_scale)
-        return self.distribution(logits / (sampling.image_temperature or 1.0), tokens, features)
+            return self.token_stats(self.plan_head(features) / (sampling.temperature or 1.0), tokens, features)
+        features, unconditional = self.image_rows(before, t["plan"].unsqueeze(1), prompt)
+        logits = self.guided(self.image_head(features), self.image_head(unconditional), sampling.guidance_scale)
+        return self.token_stats(logits / (sampling.image_temperature or 1.0), tokens, features)
 
     def image_rows(self, before: Tensor, plan: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the conditional and of the unconditional row."""
+        """Features ``[..., WIDTH]`` of the conditional and of the unconditional row, from states ``[...]``."""
         return self.hidden(before, plan, prompt), self.hidden(before, None, None)
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """Guided logits ``[..., SYMBOLS]``."""
         return apply_guidance(conditional, unconditional, scale)
 
-    def distribution(self, logits: Tensor, tokens: Tensor, features: Tensor) -> ActionStats:
+    def token_stats(self, logits: Tensor, tokens: Tensor, features: Tensor) -> ActionStats:
+        """Log-probabilities and entropies ``[B, T]`` of tokens ``[B, T]`` under logits ``[B, T, SYMBOLS]``."""
         log_probs = torch.log_softmax(logits, -1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         return ActionStats(log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), entropy, features)
 
 
 class TinyPolicy:
-    """Planner and renderer."""
+    """The enumerable policy, planner and renderer."""
 
     lora_prefix = "body"
     features = WIDTH
@@ -101,7 +108,7 @@ class TinyPolicy:
         self.module = TinyModule(ends=ends)
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        """Bytes of prompts, padded with zeros at the right."""
+        """Bytes of prompts, ``prompt [B, L]``, padded with zeros at the right, and ``prompt_length [B]``."""
         rows = [torch.tensor(list(p.text.encode()), dtype=torch.long) for p in prompts]
         ids = nn.utils.rnn.pad_sequence([torch.cat([row, row.new_zeros(1)]) for row in rows], batch_first=True)
         return {"prompt": ids, "prompt_length": torch.tensor([len(row) for row in rows])}
@@ -123,7 +130,7 @@ class TinyPolicy:
         return Rollout(PLAN, sampling, tensors, chains=self.chains(drawn.tokens, drawn.mask))
 
     def chains(self, tokens: Tensor, mask: Tensor) -> tuple[Chain, ...]:
-        """What tokens ``[B, T]`` spell; the symbol that ended a chain is not in it."""
+        """The letters of tokens ``[B, T]`` where ``mask [B, T]`` is true, without the symbol that ended a chain."""
         rows = [[k for k in row[m].tolist() if not (self.module.ends and k == END)] for row, m in zip(tokens, mask, strict=True)]
         return tuple(parse("".join(LETTERS[k] for k in row)) for row in rows)
 
@@ -138,8 +145,8 @@ class TinyPolicy:
         plans: Rollout | None = None,
         groups: Sequence[int] | None = None,
     ) -> Rollout:
-        """One picture of two grey pixels per prompt, chain and seed; of the chain it sees the first letter."""
-        del plans, groups  # the chains say it all
+        """One picture of two grey pixels per prompt, chain and seed. Of the chain it sees only the first letter."""
+        del plans, groups  # the chains have all that it needs
         tensors = self.encode(prompts)
         asked = self.module.prompt(tensors["prompt"], tensors["prompt_length"])
         plan = torch.tensor([max(0, LETTERS.find(chain.raw[:1])) for chain in chains])
@@ -157,46 +164,46 @@ class TinyPolicy:
         return Rollout(IMAGE, sampling, tensors, images=tuple(Image.fromarray(p) for p in pixels))
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
-        """There is no stage one."""
+        """It has no stage one."""
         raise NotImplementedError
 
     def enable_gradient_checkpointing(self) -> None:
-        """There is nothing to save."""
+        """Does nothing: there are hardly any activations."""
 
     def save(self, folder: Path) -> None:
-        """It is made anew by its code."""
+        """It cannot be saved: its code makes it anew."""
         raise NotImplementedError
 
     def save_adapter(self, folder: Path) -> None:
-        """It is made anew by its code."""
+        """It cannot be saved: its code makes it anew."""
         raise NotImplementedError
 
 
 QUARTERS = {True: ((2, 1, 1), ((4, 0, 0), (1, 2, 1), (1, 1, 2))), False: ((2, 1, 1), ((1, 1, 2), (1, 2, 1), (2, 1, 1)))}
-"""Probabilities in quarters of the first symbol, and of the second after each first one, where chains end by themselves and where not."""
+"""Probabilities in quarters: of the first symbol, and of the second symbol after each first one. By whether chains end by themselves."""
 
 
-def perfect(*, ends: bool) -> tuple[TinyPolicy, Rollout]:
-    """The policy with the tables above, and sixteen plans of the empty prompt that are as often as they are probable."""
+def exact_sample(*, ends: bool) -> tuple[TinyPolicy, Rollout]:
+    """The policy with the probabilities above, and sixteen plans of the empty prompt, each as often as its probability says."""
     policy = TinyPolicy(ends=ends)
-    first, second = (torch.tensor(part, dtype=torch.float64) for part in QUARTERS[ends])
+    first, second = (torch.tensor(quarters, dtype=torch.float64) for quarters in QUARTERS[ends])
     with torch.no_grad():
         policy.module.body.weight.copy_(torch.eye(*policy.module.body.weight.shape))
         policy.module.plan_head.weight.zero_()
-        # After the end nothing is scored; any finite logits do.
+        # Nothing after the end has a log-probability, so any finite logits do there.
         policy.module.plan_head.weight[:, : 1 + SYMBOLS] = torch.cat([first.unsqueeze(1), second.T], 1).clamp_min(0.5).log()
     rows = []
-    for a, often in enumerate(first.long().tolist()):
+    for a, times in enumerate(first.long().tolist()):
         if ends and a == END:
-            rows += [(a, 0)] * (4 * often)
+            rows += [(a, 0)] * (4 * times)
             continue
-        for b, again in enumerate(second[a].long().tolist()):
-            rows += [(a, b)] * (often * again)
-    return policy, recorded(policy, torch.tensor(rows))
+        for b, second_times in enumerate(second[a].long().tolist()):
+            rows += [(a, b)] * (times * second_times)
+    return policy, plan_rollout(policy, torch.tensor(rows))
 
 
-def recorded(policy: TinyPolicy, tokens: Tensor) -> Rollout:
-    """Plans ``[B, 2]`` of the empty prompt as a rollout."""
+def plan_rollout(policy: TinyPolicy, tokens: Tensor) -> Rollout:
+    """A rollout of the plans with tokens ``[B, 2]``, all of the empty prompt."""
     mask = torch.ones_like(tokens, dtype=torch.bool)
     cut = torch.zeros(len(tokens), dtype=torch.bool)
     if policy.module.ends:
@@ -205,10 +212,10 @@ def recorded(policy: TinyPolicy, tokens: Tensor) -> Rollout:
     tensors = policy.encode([Prompt("")] * len(tokens)) | {"tokens": tokens, "mask": mask, "truncated": cut}
     bare = Rollout(PLAN, Sampling(guidance_scale=1.0), tensors | {"log_prob": torch.zeros(mask.shape)}, chains=policy.chains(tokens, mask))
     with torch.no_grad():
-        scored = policy.module.score(bare).log_prob
-    return replace(bare, tensors={**bare.tensors, "log_prob": scored})
+        log_prob = policy.module.action_stats(bare).log_prob
+    return replace(bare, tensors={**bare.tensors, "log_prob": log_prob})
 
 
-def groups(plans: Rollout, size: int) -> Tensor:
-    """Rows of every group of ``size`` of the plans, ``[len(plans) ** size, size]``: a perfect sample of groups."""
+def all_groups(plans: Rollout, size: int) -> Tensor:
+    """The rows of every group of ``size`` plans, ``[len(plans) ** size, size]``. Each group is as frequent as its probability says."""
     return torch.cartesian_prod(*[torch.arange(len(plans))] * size).view(-1, size)

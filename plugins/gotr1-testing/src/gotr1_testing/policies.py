@@ -1,13 +1,13 @@
-"""Which checks a planner and a renderer pass."""
+"""Lists the checks of planners and of renderers."""
 
 from __future__ import annotations
 
 from gotr1_testing.chance import CHANCE
-from gotr1_testing.finding import Check
+from gotr1_testing.check import Check
 from gotr1_testing.learning import LEARNING
-from gotr1_testing.scoring import OF_PICTURES, OF_PLANS, SCORING, WITH_LORA
+from gotr1_testing.log_probs import LOG_PROBS, LORA, PLANNER_ONLY, RENDERER_ONLY
 from gotr1_testing.slopes import SLOPES
 from gotr1_testing.subject import Subject
 
-PLANNER: tuple[Check[Subject], ...] = (*SCORING, *OF_PLANS, *CHANCE, WITH_LORA, *SLOPES, *LEARNING)
-RENDERER: tuple[Check[Subject], ...] = (*SCORING, *OF_PICTURES, *CHANCE, WITH_LORA, *SLOPES, *LEARNING)
+PLANNER: tuple[Check[Subject], ...] = (*LOG_PROBS, *PLANNER_ONLY, *CHANCE, LORA, *SLOPES, *LEARNING)
+RENDERER: tuple[Check[Subject], ...] = (*LOG_PROBS, *RENDERER_ONLY, *CHANCE, LORA, *SLOPES, *LEARNING)

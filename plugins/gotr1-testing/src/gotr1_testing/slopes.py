@@ -1,15 +1,19 @@
-"""Gradients against directional finite differences, module by module.
+"""Compares gradients with directional finite differences, module by module.
 
-A central difference (f(x + h) - f(x - h)) / 2h errs by rounding, about e / h where e is the noise of f, and by curvature, a multiple of
-h squared, which two steps of which one is half the other remove (Richardson). Both are measured, not assumed: e by Hamming's
-difference table over eight points so close together that f is a straight line (Moré & Wild, "Estimating computational noise", 2011), what
-is left of curvature by halving the step again. The step is the one whose sum of both is smallest, and that sum is the tolerance: it knows
-nothing of the gradient that is judged by it. Weights are made float64 where the code bears it. Where everything is computed in
-float64 e is 1e-15 of f and gradients agree to 1e-9; stock RMSNorm, softmax and logits go through float32, there e is 1e-7 of f
-and they agree to about 1e-4.
+A central difference (f(x + h) - f(x - h)) / 2h has two errors. Rounding is about e / h, where e is the noise of f. Curvature is a multiple
+of h squared, and two steps, one of them half the other, remove most of it (Richardson). Both errors are measured, not assumed:
 
-A gradient that cannot be told to five percent fails. Adapters of a float32 model of some millions of parameters are told to one to three;
-only half precision is noisier.
+- e by Hamming's difference table over eight points, so close together that f is a straight line (Moré & Wild, "Estimating computational
+  noise", 2011);
+- the rest of curvature by halving the step again.
+
+The check takes the step for which the sum of both is smallest, and that sum is the tolerance. So the tolerance does not depend on the
+gradient that it judges.
+
+Weights are converted to float64 if the code supports it. Where everything is computed in float64, e is 1e-15 of f and gradients agree to
+1e-9. Stock RMSNorm, softmax and logits go through float32: there e is 1e-7 of f and they agree to about 1e-4. A gradient that cannot be
+determined to five percent fails. For adapters of a float32 model of some millions of parameters it can, to one to three percent; only half
+precision is noisier.
 """
 
 from __future__ import annotations
@@ -23,44 +27,44 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core import gaussian
-from gotr1_testing.finding import Check, Measured, worst
+from gotr1_testing.check import Check, Measured, worst
 from gotr1_testing.subject import Drawn, Subject
 
-COARSE, ENOUGH = 0.05, 1e-3
-"""Relative: a tolerance above the first tells nothing, and one below the second need not be bettered."""
-LIKELY = (-0.35, -0.1, 0.1, 0.35)
-"""Log-ratios to the old policy, and to the reference: inside and beyond a clip of 0.2."""
+MAX_TOLERANCE, SMALL_TOLERANCE = 0.05, 1e-3
+"""Relative. A tolerance above the first says nothing; one below the second is not improved further."""
+LOG_RATIOS = (-0.35, -0.1, 0.1, 0.35)
+"""Log-ratios to the old policy and to the reference: inside and outside a clip of 0.2."""
 
 Function = Callable[[], Tensor]
 
 
-def surrogate(subject: Subject, drawn: Drawn) -> Function:
-    """The clipped objective of PPO (arXiv 1707.06347, eq. 7), summed over actions.
+def clipped_objective(subject: Subject, drawn: Drawn) -> Function:
+    """The clipped objective of PPO (arXiv 1707.06347, eq. 7), summed over actions, a scalar.
 
-    It has kinks, which no finite difference may cross: which actions the clip holds back is told once, and stays so.
+    It has kinks, which no finite difference may cross. So which actions the clip holds back is decided once and does not change.
     """
-    old, advantage = _shifted(subject, drawn, LIKELY), _pattern(drawn, (1.0, -0.6, 0.4))
+    old, advantage = _shifted_log_probs(subject, drawn, LOG_RATIOS), _alternating(drawn, (1.0, -0.6, 0.4))
     with torch.no_grad():
-        ratio = (_masked(subject, drawn) - old).exp()
-        held = ratio.clamp(0.8, 1.2) * advantage < ratio * advantage
+        ratio = (_masked_log_probs(subject, drawn) - old).exp()
+        clipped = ratio.clamp(0.8, 1.2) * advantage < ratio * advantage
 
     def value() -> Tensor:
-        ratio = (_masked(subject, drawn) - old).exp()
-        return (ratio * advantage)[drawn.mask & ~held].sum()
+        ratio = (_masked_log_probs(subject, drawn) - old).exp()
+        return (ratio * advantage)[drawn.mask & ~clipped].sum()
 
     return value
 
 
-def divergence(subject: Subject, drawn: Drawn) -> Function:
-    """The estimator k3 of the divergence from a reference, of Gaussian actions the divergence itself, summed over actions."""
+def reference_divergence(subject: Subject, drawn: Drawn) -> Function:
+    """The divergence from a reference, summed over actions, a scalar: its estimator k3, or the exact one for Gaussian actions."""
     with torch.no_grad():
-        first = subject.score(drawn)
+        first = subject.action_stats(drawn)
     if first.mean is not None and first.std is not None:
         return _gaussian_divergence(subject, drawn, first.mean, first.std)
-    reference = _shifted(subject, drawn, LIKELY[1:])
+    reference = _shifted_log_probs(subject, drawn, LOG_RATIOS[1:])
 
     def value() -> Tensor:
-        gap = reference - _masked(subject, drawn)
+        gap = reference - _masked_log_probs(subject, drawn)
         return (gap.exp() - 1 - gap)[drawn.mask].sum()
 
     return value
@@ -68,35 +72,42 @@ def divergence(subject: Subject, drawn: Drawn) -> Function:
 
 def _gaussian_divergence(subject: Subject, drawn: Drawn, mean: Tensor, std: Tensor) -> Function:
     """From a reference whose means are up to a third of a std away."""
-    away = (_pattern(drawn, LIKELY) * std).view(*std.shape, *[1] * (mean.dim() - 2))
-    reference = (mean + away).double()
+    offset = (_alternating(drawn, LOG_RATIOS) * std).view(*std.shape, *[1] * (mean.dim() - 2))
+    reference = (mean + offset).double()
 
     def value() -> Tensor:
-        scored = subject.score(drawn)
-        assert scored.mean is not None and scored.std is not None
-        return gaussian.divergence(scored.mean.double(), reference, scored.std.double())[drawn.mask].sum()
+        stats = subject.action_stats(drawn)
+        assert stats.mean is not None and stats.std is not None
+        return gaussian.divergence(stats.mean.double(), reference, stats.std.double())[drawn.mask].sum()
 
     return value
 
 
-def _masked(subject: Subject, drawn: Drawn) -> Tensor:
-    return torch.where(drawn.mask, subject.score(drawn).log_prob.double(), 0.0)
+def _masked_log_probs(subject: Subject, drawn: Drawn) -> Tensor:
+    return torch.where(drawn.mask, subject.action_stats(drawn).log_prob.double(), 0.0)
 
 
-def _pattern(drawn: Drawn, values: Sequence[float]) -> Tensor:
-    """Values that take turns from action to action."""
+def _alternating(drawn: Drawn, values: Sequence[float]) -> Tensor:
+    """The values in turn, one per action ``[B, T]``."""
     index = torch.arange(drawn.mask.numel(), device=drawn.mask.device).view(drawn.mask.shape) % len(values)
     return torch.tensor(values, dtype=torch.float64, device=drawn.mask.device)[index]
 
 
-def _shifted(subject: Subject, drawn: Drawn, by: Sequence[float]) -> Tensor:
+def _shifted_log_probs(subject: Subject, drawn: Drawn, by: Sequence[float]) -> Tensor:
     with torch.no_grad():
-        return _masked(subject, drawn) + _pattern(drawn, by)
+        return _masked_log_probs(subject, drawn) + _alternating(drawn, by)
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Of one module's parameters, along one direction: by backward pass, by differences, and how far both may be apart."""
+    """The slope for one module's parameters along one direction.
+
+    Attributes:
+        name: of the module.
+        gradient: the slope by the backward pass.
+        difference: the slope by finite differences.
+        tolerance: how far they may differ, absolute.
+    """
 
     name: str
     gradient: float
@@ -105,46 +116,49 @@ class Slope:
 
 
 def gradient_is_the_slope(subject: Subject, function: Callable[[Subject, Drawn], Function]) -> Measured:
-    """Every module that trains, along a direction half of its gradient and half at random."""
-    subject.needs_training()
-    subject.needs_small()
-    drawn = _few(subject)
-    _make_fine(subject, drawn)
+    """Compares gradient and slope for every module that trains, along a direction that is half gradient, half random.
+
+    ``function`` gives the scalar function of the parameters, from the subject and what it drew.
+    """
+    subject.require_trainable()
+    subject.require_small()
+    drawn = _draw_one_per_prompt(subject)
+    _raise_precision(subject, drawn)
     value = function(subject, drawn)
-    modules = list(_modules(subject.module))
+    modules = list(_trained_modules(subject.module))
     gradients = _gradients(subject, value)
     with torch.no_grad():
         noise = _noise(subject, value)
         size = abs(value().item())
         slopes = [_slope(name, module, gradients, value, noise, int(drawn.mask.sum())) for name, module in modules]
     scale = max(abs(s.gradient) for s in slopes)
-    # A module that hardly matters is compared on the scale of those that do.
-    found = [_measured(s, max(abs(s.gradient), 1e-2 * scale)) for s in slopes]
-    kind = "float64 throughout" if noise <= 1e-12 * max(size, 1.0) else f"noise {noise:.0e} of {size:.3g}"
-    chosen = worst(found)
-    return Measured(chosen.value, chosen.limit, f"relative, worst of {len(slopes)} modules: {chosen.note}; {kind}")
+    # Modules with little effect are compared on the scale of those with much.
+    measurements = [_measured(s, max(abs(s.gradient), 1e-2 * scale)) for s in slopes]
+    precision = "float64 throughout" if noise <= 1e-12 * max(size, 1.0) else f"noise {noise:.0e} of {size:.3g}"
+    chosen = worst(measurements)
+    return Measured(chosen.value, chosen.limit, f"relative, worst of {len(slopes)} modules: {chosen.note}; {precision}")
 
 
 def _measured(slope: Slope, scale: float) -> Measured:
     if scale == 0:
-        return Measured(float("nan"), COARSE, f"{slope.name}, where nothing has a gradient")
+        return Measured(float("nan"), MAX_TOLERANCE, f"{slope.name}, where nothing has a gradient")
     tolerance = slope.tolerance / scale
-    if tolerance > COARSE:
-        return Measured(float("inf"), COARSE, f"{slope.name}, too noisy to tell (to {tolerance:.0%}): half precision?")
+    if tolerance > MAX_TOLERANCE:
+        return Measured(float("inf"), MAX_TOLERANCE, f"{slope.name}, too noisy to measure (to {tolerance:.0%}): half precision?")
     return Measured(abs(slope.gradient - slope.difference) / scale, tolerance, slope.name)
 
 
-def _few(subject: Subject) -> Drawn:
-    """A sample of every prompt, guided."""
-    rows = subject.rows[:: subject.case.each]
+def _draw_one_per_prompt(subject: Subject) -> Drawn:
+    """A sample of every prompt, at the largest guidance scale."""
+    rows = subject.rows[:: subject.case.samples_per_prompt]
     return subject.draw(subject.sampling(guidance_scale=max(subject.case.guidance)), rows)
 
 
-def _make_fine(subject: Subject, drawn: Drawn) -> None:
-    """Weights to float64 where the module's code bears it, else to float32; from a coarser type and back changes no bit.
+def _raise_precision(subject: Subject, drawn: Drawn) -> None:
+    """Converts weights to float64 if the module's code supports it, else to float32. Conversion from a coarser type and back is exact.
 
-    Some code raises on mixed types, and some loses its mask: float64's lowest number, added to what is then cast to float32, is
-    minus infinity, and a row of padding that may attend to nothing NaN.
+    Some code raises on mixed types. Some loses its mask: the lowest float64 number becomes minus infinity in float32, and then a row of
+    padding that may attend to nothing is NaN.
     """
     tensors = [*subject.module.parameters(), *subject.module.buffers()]
     types = [t.dtype for t in tensors]
@@ -159,37 +173,37 @@ def _make_fine(subject: Subject, drawn: Drawn) -> None:
         tensor.data = tensor.data.to(before)
 
 
-def _modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Those that own parameters that train."""
-    for name, part in module.named_modules():
-        if any(p.requires_grad for p in part.parameters(recurse=False)):
-            yield name or "the module", part
+def _trained_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The submodules with parameters of their own that train, by name."""
+    for name, submodule in module.named_modules():
+        if any(p.requires_grad for p in submodule.parameters(recurse=False)):
+            yield name or "the module", submodule
 
 
-def _own(module: nn.Module) -> list[nn.Parameter]:
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters(recurse=False) if p.requires_grad]
 
 
 def _gradients(subject: Subject, value: Function) -> dict[int, Tensor]:
     subject.module.zero_grad()
     value().backward()
-    found = {id(p): torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in subject.trained.values()}
+    gradients = {id(p): torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in subject.trained.values()}
     subject.module.zero_grad()
-    return found
+    return gradients
 
 
 def _noise(subject: Subject, value: Function, points: int = 8) -> float:
-    """The standard deviation of f's rounding error: the largest estimate of the table's columns 4 to 6."""
+    """The standard deviation of the function's rounding error: the largest estimate of the difference table's columns 4 to 6."""
     generator = torch.Generator().manual_seed(1)
     parameters = list(subject.trained.values())
-    along = [_random(p, generator) * p.double().norm() / p.numel() ** 0.5 for p in parameters]
+    direction = [_random(p, generator) * p.double().norm() / p.numel() ** 0.5 for p in parameters]
     values = []
     for k in range(points):
-        kept = [p.clone() for p in parameters]
-        for p, d in zip(parameters, along, strict=True):
+        saved = [p.clone() for p in parameters]
+        for p, d in zip(parameters, direction, strict=True):
             p.add_(d.to(p.dtype), alpha=1e-6 * (k - points / 2))
         values.append(value().item())
-        for p, before in zip(parameters, kept, strict=True):
+        for p, before in zip(parameters, saved, strict=True):
             p.copy_(before)
     column = torch.tensor(values, dtype=torch.float64)
     estimates = []
@@ -204,35 +218,38 @@ def _random(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
 
 
 def _slope(name: str, module: nn.Module, gradients: dict[int, Tensor], value: Function, noise: float, actions: int) -> Slope:
-    """Steps are shares of the module's own size, tried from where noise and curvature should balance."""
-    parameters = _own(module)
-    mine = [gradients[id(p)].double() for p in parameters]
+    """Tries smaller and smaller steps, and keeps the one with the smallest tolerance. Steps are relative to the module's norm.
+
+    The first step is where noise and curvature should be about equal.
+    """
+    parameters = _own_parameters(module)
+    gradient = [gradients[id(p)].double() for p in parameters]
     generator = torch.Generator().manual_seed(0)
-    others = [_random(p, generator) for p in parameters]
+    random = [_random(p, generator) for p in parameters]
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        others[0][module.padding_idx] = 0  # torch gives that row no gradient: it is fixed, also where it is looked up as content
+        random[0][module.padding_idx] = 0  # torch gives this row no gradient, even where it is looked up as content
     # A random direction alone is nearly orthogonal to the gradient, and would say little about it.
-    direction = [a / _norm(mine) + b / _norm(others) for a, b in zip(mine, others, strict=True)]
+    direction = [g / _norm(gradient) + r / _norm(random) for g, r in zip(gradient, random, strict=True)]
     length = _norm(direction)
     direction = [d / length for d in direction]
-    expected = sum((g * d).sum().item() for g, d in zip(mine, direction, strict=True))
+    expected = sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True))
     size = max(_norm([p.double() for p in parameters]), 1e-3)
-    # Where each action's log-probability changes by about a twentieth; with noise as low as float64's by a thousandth.
+    # A step that changes each action's log-probability by about a twentieth; with the low noise of float64, by a thousandth.
     first = (0.05 if noise > 1e-10 else 1e-3) * actions**0.5 / max(abs(expected), 1e-30)
     best = Slope(name, expected, float("nan"), float("inf"))
     differences: list[float] = []
     for k in range(7):
         h = min(first, 0.02 * size) / 2**k
         differences.append(_difference(parameters, direction, value, h))
-        better = [(4 * fine - rough) / 3 for rough, fine in pairwise(differences)]  # without the square of h
-        if len(better) < 2:
+        improved = [(4 * fine - rough) / 3 for rough, fine in pairwise(differences)]  # without the square of h
+        if len(improved) < 2:
             continue
-        # Four deviations of the rounding of two values over 2h, magnified by the line above. What is left of curvature falls by 16 with
-        # each step, so the last two differ by fifteen times what the last one errs.
-        tolerance = 4 * noise / (sqrt(2) * h) * 5 / 3 + abs(better[-2] - better[-1]) + 1e-10 * abs(expected)
+        # Rounding: four standard deviations of the error of two values over 2h, magnified by the line above. Curvature: the rest falls by
+        # 16 with each step, so the last two differ by fifteen times the error of the last one.
+        tolerance = 4 * noise / (sqrt(2) * h) * 5 / 3 + abs(improved[-2] - improved[-1]) + 1e-10 * abs(expected)
         if tolerance < best.tolerance:
-            best = Slope(name, expected, better[-1], tolerance)
-        if best.tolerance < ENOUGH * abs(expected):
+            best = Slope(name, expected, improved[-1], tolerance)
+        if best.tolerance < SMALL_TOLERANCE * abs(expected):
             break
     return best
 
@@ -242,31 +259,45 @@ def _norm(tensors: Sequence[Tensor]) -> float:
 
 
 def _difference(parameters: Sequence[nn.Parameter], direction: Sequence[Tensor], value: Function, h: float) -> float:
-    kept = [p.clone() for p in parameters]
+    """The central difference with step ``h``. The parameters are restored."""
+    saved = [p.clone() for p in parameters]
     ends = []
     for sign in (1, -1):
-        for p, before, d in zip(parameters, kept, direction, strict=True):
+        for p, before, d in zip(parameters, saved, direction, strict=True):
             p.copy_(before.double() + sign * h * d)
         ends.append(value().item())
-    for p, before in zip(parameters, kept, strict=True):
+    for p, before in zip(parameters, saved, strict=True):
         p.copy_(before)
     return (ends[0] - ends[1]) / (2 * h)
 
 
-def surrogate_gradient(subject: Subject) -> Measured:
-    return gradient_is_the_slope(subject, surrogate)
+def surrogate_gradient_is_the_slope(subject: Subject) -> Measured:
+    """The gradient of the clipped objective, in every module that trains."""
+    return gradient_is_the_slope(subject, clipped_objective)
 
 
-def surrogate_gradient_with_lora(subject: Subject) -> Measured:
-    return gradient_is_the_slope(subject.with_lora(), surrogate)
+def surrogate_gradient_is_the_slope_with_lora(subject: Subject) -> Measured:
+    """The same for adapters that are not zero."""
+    return gradient_is_the_slope(subject.with_lora(), clipped_objective)
 
 
-def divergence_gradient(subject: Subject) -> Measured:
-    return gradient_is_the_slope(subject, divergence)
+def kl_gradient_is_the_slope(subject: Subject) -> Measured:
+    """The gradient of the divergence from a reference, in every module that trains."""
+    return gradient_is_the_slope(subject, reference_divergence)
 
 
 SLOPES = (
-    Check("surrogate-gradient-is-the-slope", "the gradient of the clipped surrogate is its slope", surrogate_gradient, changes=True),
-    Check("surrogate-gradient-is-the-slope-lora", "the same of adapters that do something", surrogate_gradient_with_lora, changes=True),
-    Check("kl-gradient-is-the-slope", "the gradient of the divergence is its slope", divergence_gradient, changes=True),
+    Check(
+        "surrogate-gradient-is-the-slope",
+        "the gradient of the clipped surrogate is its slope",
+        surrogate_gradient_is_the_slope,
+        changes=True,
+    ),
+    Check(
+        "surrogate-gradient-is-the-slope-lora",
+        "the same for adapters that are not zero",
+        surrogate_gradient_is_the_slope_with_lora,
+        changes=True,
+    ),
+    Check("kl-gradient-is-the-slope", "the gradient of the divergence is its slope", kl_gradient_is_the_slope, changes=True),
 )

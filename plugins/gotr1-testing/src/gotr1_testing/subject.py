@@ -1,4 +1,4 @@
-"""A policy in one of its roles, and what it is checked on: prompts, settings, how much of it."""
+"""A policy in one of its roles, with what it is checked on: prompts, settings, numbers of samples."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Planner
 from gotr1_core.samples import IMAGE, PLAN, ActionStats, Prompt, Rollout, Sampling, SegmentName, join
 from gotr1_core.sampling import seed_for
-from gotr1_testing.finding import NotRun
+from gotr1_testing.check import NotRun
 
-# Of different lengths, two alike but for their last word, in words that the smallest models know.
+# Prompts of different lengths; two differ only in their last word. The smallest models know all the words.
 PROMPTS = tuple(
     Prompt(text)
     for text in ("a circle", "a red circle above a blue square", "a red circle above a blue cross", "three green crosses", "a b")
@@ -33,25 +33,38 @@ CHAINS = (
 
 @dataclass(frozen=True)
 class Case:
-    """What a policy is checked on. The defaults suit any; give your own to see what is particular to yours, such as a prompt with the
-    text of your padding token in it."""
+    """What a policy is checked on. The defaults suit any policy.
+
+    Give your own to check what is special for yours, such as a prompt with the text of your padding token in it.
+
+    Attributes:
+        prompts: the prompts.
+        chains: for a renderer that writes none itself.
+        samples_per_prompt: number of samples of every prompt.
+        max_chain_tokens: limit of a chain; it is lowered until some chains are cut.
+        denoising_steps: of a diffusion renderer.
+        guidance: guidance scales.
+        temperatures: of chain and picture.
+        statistical_samples: number of samples of a statistical check.
+        max_parameters: checks that need hundreds of passes are not run for policies with more parameters.
+    """
 
     prompts: Sequence[Prompt] = PROMPTS
-    chains: Sequence[Chain] = CHAINS  # for a renderer that writes none itself
-    each: int = 2  # samples of every prompt
-    max_chain_tokens: int = 96  # lowered until some chains are cut
+    chains: Sequence[Chain] = CHAINS
+    samples_per_prompt: int = 2
+    max_chain_tokens: int = 96
     denoising_steps: int = 5
     guidance: Sequence[float] = (1.0, 5.0)
     temperatures: Sequence[float] = (0.7, 1.0, 1.3)
-    many: int = 192  # samples of a statistical check
-    largest: int = 50_000_000  # parameters beyond which checks that need hundreds of passes are not run
+    statistical_samples: int = 192
+    max_parameters: int = 50_000_000
 
     @property
     def settings(self) -> list[Sampling]:
-        """Every guidance scale with every temperature, of chain and picture alike."""
-        drawn = Sampling(max_chain_tokens=self.max_chain_tokens, denoising_steps=self.denoising_steps)
-        how = [(t, w) for w in self.guidance for t in self.temperatures]
-        return [replace(drawn, temperature=t, image_temperature=t, guidance_scale=w) for t, w in how]
+        """Every guidance scale with every temperature; chain and picture have the same temperature."""
+        base = Sampling(max_chain_tokens=self.max_chain_tokens, denoising_steps=self.denoising_steps)
+        pairs = [(t, w) for w in self.guidance for t in self.temperatures]
+        return [replace(base, temperature=t, image_temperature=t, guidance_scale=w) for t, w in pairs]
 
 
 @dataclass(frozen=True)
@@ -64,40 +77,47 @@ class Row:
 
     @property
     def group(self) -> int:
-        """What a run would tell the renderer about its group: samples of a prompt are one."""
+        """The seed of the group, as a run gives it to the renderer. Samples of one prompt are a group."""
         return seed_for("conformance", self.prompt.text, "group")
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for some rows: the rollout that is checked, and the plans it was drawn from where the policy wrote them."""
+    """What was drawn for some rows.
+
+    Attributes:
+        rollout: of the segment that is checked.
+        plans: the plans that the pictures were drawn from, if the policy wrote them itself. Row k of the pictures belongs to row k here.
+    """
 
     rollout: Rollout
     plans: Rollout | None = None
 
     @property
     def mask(self) -> Tensor:
+        """Bool ``[B, T]``, the actions that were sampled."""
         return self.rollout.tensors["mask"]
 
     @property
     def log_prob(self) -> Tensor:
+        """The sampler's log-probabilities ``[B, T]``."""
         return self.rollout.tensors["log_prob"]
 
     def take(self, rows: Sequence[int]) -> Drawn:
-        """Some of the rows; row k of the pictures belongs to row k of the plans."""
+        """Some of the rows, in the given order."""
         index = torch.tensor(list(rows), dtype=torch.long)
         plans = None if self.plans is None else self.plans.rows(index)
-        return Drawn(own_parents(self.rollout.rows(index)), plans)
+        return Drawn(with_own_parents(self.rollout.rows(index)), plans)
 
 
-def together(parts: Sequence[Drawn]) -> Drawn:
-    """What was drawn apart as one batch, padded to the longest, as a run joins its chunks."""
+def join_drawn(parts: Sequence[Drawn]) -> Drawn:
+    """Joins what was drawn separately into one batch, padded to the longest row, as a run joins its chunks."""
     plans = [part.plans for part in parts if part.plans is not None]
-    return Drawn(own_parents(join([part.rollout for part in parts])), join(plans) if plans else None)
+    return Drawn(with_own_parents(join([part.rollout for part in parts])), join(plans) if plans else None)
 
 
-def own_parents(rollout: Rollout) -> Rollout:
-    """A rollout of pictures, each drawn from the plan of its own row."""
+def with_own_parents(rollout: Rollout) -> Rollout:
+    """Sets the parent of picture k to plan k. A rollout of plans is returned unchanged."""
     if rollout.segment == PLAN:
         return rollout
     parent = torch.arange(len(rollout), device=rollout.tensors["mask"].device)
@@ -114,55 +134,59 @@ class Subject:
 
     @property
     def module(self) -> nn.Module:
+        """The policy's module."""
         module: nn.Module = self.policy.module
         return module
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """What trains, by name."""
+        """The parameters that train, by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights: the coarsest one of what trains."""
+        """The coarsest data type of the parameters that train; float32 if none trains."""
         types = {p.dtype for p in self.trained.values()} or {torch.float32}
         return max(types, key=lambda t: torch.finfo(t).eps)
 
     @property
     def unified(self) -> bool:
-        """Whether the policy in question draws pictures of chains that it wrote itself."""
+        """True if a renderer is checked that writes the chains of its pictures itself."""
         return self.segment == IMAGE and isinstance(self.policy, Planner)
 
-    def needs_weights(self) -> None:
-        if next(self.module.parameters(), None) is None:  # chains of a file, say
-            raise NotRun("it has no parameters: nothing to train, and nothing to score")
+    def require_parameters(self) -> None:
+        """Raises NotRun if the policy has no parameters, such as one that reads chains from a file."""
+        if next(self.module.parameters(), None) is None:
+            raise NotRun("it has no parameters: nothing to train, and no log-probabilities")
 
-    def needs_training(self) -> None:
+    def require_trainable(self) -> None:
+        """Raises NotRun if no parameter trains."""
         if not self.trained:
             raise NotRun("it has nothing to train")
 
-    def needs_small(self) -> None:
+    def require_small(self) -> None:
+        """Raises NotRun if the policy has more parameters than the case allows."""
         size = sum(p.numel() for p in self.module.parameters())
-        if size > self.case.largest:
-            most = self.case.largest / 1e6
-            raise NotRun(f"{size / 1e6:.0f} million parameters are too many for hundreds of passes; the limit is {most:.0f} million")
+        if size > self.case.max_parameters:
+            limit = self.case.max_parameters / 1e6
+            raise NotRun(f"{size / 1e6:.0f} million parameters are too many for hundreds of passes; the limit is {limit:.0f} million")
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Every prompt ``each`` times."""
-        return self.many_rows(self.case.each * len(self.case.prompts))
+        """Every prompt ``samples_per_prompt`` times."""
+        return self.make_rows(self.case.samples_per_prompt * len(self.case.prompts))
 
-    def many_rows(self, count: int) -> list[Row]:
-        """Rows with seeds as a run gives them; equal prompts stand together."""
-        each = -(-count // len(self.case.prompts))
-        prompts = [p for p in self.case.prompts for _ in range(each)]
+    def make_rows(self, count: int) -> list[Row]:
+        """At least ``count`` rows, equally many of each prompt, with seeds as a run gives them. Equal prompts stand together."""
+        repeats = -(-count // len(self.case.prompts))
+        prompts = [p for p in self.case.prompts for _ in range(repeats)]
         chains = self.case.chains
         return [Row(p, chains[i % len(chains)], seed_for("conformance", i)) for i, p in enumerate(prompts)]
 
     @cached_property
     def chain_tokens(self) -> int:
-        """A limit that cuts some chains and not others, where the policy ends any by itself."""
-        self.needs_weights()
+        """A limit that cuts some chains and not others, if any chain of the policy ends by itself."""
+        self.require_parameters()
         limit = self.case.max_chain_tokens
         if not isinstance(self.policy, Planner):
             return limit
@@ -175,56 +199,57 @@ class Subject:
         return limit if any(cut) else shorter[len(shorter) // 2] if shorter else max(1, lengths[0] - 1)
 
     def sampling(self, guidance_scale: float = 1.0, temperature: float = 1.0) -> Sampling:
-        """Settings of one draw."""
+        """Sampling settings of one draw; chain and picture have the same temperature."""
         steps = self.case.denoising_steps
         return Sampling(temperature, temperature, guidance_scale, max_chain_tokens=self.chain_tokens, denoising_steps=steps)
 
     def draw(self, sampling: Sampling, rows: Sequence[Row] | None = None) -> Drawn:
-        """Samples rows; a policy in both roles draws pictures of its own chains."""
-        self.needs_weights()
+        """Draws a sample for each row, by default for :attr:`rows`. A unified policy draws pictures of its own chains."""
+        self.require_parameters()
         rows = self.rows if rows is None else rows
         with torch.no_grad():
             if self.segment == PLAN:
                 return Drawn(self._plan(rows, sampling))
             plans = self._plan(rows, sampling) if self.unified else None
             chains = [row.chain for row in rows] if plans is None else plans.chains
-            # Seeds of their own, as in a run: the plan's would make the picture's noise depend on the plan.
+            # Pictures have their own seeds, as in a run: with the plan's seed, the picture's noise would depend on the plan.
             seeds = [seed_for(row.seed, "image") for row in rows] if self.unified else [row.seed for row in rows]
             groups = [row.group for row in rows]
-            drawn = self.policy.render([r.prompt for r in rows], chains, seeds=seeds, sampling=sampling, plans=plans, groups=groups)
-        return Drawn(own_parents(drawn), plans)
+            images = self.policy.render([r.prompt for r in rows], chains, seeds=seeds, sampling=sampling, plans=plans, groups=groups)
+        return Drawn(with_own_parents(images), plans)
 
     def _plan(self, rows: Sequence[Row], sampling: Sampling) -> Rollout:
         with torch.no_grad():
             rollout: Rollout = self.policy.plan([row.prompt for row in rows], seeds=[row.seed for row in rows], sampling=sampling)
         return rollout
 
-    def score(self, drawn: Drawn) -> ActionStats:
-        """What the module says about the rollout that is checked."""
-        scored: ActionStats = self.module({self.segment: drawn.rollout})[self.segment]
-        return scored
+    def action_stats(self, drawn: Drawn) -> ActionStats:
+        """The result of the training pass on the rollout that is checked."""
+        stats: ActionStats = self.module({self.segment: drawn.rollout})[self.segment]
+        return stats
 
     def log_prob(self, drawn: Drawn) -> Tensor:
-        """Scored log-probabilities of the actions, ``[number of actions]``, without gradient."""
+        """Log-probabilities of the actions by the training pass, ``[number of actions]``, without gradient."""
         with torch.no_grad():
-            return self.score(drawn).log_prob[drawn.mask]
+            return self.action_stats(drawn).log_prob[drawn.mask]
 
-    def with_lora(self, share: float = 0.3) -> Subject:
-        """Puts adapters in and perturbs them, so that each changes its layer by ``share`` of the layer's own size.
+    def with_lora(self, relative_size: float = 0.3) -> Subject:
+        """Adds adapters and sets them so that each changes its layer by ``relative_size`` of the layer's own size.
 
-        A new adapter begins at zero, where nothing that is wrong with it shows and half of it has no gradient.
+        A new adapter starts at zero. Its errors would not show, and half of it would have no gradient.
         """
-        self.needs_training()
+        self.require_trainable()
         try:
             add_lora(self.policy, LoraConfig(rank=2, alpha=4.0))
         except (ValueError, UsageError) as error:
-            raise NotRun(f"no adapters fit below {self.policy.lora_prefix!r} ({error})") from None
+            raise NotRun(f"no adapters can be added below {self.policy.lora_prefix!r} ({error})") from None
         if not self.trained:
             raise NotRun(f"there is no linear layer below {self.policy.lora_prefix!r}")
-        self.perturb_lora(share)
+        self.perturb_lora(relative_size)
         return self
 
-    def perturb_lora(self, share: float) -> None:
+    def perturb_lora(self, relative_size: float) -> None:
+        """Sets the second matrix of every adapter at random, so that the adapter has ``relative_size`` of its layer's norm."""
         from peft.tuners.lora import LoraLayer
 
         generator = torch.Generator().manual_seed(3)
@@ -236,10 +261,10 @@ class Subject:
                     up = layer.lora_B[name].weight
                     up.copy_(torch.randn(up.shape, generator=generator))
                     size = layer.get_delta_weight(name).float().norm() / layer.get_base_layer().weight.float().norm().clamp_min(1e-12)
-                    up.mul_(share / size.clamp_min(1e-12))
+                    up.mul_(relative_size / size.clamp_min(1e-12))
 
 
-def largest(values: Iterable[float]) -> float:
-    """The largest; NaN if any is."""
-    found = list(values)
-    return float("nan") if any(v != v for v in found) else max(found, default=0.0)
+def max_or_nan(values: Iterable[float]) -> float:
+    """The largest value; NaN if any is NaN, 0 if there are none."""
+    numbers = list(values)
+    return float("nan") if any(v != v for v in numbers) else max(numbers, default=0.0)

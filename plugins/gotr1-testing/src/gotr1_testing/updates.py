@@ -1,4 +1,4 @@
-"""The run's own update on what was drawn for a check."""
+"""Runs a training run's own update on what was drawn for a check."""
 
 from __future__ import annotations
 
@@ -23,58 +23,58 @@ from gotr1_core.update import Learner, update
 from gotr1_testing.subject import Drawn, Subject
 
 
-def run_config(**changed: Any) -> RunConfig:
-    """A run's config of which only what an update reads matters; its names are never looked up."""
-    named = {"planner": "none", "renderer": "none", "judge": "none"}
-    return RunConfig.model_validate({**named, "steps": 100, "micro_batch": 1_000_000, **changed})
+def update_config(**changes: Any) -> RunConfig:
+    """A run's config for one update. Only what an update reads matters; the names of components are never looked up."""
+    components = {"planner": "none", "renderer": "none", "judge": "none"}
+    return RunConfig.model_validate({**components, "steps": 100, "micro_batch": 1_000_000, **changes})
 
 
 class PolicyGradient:
-    """The plainest algorithm that uses everything: centred rewards, importance ratios without a clip, the divergence, k3 or exact."""
+    """The plainest algorithm that uses everything: centred rewards, importance ratios without a clip, the divergence (k3 or exact)."""
 
     def advantages(self, rewards: Tensor) -> Advantages:
-        """Totals minus the mean of their prompt."""
+        """Rewards ``[P, N, M]`` minus the mean of their prompt."""
         image = (rewards - rewards.flatten(1).mean(1)[:, None, None]).double()
         return Advantages(image.mean(-1), image)
 
     def count(self, mask: Tensor) -> Tensor:
-        """Tokens."""
+        """The number of actions, a scalar, from the mask ``[B, T]``."""
         return mask.sum()
 
     def loss(
         self,
         segment: SegmentName,
-        scored: ActionStats,
+        stats: ActionStats,
         old: Tensor,
         reference: Tensor | None,
         advantages: Tensor,
         mask: Tensor,
         settings: SegmentConfig,
     ) -> Loss:
-        """-(ratio * advantage) + kl * k3, over actions."""
-        ratio = torch.where(mask, scored.log_prob - old, 0.0).exp()
+        """-(ratio * advantage) + kl * k3, summed over the actions ``[B, T]``."""
+        ratio = torch.where(mask, stats.log_prob - old, 0.0).exp()
         total = -(ratio * advantages.to(ratio.dtype).unsqueeze(1))[mask].sum()
         statistics = {}
         if reference is not None:
-            gap = torch.where(mask, reference - scored.log_prob, 0.0)
-            apart = gap.exp() - 1 - gap if scored.kl is None else torch.where(mask, scored.kl, 0.0)
-            total = total + settings.kl * apart.sum()
-            statistics["kl"] = (apart.detach().sum(), mask.sum())
+            gap = torch.where(mask, reference - stats.log_prob, 0.0)
+            kl = gap.exp() - 1 - gap if stats.kl is None else torch.where(mask, stats.kl, 0.0)
+            total = total + settings.kl * kl.sum()
+            statistics["kl"] = (kl.detach().sum(), mask.sum())
         return Loss({segment: total}, {segment: mask.sum()}, statistics)
 
 
 def batch_of(drawn: Drawn, rewards: Tensor) -> Batch:
-    """What was drawn as the tree of a step: ``rewards [P, N, 1]``, a picture of each plan where pictures were drawn."""
+    """The tree of a step from what was drawn, with ``rewards [P, N, 1]``. If pictures were drawn, there is one for each plan."""
     count = rewards.numel()
     pictures = drawn.rollout if drawn.rollout.segment == IMAGE else None
-    plans = drawn.rollout if pictures is None else drawn.plans or _no_plans(count, drawn)
+    plans = drawn.rollout if pictures is None else drawn.plans or _plans_without_actions(count, drawn)
     prompt, chain = Prompt(""), parse("")
     samples = tuple(Sample(prompt, chain, None, reward=float(t)) for t in rewards.flatten())
     place = torch.arange(count if pictures is not None else 0)
     return Batch((prompt,) * len(rewards), plans, pictures, place, samples, rewards)
 
 
-def _no_plans(count: int, drawn: Drawn) -> Rollout:
+def _plans_without_actions(count: int, drawn: Drawn) -> Rollout:
     """Plans that a renderer was given: nothing in them was sampled."""
     device = drawn.mask.device
     tensors = {"mask": torch.zeros(count, 1, dtype=torch.bool, device=device), "log_prob": torch.zeros(count, 1, device=device)}
@@ -82,8 +82,8 @@ def _no_plans(count: int, drawn: Drawn) -> Rollout:
 
 
 @dataclass
-class Student:
-    """A policy about to learn from what it drew."""
+class UpdateSetup:
+    """A policy with all that its updates need: a batch that it drew, rewards, a learner and an algorithm."""
 
     subject: Subject
     drawn: Drawn
@@ -101,19 +101,28 @@ class Student:
         *,
         algorithm: RLAlgorithm | None = None,
         rewards: Tensor | None = None,
-        rate: float = 1e-4,
-    ) -> Student:
-        """Rewards take turns unless they are given; the reference is the policy as it is now."""
+        learning_rate: float = 1e-4,
+    ) -> UpdateSetup:
+        """Sets up updates of the subject's policy; its reference is the policy as it is now.
+
+        Args:
+            subject: the policy.
+            drawn: what it drew.
+            segments: the segments that train.
+            algorithm: by default :class:`PolicyGradient`.
+            rewards: ``[P, N, 1]``; by default 0 and 1 in turn.
+            learning_rate: constant.
+        """
         if rewards is None:
-            rewards = (torch.arange(len(drawn.mask)) % 2).double().view(-1, subject.case.each, 1)
-        settings = OptimizerConfig(learning_rate=rate, schedule="constant")
+            rewards = (torch.arange(len(drawn.mask)) % 2).double().view(-1, subject.case.samples_per_prompt, 1)
+        settings = OptimizerConfig(learning_rate=learning_rate, schedule="constant")
         optimizer = make_optimizer(subject.module, settings)
         reference = Reference(subject.module)
         learner = Learner(subject.policy, subject.module, optimizer, settings, segments, reference)
-        return cls(subject, drawn, batch_of(drawn, rewards), learner, algorithm or PolicyGradient(), run_config())
+        return cls(subject, drawn, batch_of(drawn, rewards), learner, algorithm or PolicyGradient(), update_config())
 
     def update(self) -> dict[str, float]:
-        """One update; its statistics."""
+        """Makes one update and returns its statistics."""
         accelerator = Accelerator(cpu=self.drawn.mask.device.type == "cpu")
         advantages = self.algorithm.advantages(self.batch.rewards)
         return update(accelerator, self.learner, self.algorithm, self.batch, advantages, self.config, Clock())

@@ -75,9 +75,9 @@ def test_packages_that_a_plugin_misses(monkeypatch: pytest.MonkeyPatch, tmp_path
     registry.add(object(), "gotr1-needy", "1")
     failed = {d.name: d for d in diagnose(registry) if not d.healthy}
     assert failed == {
-        "numpy": Diagnosis("numpy", False, f"{version('numpy')}, and gotr1-needy needs numpy<1", "pip install 'numpy<1'"),
+        "numpy": Diagnosis("numpy", False, f"{version('numpy')}, but gotr1-needy needs numpy<1", "pip install 'numpy<1'"),
         "gotr1-absent": Diagnosis(
-            "gotr1-absent", False, "not installed, and gotr1-needy needs gotr1-absent>=2", "pip install 'gotr1-absent>=2'"
+            "gotr1-absent", False, "not installed, but gotr1-needy needs gotr1-absent>=2", "pip install 'gotr1-absent>=2'"
         ),
     }
 
@@ -91,7 +91,7 @@ def test_a_gpu_that_torch_does_not_see(diagnosed: Diagnosed, tmp_path: Path, mon
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = diagnosed()["device"]
-    assert (found.healthy, found.found) == (False, f"nvidia-smi is here, and torch {torch.__version__} sees no GPU")
+    assert (found.healthy, found.found) == (False, f"nvidia-smi is installed, but torch {torch.__version__} sees no GPU")
     assert "CUDA" in found.hint
 
 
@@ -204,14 +204,14 @@ class Failing:
         (ValueError("no\nluck"), "ValueError: no luck"),
         (SystemExit(3), "SystemExit: 3"),
         (None, "TypeError: 'NoneType' object is not iterable"),
-        ([1], "TypeError: 1 is no Diagnosis of texts"),
-        ([Diagnosis("x", True, 3)], "TypeError: Diagnosis(name='x', healthy=True, found=3, hint='') is no Diagnosis of texts"),  # type: ignore[arg-type]
+        ([1], "TypeError: 1 is not a Diagnosis of texts"),
+        ([Diagnosis("x", True, 3)], "TypeError: Diagnosis(name='x', healthy=True, found=3, hint='') is not a Diagnosis of texts"),  # type: ignore[arg-type]
     ],
 )
 def test_checks_that_fail_themselves(diagnosed: Diagnosed, answering: str, given: object, said: str) -> None:
     """And the next plugin's are made all the same."""
     found = diagnosed(Failing(given), Serving(answering))
-    assert found["checks of plugin-0"] == Diagnosis("checks of plugin-0", False, said, "they fail themselves: tell the authors of plugin-0")
+    assert found["checks of plugin-0"] == Diagnosis("checks of plugin-0", False, said, "the checks fail: tell the authors of plugin-0")
     assert found["judge's server"].healthy
 
 

@@ -62,7 +62,7 @@ def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sampling is not None
 
 
-def test_a_config_as_the_command_line_makes_it(tmp_path: Path) -> None:
+def test_a_config_as_the_command_line_makes_it() -> None:
     config = gotr1.load_config(preset="scenes", words=["steps=7"], algorithm="rloo")
     assert (config.steps, config.algorithm.name, config.planner.name) == (7, "rloo", "janus")
     with pytest.raises(UsageError, match="unknown key stesp"):

@@ -19,7 +19,7 @@ from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Component, hookimpl
 from gotr1_core.plugins import Registry
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import checkpoints, damage
+from gotr1_core.runs.checkpoint import complete_checkpoints, find_damage
 from gotr1_core.samples import IMAGE, PLAN, Sample, SegmentName
 from gotr1_janus.policy import JanusPolicy
 
@@ -63,7 +63,7 @@ class Heard:
 
     @hookimpl
     def gotr1_checkpoint_saved(self, run: Path, step: int, checkpoint: Path) -> None:
-        assert damage(checkpoint) is None  # whole
+        assert find_damage(checkpoint) is None  # whole
         self._hear("saved", run=run, step=step, checkpoint=checkpoint)
 
     @hookimpl
@@ -120,7 +120,7 @@ def test_a_listener_that_fails_hears_no_more(config: RunConfig, registry: Regist
     assert broken.names == ["started", "evaluated"]
     assert other.names == plugin.names == EVERYTHING
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: Heard")]
-    assert warnings == ["warning: Heard failed in gotr1_evaluated and hears no more of this run: ValueError: no room"]
+    assert warnings == ["warning: Heard failed in gotr1_evaluated and gets no more events of this run: ValueError: no room"]
     plugin.fails = "started"
     start.resume(config.output / "run", ["steps=4"], registry=registry, listeners=[broken], cpu=True)
     assert broken.names == ["started", "evaluated", "started", "step", "evaluated"]
@@ -135,7 +135,7 @@ def test_strict_plugins_stop_the_run(config: RunConfig, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match="no\nroom"):
         start.train(config, listeners=[other, Heard("saved")], cpu=True)
     assert other.events[-1][1]["outcome"] == "failed"
-    assert list(checkpoints(config.output / "run")) == [1]
+    assert list(complete_checkpoints(config.output / "run")) == [1]
 
 
 # -- judges -----------------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_rewards_that_nobody_knows_stop_a_run_before_it_trains(make: Make, more:
     assert caught.value.hint
     assert "step" not in heard.names
     assert heard.events[-1][1]["outcome"] == "failed"
-    assert checkpoints(tmp_path / "run") == {}
+    assert complete_checkpoints(tmp_path / "run") == {}
 
 
 def test_the_command_line_exits_with_1(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,9 +18,9 @@ from gotr1_core.chain import parse
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.errors import UsageError
-from gotr1_core.pictures.sample_files import SHOWN, as_row, overlay, write_samples
+from gotr1_core.pictures.sample_files import OVERLAY_SIDE, draw_overlay, sample_row, write_samples
 from gotr1_core.plugins import Registry
-from gotr1_core.runs.records import Records, check_free, environment, locked, new_folder
+from gotr1_core.runs.records import Records, check_output, environment, lock_folder, new_folder
 from gotr1_core.samples import Prompt, Sample
 
 CHAIN = "a <|obj_start|>rød katt<|obj_end|> <|box_start|>(0,0),(500,999)<|box_end|>, left"
@@ -73,20 +73,20 @@ def test_samples_are_pictures_overlays_and_rows(tmp_path: Path) -> None:
 
 def test_a_malformed_chain_says_why() -> None:
     broken = Sample(Prompt("x"), parse("<|obj_start|>cat <|box_start|>(9,9),(1,1)<|box_end|>"), None)
-    row = as_row(broken)
+    row = sample_row(broken)
     assert row["well_formed"] is False
     assert row["problems"]
     assert row["regions"] == []
 
 
-@pytest.mark.parametrize("size", [(12, 8), (8, 12), (SHOWN, SHOWN), (300, 400)])
+@pytest.mark.parametrize("size", [(12, 8), (8, 12), (OVERLAY_SIDE, OVERLAY_SIDE), (300, 400)])
 def test_an_overlay_is_the_picture_enlarged_with_boxes(size: tuple[int, int]) -> None:
-    shown = overlay(sample(size))
+    shown = draw_overlay(sample(size))
     factor = shown.width / size[0]
     assert shown.size == (size[0] * factor, size[1] * factor)  # not distorted
     assert factor == int(factor)  # every pixel as large as the next
-    assert min(shown.size) >= SHOWN
-    assert min(size) < SHOWN or factor == 1
+    assert min(shown.size) >= OVERLAY_SIDE
+    assert min(size) < OVERLAY_SIDE or factor == 1
     pixels = np.asarray(shown)
     plain = (pixels == (10, 200, 30)).all(-1)
     half = shown.width // 2
@@ -125,16 +125,16 @@ def test_two_that_ask_for_a_name_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     """The name was free when it was asked for, and is taken when the folder is there: the first keeps it."""
     chosen = config(tmp_path, name="one")
     first = new_folder(Registry(), chosen)
-    monkeypatch.setattr("gotr1_core.runs.records.check_free", lambda config: None)
+    monkeypatch.setattr("gotr1_core.runs.records.check_output", lambda config: None)
     with pytest.raises(UsageError, match="one is there already"):
         new_folder(Registry(), chosen)
     assert list(tmp_path.iterdir()) == [first]
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UsageError, match="being trained by another process"), locked(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(UsageError, match="being trained by another process"), lock_folder(tmp_path):
         pytest.fail("two hold it")
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -142,9 +142,9 @@ def test_an_output_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     for output in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
         with pytest.raises(UsageError, match="cannot make") as caught:
-            check_free(config(output, name="one"))  # before anything is loaded
+            check_output(config(output, name="one"))  # before anything is loaded
         assert caught.value.hint == "choose another output=…"
-    check_free(config(tmp_path / "new" / "deeper", name="one"))
+    check_output(config(tmp_path / "new" / "deeper", name="one"))
     assert not (tmp_path / "new").exists()
 
 
@@ -171,21 +171,21 @@ def records(tmp_path: Path) -> Iterator[Records]:
 
 def test_rows_are_on_disk_at_once(records: Records) -> None:
     """So that a run can be watched; and they are JSON, which has no NaN."""
-    records.metrics({"step": 1, "reward": 0.5})
-    records.metrics({"step": 2, "reward": math.nan})
+    records.add_metrics({"step": 1, "reward": 0.5})
+    records.add_metrics({"step": 2, "reward": math.nan})
     assert rows(records.folder / "metrics.jsonl") == records.rows == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
 
 
 def test_some_samples(records: Records) -> None:
-    records.samples("step-000007", [sample(pi=i / 20) for i in range(20)], most=3)
+    records.add_samples("step-000007", [sample(pi=i / 20) for i in range(20)], most=3)
     folder = records.folder / "samples" / "step-000007"
     assert [row["reward"] for row in rows(folder / "samples.jsonl")] == [0, 0.05, 0.1]
     assert len(list(folder.glob("*.png"))) == 6
 
 
 def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
-    records.evaluation("before", {"pi": [0.5, math.nan]})
-    records.evaluation("after", {"pi": [1.0, 0.25]})
+    records.add_evaluation("before", {"pi": [0.5, math.nan]})
+    records.add_evaluation("after", {"pi": [1.0, 0.25]})
     text = (records.folder / "held-out.json").read_text()
     assert json.loads(text, parse_constant=no_constant) == {"before": {"pi": [0.5, None]}, "after": {"pi": [1.0, 0.25]}}
     with closing(Records(records.folder)) as again:
@@ -195,29 +195,29 @@ def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
 def test_records_go_on_where_a_checkpoint_was(records: Records) -> None:
     """Whole rows up to it; and what is half-written, or came after, is forgotten."""
     for step in range(5):
-        records.metrics({"step": step})
-    records.evaluation("before", {"pi": [0.5]})
-    records.evaluation("after", {"pi": [1.0]})
+        records.add_metrics({"step": step})
+    records.add_evaluation("before", {"pi": [0.5]})
+    records.add_evaluation("after", {"pi": [1.0]})
     records.close()
     with (records.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')
     with closing(Records(records.folder)) as again:
         assert [row["step"] for row in again.rows] == [0, 1, 2, 3, 4]
-        again.cut(2)
-        again.metrics({"step": 9})
+        again.truncate(2)
+        again.add_metrics({"step": 9})
         assert [row["step"] for row in rows(again.folder / "metrics.jsonl")] == [0, 1, 9]
         assert again.held_out.keys() == {"before"}
 
 
 def test_records_start_over_without_a_checkpoint(records: Records) -> None:
     """Evaluations of the untrained model need not be repeated; one whose scores are not kept must be."""
-    records.metrics({"step": 0, "evaluation": "before", "pi": 0.5})
-    records.evaluation("before", {"pi": [0.5]})
-    records.metrics({"step": 0, "evaluation": "before, greedy", "pi": 0.5})
-    records.metrics({"step": 1})
+    records.add_metrics({"step": 0, "evaluation": "before", "pi": 0.5})
+    records.add_evaluation("before", {"pi": [0.5]})
+    records.add_metrics({"step": 0, "evaluation": "before, greedy", "pi": 0.5})
+    records.add_metrics({"step": 1})
     records.close()
     with closing(Records(records.folder)) as again:
-        again.cut(None)
+        again.truncate(None)
         assert again.rows == rows(again.folder / "metrics.jsonl") == [{"step": 0, "evaluation": "before", "pi": 0.5}]
 
 
@@ -233,8 +233,8 @@ def test_damaged_records_are_said(tmp_path: Path, name: str, text: str) -> None:
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     with closing(Records(tmp_path, main=False)) as quiet:
-        quiet.metrics({"step": 1})
-        quiet.samples("step-000001", [sample()])
-        quiet.evaluation("before", {"pi": [0.5]})
-        quiet.cut(None)
+        quiet.add_metrics({"step": 1})
+        quiet.add_samples("step-000001", [sample()])
+        quiet.add_evaluation("before", {"pi": [0.5]})
+        quiet.truncate(None)
     assert list(tmp_path.iterdir()) == []

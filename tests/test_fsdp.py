@@ -12,7 +12,7 @@ from torch import nn
 from gotr1_core.components.limits import check_limits, step_sizes
 from gotr1_core.components.preflight import check
 from gotr1_core.config.models import RunConfig
-from gotr1_core.engine.fsdp import PassKind, blocks, common
+from gotr1_core.engine.fsdp import PassKind, blocks, common_sequence
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 
@@ -24,9 +24,9 @@ BOTH: PassKind = ("image", "plan")
 @pytest.mark.parametrize(
     ("changed", "processes", "message", "hint"),
     [
-        ({}, 1, "shard=true spreads a model over processes, and there is one", "-- --num-processes 2, or set shard=false"),
-        ({"lora": {"rank": 2}}, 2, "shard=true is for full weights, and lora trains adapters", "set lora=null, or shard=false"),
-        ({"lora": {"rank": 2}}, None, "shard=true is for full weights, and lora trains adapters", "set lora=null, or shard=false"),
+        ({}, 1, "shard=true shards a model over several processes, but there is only one", "-- --num-processes 2, or set shard=false"),
+        ({"lora": {"rank": 2}}, 2, "shard=true needs full weights, but lora trains adapters", "set lora=null, or shard=false"),
+        ({"lora": {"rank": 2}}, None, "shard=true needs full weights, but lora trains adapters", "set lora=null, or shard=false"),
         ({"mixed_precision": "fp16"}, 3, "shard=true and mixed_precision=fp16 do not go together", "mixed_precision=bf16"),
     ],
 )
@@ -56,12 +56,12 @@ def test_the_command_line_refuses_it_in_two_lines(refused: Any, make: Make, tmp_
     file.write_text(dump(make(shard=True, output=str(tmp_path / "runs"))))
     for more in ([], ["--dry-run"]):
         error, hint = refused(["train", str(file), *more])
-        assert error == "shard=true spreads a model over processes, and there is one"
+        assert error == "shard=true shards a model over several processes, but there is only one"
         assert "--num-processes 2" in hint
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_the_geometry_says_what_a_process_has(make: Make) -> None:
+def test_the_sizes_say_what_a_process_has(make: Make) -> None:
     assert step_sizes(make(), 3, {})["trained weights per process"] == "all"
     assert step_sizes(make(shard=True), 3, {})["trained weights per process"] == "1/3"
 
@@ -93,4 +93,4 @@ def test_blocks_are_the_elements_of_the_outermost_lists_that_train() -> None:
 )
 def test_processes_agree_on_passes(sequences: Sequence[Sequence[PassKind]], agreed: list[PassKind]) -> None:
     """Each finds its own slices among them, in their order; idle ones are as few as its heads tell."""
-    assert common(sequences) == agreed
+    assert common_sequence(sequences) == agreed

@@ -48,10 +48,10 @@ def test_a_dry_run_counts_as_a_hand_does(make: Make, tmp_path: Path, capsys: pyt
     file.write_text(dump(make(**TREE, output=str(tmp_path / "runs"))))
     assert call(["train", str(file), "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["geometry"] == SHAPE
+    assert found["sizes"] == SHAPE
     assert found["config"]["groups"] == 6
     assert call(["train", str(file), "--dry-run"]) == 0
-    config, _, shape = capsys.readouterr().out.partition("\n# geometry of a step\n")
+    config, _, shape = capsys.readouterr().out.partition("\n# sizes of a step\n")
     assert config == dump(make(**TREE, output=str(tmp_path / "runs")))  # which runs as it stands
     assert [line.removeprefix("# ").rsplit(maxsplit=1) for line in shape.splitlines()] == [[k, str(v)] for k, v in SHAPE.items()]
     assert list(tmp_path.iterdir()) == [file]  # nothing was started
@@ -61,27 +61,27 @@ def test_a_real_step_does_what_the_dry_run_says(registry: Registry, make: Make, 
     """With a divergence, so that no plan is without a gradient; and nothing pruned."""
     config = make(**TREE, segments={"plan": {"kl": 0.1}}, prune=False)
     assert step_sizes(config, 1, check(registry, config).sizes) == SHAPE
-    counted = {"chunks": 0, "slices": 0}
+    counted = {"chunks": 0, "micro-batches": 0}
     trainer = Trainer(config, build(registry, config), prompts_of(registry, config.prompts)[0], Accelerator(cpu=True))
-    draw, cut = trainer.parts.planner.plan, updating.slices
+    draw, cut = trainer.parts.planner.plan, updating.split_batch
 
     def plan(*arguments: Any, **more: Any) -> Any:
         counted["chunks"] += 1
         return draw(*arguments, **more)
 
-    def slices(*arguments: Any, **more: Any) -> Any:
-        found = cut(*arguments, **more)
-        counted["slices"] = len(found)
-        return found
+    def counting(*arguments: Any, **more: Any) -> Any:
+        micro_batches = cut(*arguments, **more)
+        counted["micro-batches"] = len(micro_batches)
+        return micro_batches
 
     monkeypatch.setattr(trainer.parts.planner, "plan", plan)
-    monkeypatch.setattr(updating, "slices", slices)
+    monkeypatch.setattr(updating, "split_batch", counting)
     _, batch = trainer.step(0)
     assert len(batch.prompts) == SHAPE["prompts"]
     assert len(batch.plans) == SHAPE["plans"]
     assert batch.images is not None
     assert len(batch.images) == len(batch.samples) == SHAPE["images"]
-    assert counted == {"chunks": SHAPE["rollout chunks per process"], "slices": SHAPE["micro-batches per update and process"]}
+    assert counted == {"chunks": SHAPE["rollout chunks per process"], "micro-batches": SHAPE["micro-batches per update and process"]}
     assert trainer.learners["planner"].updates == SHAPE["updates per rollout"]
     assert batch.plans.tensors["mask"].shape[1] <= SHAPE["plan tokens at most"]
     assert batch.images.tensors["mask"].shape[1] == SHAPE["image tokens"]
@@ -107,7 +107,7 @@ def test_several_processes_share_the_prompts(make: Make) -> None:
         (
             {"evaluation": {"every": 2, "prompts": 7}},
             1,
-            "evaluation.prompts=7, and only 6 prompts are held out",
+            "evaluation.prompts=7, but only 6 prompts are held out",
             "nearest: evaluation.prompts=6 or prompts.held_out=7",
         ),
         (
@@ -151,7 +151,7 @@ def test_chains_that_leave_no_room_for_a_prompt(registry: Registry, make: Make) 
         ({"plans": 4, "images": 1, "algorithm": {"name": "grpo", "advantages": "split"}}, "advantages=split", "two or more images"),
         (
             {"train": "planner", "segments": {"plan": {"weight": 0}}},
-            "train=planner, and nothing of it has a weight",
+            "train=planner, but no segment of it has a weight",
             "segments.plan.weight",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The checks of a component of any kind, each on a component that no other check has changed."""
+"""Runs the checks of a component of any kind. Each check gets a component that no other check has changed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gotr1_core.plugins import nearest, one_line
 from gotr1_core.protocols import RewardJudge
 from gotr1_core.samples import IMAGE, PLAN, Sample
 from gotr1_testing.algorithms import ALGORITHM
-from gotr1_testing.finding import Check, Finding
-from gotr1_testing.judges import JUDGE, Court
+from gotr1_testing.check import Check, CheckResult
+from gotr1_testing.judges import JUDGE, JudgeSubject
 from gotr1_testing.policies import PLANNER, RENDERER
 from gotr1_testing.reliability import RELIABILITY
 from gotr1_testing.subject import Case, Subject
@@ -29,10 +29,10 @@ CHECKS: dict[Kind, Sequence[Check[Any]]] = {
 
 
 def checks_of(kind: Kind, only: Sequence[str] = ()) -> list[Check[Any]]:
-    """The checks of a kind, or those of some names.
+    """The checks of a kind, or only those with the given names.
 
     Raises:
-        UsageError: a kind that has none, a name that is none.
+        UsageError: the kind has no checks, or no check has such a name.
     """
     if kind not in CHECKS:
         raise UsageError(f"there are no checks of kind {kind}", hint=f"kinds: {', '.join(CHECKS)}")
@@ -44,15 +44,15 @@ def checks_of(kind: Kind, only: Sequence[str] = ()) -> list[Check[Any]]:
 
 
 def subject_of(kind: Kind, component: Any, case: Case, reference: RewardJudge | None = None, compared: Sequence[Sample] = ()) -> Any:
-    """What the checks of a kind are given for a component."""
+    """Wraps a component as the checks of its kind expect it: :class:`JudgeSubject`, :class:`Subject`, or the algorithm itself."""
     if kind == "judge":
-        return Court(component, reference=reference, compared=compared)
+        return JudgeSubject(component, reference=reference, compared=compared)
     if kind == "algorithm":
         return component
     return Subject(component, PLAN if kind == "planner" else IMAGE, case)
 
 
-def examine(
+def run_checks(
     kind: Kind,
     make: Callable[[], Any],
     case: Case | None = None,
@@ -60,23 +60,30 @@ def examine(
     *,
     reference: RewardJudge | None = None,
     compared: Sequence[Sample] = (),
-) -> Iterator[Finding]:
-    """Runs the checks of a kind one by one; ``make`` gives a new component, which those that change nothing share.
+) -> Iterator[CheckResult]:
+    """Runs the checks of a kind one by one, and yields each result.
 
-    A judge is compared with the judge ``reference`` on the samples ``compared``.
-    An exception of the component is a finding that failed, and says what it was; too little memory is a check that was not run.
+    An exception of the component is a failed check, and its note is the exception. If memory runs out, the check counts as not run.
+
+    Args:
+        kind: ``planner``, ``renderer``, ``judge`` or ``algorithm``.
+        make: makes a new component. Checks that change nothing share one.
+        case: what a planner or renderer is checked on.
+        only: names of checks; all checks of the kind if empty.
+        reference: the judge that a judge is compared with.
+        compared: the samples on which both are compared.
     """
     subject = None
     for check in checks_of(kind, only):
         if subject is None:
-            gc.collect()  # the one before it may be large
+            gc.collect()  # frees the component before it, which may be large
             subject = subject_of(kind, make(), case or Case(), reference, compared)
         try:
             yield check.run(subject)
         except Exception as error:
-            shown = error.message if isinstance(error, Gotr1Error) else one_line(error)
+            note = error.message if isinstance(error, Gotr1Error) else one_line(error)
             passed = None if is_out_of_memory(error) else False
-            yield Finding(check.name, passed, math.nan, math.nan, shown)
+            yield CheckResult(check.name, passed, math.nan, math.nan, note)
             subject = None
         if check.changes:
             subject = None

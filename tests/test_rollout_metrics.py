@@ -13,7 +13,7 @@ from PIL import Image
 from gotr1_core.advantages import constant_groups
 from gotr1_core.batch import Batch, join_batches
 from gotr1_core.chain import Chain, Region, parse
-from gotr1_core.engine.rollout_metrics import missing_shares, rollout_metrics
+from gotr1_core.engine.rollout_metrics import nan_fractions, rollout_metrics
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling
 
 RED, BLUE, BROKEN = (
@@ -49,7 +49,7 @@ def batch(groups: list[list[tuple[Chain, int | None, float, dict[str, float]]]],
 
 def numbers(found: Batch) -> dict[str, float]:
     constant = constant_groups(found.rewards, 1e-9)
-    return rollout_metrics(found, constant, idle=bool(constant.all())).numbers(Accelerator(cpu=True))
+    return rollout_metrics(found, constant, idle=bool(constant.all())).reduce(Accelerator(cpu=True))
 
 
 def test_every_number_by_hand() -> None:
@@ -117,5 +117,5 @@ def test_what_an_evaluation_lacks() -> None:
         Sample(Prompt("a"), RED, None, scores={"sem": 1.0, "pi": NAN}, reward=NAN),
         Sample(Prompt("b"), RED, None, scores={"sem": 1.0}, reward=1.0),
     ]
-    assert missing_shares(samples) == {"nan": 0.5, "nan.pi": 1.0}
-    assert missing_shares([replace(samples[1])]) == {}
+    assert nan_fractions(samples) == {"nan": 0.5, "nan.pi": 1.0}
+    assert nan_fractions([replace(samples[1])]) == {}

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from gotr1_core.config.models import RunConfig
-from gotr1_core.engine.interrupts import Interrupted, Stop, ending
+from gotr1_core.engine.interrupts import Interrupted, StopRequest, ignore_sigterm
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import CHECKPOINTS, checkpoints, read_state
+from gotr1_core.runs.checkpoint import CHECKPOINTS, complete_checkpoints, read_state
 
 Make = Callable[..., RunConfig]
 SMALL = ["groups=2", "plans=2", "prompts.held_out=2", "evaluation.greedy=false", "evaluation.best_of=0"]
@@ -82,7 +82,7 @@ def test_a_run_is_stopped_again_and_again(training: Any, tmp_path: Path) -> None
     first.until('{"step": 1,')
     first.send(signal.SIGINT)
     said = first.finish()
-    done = max(checkpoints(run))
+    done = max(complete_checkpoints(run))
     assert steps(run) == list(range(1, done + 1))  # the step that was under way is done and saved
     assert 1 <= done < 50
     assert any(line.startswith("SIGINT: finishing this step and saving it; ") for line in said)
@@ -92,7 +92,7 @@ def test_a_run_is_stopped_again_and_again(training: Any, tmp_path: Path) -> None
     second.until(f'{{"step": {done + 1},')
     second.send(signal.SIGTERM)
     said = second.finish()
-    before, done = done, max(checkpoints(run))
+    before, done = done, max(complete_checkpoints(run))
     assert before < done < 50
     assert steps(run) == list(range(1, done + 1))
     assert any(line.startswith("SIGTERM: finishing this step and saving it; ") for line in said)
@@ -104,8 +104,8 @@ def test_a_run_is_stopped_again_and_again(training: Any, tmp_path: Path) -> None
     third.until("finishing this step")
     third.process.send_signal(signal.SIGINT)
     assert third.finish()[-2:] == ["error: interrupted in the middle of a step", f"hint: gotr1 train --resume {run} goes on"]
-    assert max(checkpoints(run)) == done
-    assert {path.name for path in (run / CHECKPOINTS).iterdir()} == {path.name for path in checkpoints(run).values()}
+    assert max(complete_checkpoints(run)) == done
+    assert {path.name for path in (run / CHECKPOINTS).iterdir()} == {path.name for path in complete_checkpoints(run).values()}
     assert start.resumed_config(run, [])[1] == {}
 
 
@@ -142,7 +142,7 @@ def test_a_stop_while_it_evaluates_keeps_the_evaluation(config: RunConfig, tmp_p
     with pytest.raises(Interrupted, match="after step 2 of 3"):
         start.train(config, listeners=[heard], cpu=True)
     assert heard.outcome == "interrupted"
-    state = read_state(checkpoints(tmp_path / "run")[2])
+    state = read_state(complete_checkpoints(tmp_path / "run")[2])
     assert not state["pending"]
     assert state["rows"] == 4  # before, two steps, held-out
 
@@ -160,25 +160,25 @@ def test_before_the_first_step_it_leaves_at_once(config: RunConfig, tmp_path: Pa
         start.train(config, listeners=[heard], cpu=True)
     assert caught.value.code == 130
     assert heard.outcome == "interrupted"
-    assert checkpoints(tmp_path / "run") == {}
+    assert complete_checkpoints(tmp_path / "run") == {}
     start.resume(tmp_path / "run", cpu=True)
-    assert list(checkpoints(tmp_path / "run")) == [2, 3]
+    assert list(complete_checkpoints(tmp_path / "run")) == [2, 3]
 
 
 # -- the signals themselves -------------------------------------------------------------------------------------------------
 
 
 def handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in Stop.signals]
+    return [signal.getsignal(number) for number in StopRequest.signals]
 
 
 def test_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = handlers()
-    with Stop() as stop:
+    with StopRequest() as stop:
         assert all(new != old for new, old in zip(handlers(), before, strict=True))
-        assert not stop.asked
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert handlers() == before
@@ -186,22 +186,22 @@ def test_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("SIGTERM: finishing this step and saving it; ")
 
 
-@pytest.mark.parametrize("first", Stop.signals)
+@pytest.mark.parametrize("first", StopRequest.signals)
 def test_sigterm_is_no_second_ctrl_c(first: signal.Signals) -> None:
     """torchrun sends it after a SIGINT, and schedulers send it more than once."""
-    with Stop() as stop:
+    with StopRequest() as stop:
         for number in (first, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        assert stop.asked
+        assert stop.requested
 
 
 def test_one_process_of_several_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with Stop(main=False):
+    with StopRequest(is_main=False):
         os.kill(os.getpid(), signal.SIGINT)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with Stop() as stop:
+    with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)  # which torchrun sends because another process has ended
-        assert stop.asked
+        assert stop.requested
     assert capsys.readouterr().err == ""
 
 
@@ -216,7 +216,7 @@ def ctrl_c() -> Iterator[None]:
 @pytest.mark.usefixtures("ctrl_c")
 def test_last_words_are_not_cut_short() -> None:
     before = handlers()
-    with ending():
+    with ignore_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -228,8 +228,8 @@ def test_in_another_thread_signals_are_not_ours() -> None:
     before, seen = handlers(), []
 
     def work() -> None:
-        with ending(), Stop() as stop:
-            seen.append((handlers() == before, stop.asked))
+        with ignore_sigterm(), StopRequest() as stop:
+            seen.append((handlers() == before, stop.requested))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from gotr1_core.advantages import EPS, TOLERANCE, Advantages, constant_groups, joint, split

@@ -14,11 +14,19 @@ import pytest
 import torch
 
 from gotr1_core.config.models import RunConfig
-from gotr1_core.engine.out_of_memory import GB, Usage, explained, fitting, is_out_of_memory, out_of_memory, usage
+from gotr1_core.engine.out_of_memory import (
+    GB,
+    MemoryUsage,
+    explain_out_of_memory,
+    is_out_of_memory,
+    largest_fitting,
+    memory_usage,
+    out_of_memory_error,
+)
 from gotr1_core.errors import Gotr1Error
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import checkpoints
+from gotr1_core.runs.checkpoint import complete_checkpoints
 
 Make = Callable[..., RunConfig]
 
@@ -35,14 +43,14 @@ Make = Callable[..., RunConfig]
 )
 def test_what_would_fit(used: float, asked: float, expected: int) -> None:
     """Memory before the phase was 1 of 4 GB, and grows in proportion to the size."""
-    before, now = Usage(1e9, 4e9), Usage(used, 4e9)
-    assert fitting(16, before, now, asked) == pytest.approx(expected, abs=1)
-    assert fitting(16, before, now, asked) < 16
+    before, now = MemoryUsage(1e9, 4e9), MemoryUsage(used, 4e9)
+    assert largest_fitting(16, before, now, asked) == pytest.approx(expected, abs=1)
+    assert largest_fitting(16, before, now, asked) < 16
 
 
 def test_what_would_fit_is_smaller() -> None:
-    assert fitting(2, Usage(0, 100), Usage(99, 100), 2) == 1
-    assert fitting(16, Usage(5, 4), Usage(6, 4), 1) == 8  # more in use than there is, as addresses may be
+    assert largest_fitting(2, MemoryUsage(0, 100), MemoryUsage(99, 100), 2) == 1
+    assert largest_fitting(16, MemoryUsage(5, 4), MemoryUsage(6, 4), 1) == 8  # more in use than there is, as addresses may be
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_what_would_fit_is_smaller() -> None:
 )
 def test_other_errors_stay_what_they_are(make: Make, error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
-    with pytest.raises(Gotr1Error if expected else type(error)), explained("rollout", make()):
+    with pytest.raises(Gotr1Error if expected else type(error)), explain_out_of_memory("rollout", make()):
         raise error
 
 
@@ -74,17 +82,17 @@ def test_other_errors_stay_what_they_are(make: Make, error: Exception, expected:
         (
             "rollout",
             "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has …",
-            ["3 groups of 4 plans x 1 images", "2.68 GB more were asked for"],  # of 8 that fit into a chunk there are 3
+            ["3 groups of 4 plans x 1 images", "2.68 GB more were requested"],  # of 8 that fit into a chunk there are 3
             ["rollout_groups=1 would fit by estimate", "sampling.max_chain_tokens=4"],
         ),
-        ("scoring", "", ["8 plans with 1 images each"], ["micro_batch=5 ", "gradient_checkpointing=true", "lora={rank: 32}"]),
+        ("forward", "", ["8 plans with 1 images each"], ["micro_batch=5 ", "gradient_checkpointing=true", "lora={rank: 32}"]),
         ("update", "", ["8 plans with 1 images each"], ["micro_batch=5 ", "gradient_checkpointing=true", "lora={rank: 32}", "shard=true"]),
         ("evaluation", "", ["6 prompts"], ["evaluation.batch=4 ", "sampling.max_chain_tokens=4"]),
         ("loading", "", ["the weights"], ["lora={rank: 32} instead of full weights", "planner.dtype=bfloat16"]),
     ],
 )
 def test_phase_sizes_and_settings_are_said(make: Make, phase: str, message: str, parts: list[str], hints: list[str]) -> None:
-    error = out_of_memory(phase, make(), Usage(1 * GB, 6 * GB), Usage(8.5 * GB, 6 * GB), message)
+    error = out_of_memory_error(phase, make(), MemoryUsage(1 * GB, 6 * GB), MemoryUsage(8.5 * GB, 6 * GB), message)
     assert error.code == 1
     assert f"out of memory in phase {phase!r}" in error.message
     assert "chains of up to 8 tokens; 8.50 of 6.00 GB in use" in error.message
@@ -94,10 +102,10 @@ def test_phase_sizes_and_settings_are_said(make: Make, phase: str, message: str,
 
 
 def test_one_of_everything_still_has_a_hint(make: Make) -> None:
-    nothing = Usage(0, 1)
-    assert "plans=2 or sampling" in str(out_of_memory("rollout", make(groups=1), nothing, nothing, "").hint)
+    nothing = MemoryUsage(0, 1)
+    assert "plans=2 or sampling" in str(out_of_memory_error("rollout", make(groups=1), nothing, nothing, "").hint)
     lean = make(micro_batch=1, gradient_checkpointing=True, lora={"rank": 2}, sampling={"max_chain_tokens": 1})
-    assert out_of_memory("update", lean, nothing, nothing, "").hint == "sampling.max_chain_tokens=1"
+    assert out_of_memory_error("update", lean, nothing, nothing, "").hint == "sampling.max_chain_tokens=1"
 
 
 @contextmanager
@@ -113,10 +121,10 @@ def room(size: int) -> Iterator[None]:
 
 
 def test_usage_is_of_what_is_limited() -> None:
-    free = usage()
+    free = memory_usage()
     assert 0 < free.used < free.total
     with room(1 << 30):
-        limited = usage()
+        limited = memory_usage()
     assert limited.total - limited.used == pytest.approx(1 << 30, rel=0.1)
 
 
@@ -145,11 +153,11 @@ def test_a_run_that_does_not_fit(make: Make, tmp_path: Path) -> None:
     with pytest.raises(Gotr1Error, match="out of memory in phase 'rollout': 128 groups of 16 plans x 1 images") as caught:
         start.train(make(**settings, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
     assert heard.outcome == "failed"
-    assert re.search(r"[\d.]+ of [\d.]+ GB in use, 0\.\d+ GB more were asked for", caught.value.message)
+    assert re.search(r"[\d.]+ of [\d.]+ GB in use, 0\.\d+ GB more were requested", caught.value.message)
     found = re.match(r"rollout_groups=(\d+) would fit by estimate or ", str(caught.value.hint))
     assert found is not None
     assert 1 <= int(found[1]) < 128
-    assert checkpoints(tmp_path / "run") == {}
+    assert complete_checkpoints(tmp_path / "run") == {}
 
 
 def test_weights_that_do_not_fit(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from torch import nn
 from gotr1_core.components.build import build
 from gotr1_core.config.models import RunConfig
 from gotr1_core.engine.ema import EMA
-from gotr1_core.engine.tensors import collected
+from gotr1_core.engine.tensors import gather_to_cpu
 from gotr1_core.loop import Trainer
 from gotr1_core.plugins import Registry
 from gotr1_core.runs import start
-from gotr1_core.runs.checkpoint import EMA_FILE, TRAINABLE, checkpoints
+from gotr1_core.runs.checkpoint import EMA_FILE, TRAINABLE, complete_checkpoints
 from gotr1_core.runs.restore import restore
 
 Make = Callable[..., RunConfig]
@@ -35,7 +35,7 @@ def module(values: list[float], dtype: torch.dtype = torch.float32) -> nn.Module
 def walk(target: nn.Module, average: EMA, steps: list[float], first: int = 1) -> None:
     for number, step in enumerate(steps, first):
         target.trained.data += step
-        average.follow(number)
+        average.update(number)
 
 
 def test_it_is_the_recursion_of_an_exponential_average() -> None:
@@ -85,14 +85,14 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     one = module([1.0])
     whole = EMA(one, 0.9)
     walk(one, whole, [0.5, 0.25])
-    save_file(collected(whole.tensors), tmp_path / EMA_FILE)
+    save_file(gather_to_cpu(whole.tensors), tmp_path / EMA_FILE)
     other = module([1.75])
     again = EMA(other, 0.9)
-    again.resume(tmp_path / EMA_FILE)
+    again.load(tmp_path / EMA_FILE)
     for target, average in ((one, whole), (other, again)):
         walk(target, average, [1.0], 3)
     assert torch.equal(whole.tensors["trained"], again.tensors["trained"])
-    again.resume(tmp_path / "none")  # the run that is resumed had no average
+    again.load(tmp_path / "none")  # the run that is resumed had no average
     assert torch.equal(again.tensors["trained"], other.trained.detach())
 
 
@@ -109,7 +109,7 @@ def test_rollouts_are_the_policy_s_and_evaluations_the_average_s(make: Make, tmp
     run = start.train(averaging(make, output=str(tmp_path), name="averaged"), cpu=True)
     for name in ("reward", "gradient_norm", "plan.kl"):
         assert [row.get(name) for row in steps(plain.folder)] == [row.get(name) for row in steps(run.folder)]
-    last = [checkpoints(folder)[3] / "planner" for folder in (plain.folder, run.folder)]
+    last = [complete_checkpoints(folder)[3] / "planner" for folder in (plain.folder, run.folder)]
     weights, same = (load_file(folder / TRAINABLE) for folder in last)
     assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
     assert not (last[0] / EMA_FILE).exists()
@@ -126,7 +126,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 def test_what_others_load_of_a_run_is_the_average(make: Make, tmp_path: Path) -> None:
     """A run's components for generate, evaluate, score and export; where the run goes on is its own weights."""
     run = start.train(averaging(make, output=str(tmp_path), name="run"), cpu=True)
-    last = checkpoints(run.folder)[3]
+    last = complete_checkpoints(run.folder)[3]
     average, own = load_file(last / "planner" / EMA_FILE), load_file(last / "planner" / TRAINABLE)
     assert any(not torch.equal(average[name], own[name]) for name in own)
     _, parts, _ = restore(Registry(), last)

@@ -163,7 +163,7 @@ def lengthen(folder: Path) -> None:
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json that cannot be read"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json that cannot be read"),
-        (lambda f: (f / "config.json").write_text("[1]"), "no JSON object"),
+        (lambda f: (f / "config.json").write_text("[1]"), "not a JSON object"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json that cannot be read"),
         (lambda f: [p.unlink() for p in f.glob("*.safetensors*")], r"has no \*.safetensors"),
         (lambda f: (f / SECOND).unlink(), f"lacks {SECOND}"),
