@@ -1,4 +1,4 @@
-"""What all tests share: a Janus so small that each can afford a real one (random weights, nine image tokens), and a run."""
+"""Fixtures for all tests: a Janus so small that each test can build a real one (random weights, nine image tokens), and a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATCHES, STRIDE = 3, 4
 
 
 def make_tokenizer() -> Any:
-    """One token per character, so that nothing but the alphabet has to be chosen."""
+    """One token per character, so that only the alphabet must be chosen."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -123,7 +123,7 @@ def policy(tiny_janus: Path) -> JanusPolicy:
 
 
 class LettersJudge:
-    """Rewards that a random policy can get: the share of letters in the chain (0 for every third length), and brightness."""
+    """Rewards that a random policy can earn: the share of letters in the chain (0 for every third length), and brightness."""
 
     def __init__(self, options: None = None) -> None:
         from gotr1_core.samples import IMAGE, PLAN
@@ -156,7 +156,7 @@ SHORT = ["steps=3", "groups=4", "plans=2", "prompts.held_out=6", "evaluation.pro
 
 @pytest.fixture(scope="session")
 def miniature_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run called NAME, of three steps with the default preset. For reading; copy it to change it."""
+    """A run called NAME of three steps with the default preset. Only read it; copy it to change it."""
     from gotr1_core.cli.main import call
 
     output = tmp_path_factory.mktemp("runs")

@@ -31,9 +31,7 @@ from gotr1_core.engine.metrics import Clock
 from gotr1_core.engine.optim import make_optimizer, move_optimizer_state
 from gotr1_core.engine.out_of_memory import explain_out_of_memory
 from gotr1_core.engine.rollout_metrics import rollout_metrics
-from gotr1_core.engine.tensors import (
-    fingerprint,
-)
+from gotr1_core.engine.tensors import fingerprint
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import ON_THE_WAY, evaluate, summary
 from gotr1_core.protocols import ActorCritic, PromptSource
@@ -276,7 +274,11 @@ def _evaluate(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> No
 
 
 def evaluate_before(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> None:
-    """Evaluates the model before training; on request also decoded greedily, and with the best of several samples."""
+    """Evaluates the model before training; on request also decoded greedily, and with the best of several samples.
+
+    Raises:
+        UsageError: a resumed run lacks one of these evaluations.
+    """
     settings = trainer.config.evaluation
     wanted: dict[str, dict[str, Any]] = {"before": {}}
     if settings.greedy:

@@ -1,4 +1,4 @@
-"""Credit over the tree of samples, against references in plain Python."""
+"""Advantages over the tree of samples, compared with references in plain Python."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def known(values: list[float]) -> list[float]:
 
 
 def normalised(values: list[float], scale: bool) -> list[float]:
-    """One group, NaN giving 0."""
+    """Normalised rewards of one group. NaN gives 0."""
     good = known(values)
     if len(good) < 2 or max(good) - min(good) <= TOLERANCE:
         return [0.0] * len(values)

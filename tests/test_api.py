@@ -1,4 +1,4 @@
-"""gotr1 as a library: the public names, that they cost nothing until they are used, and the example as a user runs it."""
+"""gotr1 as a library: the public names, which load nothing until they are used, and the example run as a user runs it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 
 def test_names_stay_what_they_are_after_their_modules_are_imported() -> None:
-    """A submodule of a public name's name would take its place as soon as anything imports it."""
+    """A submodule with a public name's name would replace it when something imports the submodule."""
     for module in sorted((ROOT / "gotr1_core").glob("*.py")):
         assert module.stem not in gotr1.__all__, module
 

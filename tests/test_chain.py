@@ -1,4 +1,4 @@
-"""Chains: what is read, what is refused, what is drawn."""
+"""Chains: what the parser reads and refuses, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ soup = st.lists(
 
 @st.composite
 def valid_parts(draw_: st.DrawFn) -> tuple[Part, ...]:
-    """Parts as `parse` gives them: no neighbouring prose."""
+    """Parts as `parse` returns them: two pieces of prose are never neighbours."""
     parts: list[Part] = []
     for part in draw_(st.lists(prose | st.builds(Mention, phrases) | regions, max_size=8)):
         if not (parts and isinstance(part, str) and isinstance(parts[-1], str)):

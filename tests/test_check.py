@@ -1,4 +1,4 @@
-"""``gotr1 check``: what it prints, what it exits with, and that no check sees what another has changed."""
+"""``gotr1 check``: its output, its exit status, and that no check sees what another check changed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plugin(tmp_path: Path) -> str:
 
 
 def table(out: str) -> dict[str, list[str]]:
-    """Rows by check."""
+    """Rows of the printed table, by check."""
     rows = [line.replace("not run", "not-run").split(maxsplit=2) for line in out.splitlines()[1:]]
     return {row[1]: row for row in rows}
 
@@ -104,7 +104,7 @@ def test_json(plugin: str, capsys: Captured) -> None:
 
 
 def test_options_of_a_preset(capsys: Captured) -> None:
-    """The preset leaves the deviation out, which makes the estimate exact; what is given lies over that."""
+    """The preset turns off division by the standard deviation, which makes the estimate exact. Options on the command line override it."""
     arguments = ["check", "algorithm", "grpo", "--preset", "scenes", "--only", "expected-gradient"]
     assert call(arguments) == 0
     assert "1 - cosine" in capsys.readouterr().out

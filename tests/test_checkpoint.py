@@ -1,4 +1,4 @@
-"""What is kept on disk comes back exactly, whole or not at all."""
+"""What a checkpoint saves comes back exactly. A checkpoint on disk is complete, or it is not there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from gotr1_core.config.models import OptimizerConfig
 from gotr1_core.engine.files import recover_folder, write_atomically
 from gotr1_core.engine.optim import clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
-from gotr1_core.engine.tensors import fingerprint, load_optimizer_tensors, load_trainable, optimizer_tensors, trainable_tensors
+from gotr1_core.engine.tensors import fingerprint, load_optimizer, load_trainable, optimizer_tensors, trainable_tensors
 from gotr1_core.errors import UsageError
 from gotr1_core.runs.checkpoint import (
     CHECKPOINTS,
@@ -27,8 +27,8 @@ from gotr1_core.runs.checkpoint import (
     complete_checkpoints,
     find_damage,
     new_checkpoint,
+    prune_checkpoints,
     read_state,
-    remove_old_checkpoints,
 )
 
 
@@ -47,7 +47,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None
 
 
 def save(run: Path, step: int, module: nn.Module | None = None, **state: Any) -> Path:
-    """A checkpoint as a run writes it."""
+    """Saves a checkpoint as a run does."""
     with new_checkpoint(run, step) as part:
         (part / "planner").mkdir()
         save_file(trainable_tensors(module or make()), part / "planner" / TRAINABLE)
@@ -113,7 +113,7 @@ def test_leftovers_of_a_killed_save_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_what_was_moved_out_of_the_way_comes_back(tmp_path: Path) -> None:
-    """A process that was killed between the two renames."""
+    """After a process was killed between the two renames."""
     folder = save(tmp_path, 1)
     folder.rename(folder.with_name(folder.name + ".old"))
     recover_folder(folder)
@@ -166,11 +166,11 @@ def test_damage_is_found(tmp_path: Path, name: str, how: Callable[[Path], Any], 
 def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     for step in (2, 4, 10, 100, 1000000):
         save(tmp_path, step)
-    remove_old_checkpoints(tmp_path, 2, best=4)
+    prune_checkpoints(tmp_path, 2, best=4)
     assert list(complete_checkpoints(tmp_path)) == [4, 100, 1000000]  # by number, not by name
-    remove_old_checkpoints(tmp_path, 1, best=1000000)
+    prune_checkpoints(tmp_path, 1, best=1000000)
     assert list(complete_checkpoints(tmp_path)) == [1000000]
-    remove_old_checkpoints(tmp_path, 3, best=None)
+    prune_checkpoints(tmp_path, 3, best=None)
     assert list(complete_checkpoints(tmp_path)) == [1000000]
 
 
@@ -218,7 +218,7 @@ def test_an_optimizer_goes_on_exactly() -> None:
     other = make()
     other.load_state_dict(one.state_dict())
     second = make_optimizer(other, config)
-    load_optimizer_tensors(second, json_free(optimizer_tensors(first)))
+    load_optimizer(second, json_free(optimizer_tensors(first)))
     for seed in range(3, 6):
         step(one, first, seed)
         step(other, second, seed)
@@ -226,7 +226,7 @@ def test_an_optimizer_goes_on_exactly() -> None:
 
 
 def json_free(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Through safetensors, as on disk."""
+    """Tensors after a trip through safetensors, as on disk."""
     from safetensors.torch import load, save
 
     assert json.dumps(sorted(tensors))  # names are plain text

@@ -1,4 +1,4 @@
-"""The command line: statuses, two lines of error and no traceback, and what lies over what. Nothing trains here."""
+"""The command line: exit statuses, errors in two lines without a traceback, and which setting overrides which. Nothing trains here."""
 
 from __future__ import annotations
 

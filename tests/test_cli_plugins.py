@@ -143,7 +143,7 @@ def test_broken_commands_cost_a_warning(body: str, error: str, toy: Path, capsys
 
 @pytest.fixture
 def mine(toy: Path) -> Path:
-    """The toy components under another name, in a file."""
+    """A file with the toy components under another name."""
     folder = toy / "plugins"
     folder.mkdir()
     (folder / "mine.py").write_text(TOY.replace('"toy"', '"mine"'))

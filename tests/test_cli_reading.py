@@ -1,4 +1,4 @@
-"""Commands that only look: list, show, plugins, config, and the options of components in --help."""
+"""Commands that only read: list, show, plugins, config, and the options of components in --help."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Refused = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def said(toy: Path, capsys: Captured) -> Callable[..., str]:
-    """What a command prints; nothing goes to stderr."""
+    """The stdout of a command; stderr must be empty."""
 
     def ask(*arguments: str) -> str:
         capsys.readouterr()

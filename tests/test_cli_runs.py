@@ -1,4 +1,4 @@
-"""Commands that draw: generate and evaluate, with a config and with a run; runs restored, damaged ones refused."""
+"""Commands that draw: generate and evaluate, with a config and with a run. Runs are restored, damaged ones refused."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_refused(part: str, to: str, trained: Path, refu
 
 @pytest.mark.parametrize("state", [{}, {"sampling": 3}, {"sampling": {"heat": 1}}])
 def test_a_state_that_no_run_wrote_is_refused(state: dict[str, Any], trained: Path, refused: Refused) -> None:
-    """Whole by its manifest, and yet not what a checkpoint is."""
+    """The manifest says that the checkpoint is complete, but the content of the state is wrong."""
     with new_checkpoint(trained, 1) as part:
         (part / STATE).write_text(json.dumps(state))
     checkpoint = trained / "checkpoints" / "step-000001"
@@ -159,15 +159,16 @@ def test_generate_draws_a_chain_that_was_written(toy: Path, trained: Path, capsy
     [
         (None, "cannot read chain.txt: No such file"),
         (b"\xff\xfe\x00", "chain.txt is not UTF-8 text"),
-        (b"a cat", "chain.txt: there is no region in it"),
-        (f"{CHAIN} <|box_start|>(1,2)".encode(), "chain.txt: "),
+        (b"a cat", "--chain: chain.txt: there is no region in it"),
+        (f"{CHAIN} <|box_start|>(1,2)".encode(), "--chain: chain.txt: "),
     ],
 )
 def test_generate_refuses_what_is_no_chain(toy: Path, refused: Refused, text: bytes | None, error: str) -> None:
     if text is not None:
         (toy / "chain.txt").write_bytes(text)
-    said, _ = refused(["generate", "a cat", "--preset", "toy", "--chain", "chain.txt"])
-    assert said.startswith(f"--chain: {error}")
+    message, hint = refused(["generate", "a cat", "--preset", "toy", "--chain", "chain.txt"])
+    assert message.startswith(error)
+    assert "--chain" in message + hint
     assert not (toy / "pictures").exists()
 
 

@@ -1,4 +1,4 @@
-"""``gotr1 score``: judges alone, on files, folders and what generate and runs wrote."""
+"""``gotr1 score``: judges without a policy, on files, folders and the output of generate and of runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def picture(path: Path, red: int, green: int = 0) -> Path:
 
 @pytest.fixture
 def folder(toy: Path) -> Path:
-    """Three pictures, the last of which the judge cannot score, and one that shows boxes."""
+    """Three pictures, the last of which the judge cannot score, and a picture with boxes drawn on it."""
     for name, red, green in (("a.png", 51, 0), ("b.JPG", 255, 0), ("c.png", 0, 255), ("a-plan.png", 0, 0)):
         picture(toy / "some" / name, red, green)
     (toy / "some" / "notes.txt").write_text("not a picture")
@@ -40,7 +40,7 @@ def folder(toy: Path) -> Path:
 
 @pytest.fixture
 def drawn(toy: Path) -> Path:
-    """What `gotr1 generate` writes: one sample that is whole, one with a plan that was never drawn."""
+    """Output of `gotr1 generate`: one complete sample, and one whose plan was never drawn."""
     chain = parse(f"{BOX} and {BOX}")
     write_samples(
         Path("drawn"), [Sample(Prompt("a cat"), chain, Image.new("RGB", (4, 4), (51, 0, 0))), Sample(Prompt("a dog"), chain, None)]
@@ -199,7 +199,7 @@ def test_where_nothing_could_be_scored_it_fails(folder: Path, refused: Refused) 
 
 
 class Seen:
-    """Keeps what it is shown."""
+    """A judge that keeps the samples it was shown."""
 
     def __init__(self) -> None:
         self.rewards = {"plan": "plan", "both": "image"}

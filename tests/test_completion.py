@@ -1,4 +1,4 @@
-"""What a shell is told when it asks what could come next."""
+"""What a shell is offered when it asks how a command line could continue."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_other_shells_are_told_what_a_name_means(toy: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_bash_completes_with_what_is_installed(tmp_path: Path) -> None:
-    """The whole way: the shell is recognised, its script written where it says, and the function completes a line."""
+    """The complete path: the shell is recognised, its script is written to the printed place, and the function completes a line."""
     script = tmp_path / "bin" / "gotr1"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m gotr1_core.cli.main "$@"\n')

@@ -1,4 +1,4 @@
-"""Configs: merging, KEY=VALUE words, files, and complaints that name the nearest key."""
+"""Configs: merging, KEY=VALUE words, files, and error messages that name the nearest key."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_a_wrong_value_is_named_with_its_key(word: str, part: str) -> None:
     ],
 )
 def test_a_complaint_has_a_place_in_the_config_and_no_other(model: Any, data: dict[str, Any], message: str) -> None:
-    """Not the members of a union, nor classes, which pydantic names besides."""
+    """pydantic also names members of a union and classes. The error does not."""
     error = refused({**(LEAST if model is RunConfig else {"policy": "x"}), **data}, model)
     assert error.message == message
     assert error.hint == ("see `gotr1 config schema`" if model is RunConfig else "see `gotr1 config schema --stage sft`")
@@ -409,7 +409,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_schema_allows_what_a_config_may_say() -> None:
-    """Names alone, one judge or several, options of the default algorithm: what the model takes apart before it looks."""
+    """Bare names, one judge or several, options of the default algorithm: all that the model converts before it validates."""
     schema = RunConfig.model_json_schema()
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["planner", "renderer", "judge"]

@@ -1,4 +1,4 @@
-"""A full disk: a real one of a few megabytes, which fills up while a run, stage one or pictures are written."""
+"""A full disk: a real file system of a few megabytes, which fills up while a run, stage one or pictures are written."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SMALL |= {"evaluation": {"every": 2, "prompts": 2}, "save_samples": 1}
 
 
 class Disk:
-    """A file system of its own."""
+    """A small file system of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def fill(self) -> None:
-        """Takes what room there is."""
+        """Fills the remaining room."""
         with suppress(OSError), (self.folder / "ballast").open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
@@ -57,7 +57,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 class Filling:
-    """A listener that fills the disk at a moment: a hook's name and a step."""
+    """A listener that fills the disk in a given hook at a given step."""
 
     def __init__(self, moment: tuple[str, int], fill: Callable[[], None]) -> None:
         self.moment, self.fill, self.outcome = moment, fill, ""
@@ -88,13 +88,13 @@ class Filling:
 
 
 def whole(run: Path) -> None:
-    """Every checkpoint is what was saved, and nothing half-written lies about."""
+    """Asserts that every checkpoint is complete and that no half-written file is left."""
     assert list(run.rglob("*.part")) == []
     assert [find_damage(folder) for folder in (run / CHECKPOINTS).glob("*")] == [None] * len(complete_checkpoints(run))
 
 
 def manifest(run: Path) -> str:
-    """Weights, optimizer and state after the last step, as hashes."""
+    """Hashes of weights, optimizer and state after the last step."""
     return (complete_checkpoints(run)[3] / MANIFEST).read_text()
 
 
@@ -106,7 +106,7 @@ def undisturbed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("moment", [("started", 0), ("evaluated", 0), ("stepped", 1), ("saved", 1), ("evaluated", 2), ("evaluated", 3)])
 def test_a_run_goes_on_when_there_is_room_again(make: Make, disk: Disk, undisturbed: str, moment: tuple[str, int]) -> None:
-    """Metrics, held-out scores, pictures or a checkpoint cannot be written: whichever it is, it ends with two lines."""
+    """Metrics, held-out scores, pictures or a checkpoint cannot be written. Each time the run ends with an error of two lines."""
     run, heard = disk.folder / "run", Filling(moment, disk.fill)
     with pytest.raises(Gotr1Error, match=r"cannot be written: No space left on device") as caught:
         start.train(make(**SMALL, output=str(disk.folder), name="run"), listeners=[heard], cpu=True)
@@ -126,7 +126,7 @@ def test_a_run_goes_on_when_there_is_room_again(make: Make, disk: Disk, undistur
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk(make: Make, tmp_path: Path, undisturbed: str) -> None:
-    """EFBIG, as a quota may say it; for those who may not mount anything, too."""
+    """EFBIG, which a quota may raise. This test needs no right to mount a file system."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     heard = Filling(("stepped", 1), lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard)))
     run = tmp_path / "run"
@@ -182,7 +182,7 @@ def test_stage_one_goes_on_when_there_is_room_again(make: Make, disk: Disk, caps
 
 
 def test_rows_and_pictures_that_do_not_fit(disk: Disk) -> None:
-    """Which a run's own few might, in the last page of a file."""
+    """The few rows of a run might still fit into the last page of a file."""
     sample = Sample(Prompt("a"), parse("a"), Image.effect_noise((64, 64), 99).convert("RGB"), scores={"a" * 99: 0.5}, reward=0.5)
     with closing(Records(disk.folder)) as records:
         records.add_metrics({"step": 0})

@@ -1,7 +1,7 @@
-"""README and docs say what is so: their code runs, and what they list is all there is.
+"""README and docs are right: their code runs, and their lists are complete.
 
-A line before a block of code says what is done with it here: `<!-- long: why -->` checks its commands without running them to their
-end, `<!-- file: NAME -->` saves it for the blocks that follow, `<!-- tested: FILE -->` leaves it to that test.
+A comment before a block of code says how this test treats it. `<!-- long: why -->`: its commands are checked, but not run to their end.
+`<!-- file: NAME -->`: the block is saved as a file for the blocks that follow. `<!-- tested: FILE -->`: that test runs it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code of a page, and its mark."""
+    """A block of code of a page, and the comment before it."""
 
     language: str
     text: str
@@ -67,7 +67,7 @@ def blocks(page: Path) -> list[Block]:
 
 @pytest.fixture
 def place(tmp_path: Path, miniature_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like the root of a clone, with a run called NAME that was stopped on the way."""
+    """A folder like the root of a clone, with a run called NAME that was stopped before its end."""
     for name in ("plugins", "examples", "benchmarks", "constraints.txt", "requirements.txt", "requirements-dev.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(miniature_run, tmp_path / "runs" / "NAME")
@@ -99,7 +99,7 @@ def test_code_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(line: str, where: str) -> None:
-    """Runs a command to its end; gotr1's in this process, which saves the imports."""
+    """Runs a command to its end. gotr1's commands run in this process, which saves the imports."""
     words = shlex.split(line, comments=True)
     if words[:1] == ["gotr1"] and not set(words) & {"&&", "|", ">"}:
         assert call(words[1:]) == 0, f"{where}: {line}"
@@ -108,7 +108,7 @@ def run(line: str, where: str) -> None:
 
 
 def check(line: str, where: str) -> None:
-    """Checks a command that takes long: that it is there, its options and files, and that a run's config goes together."""
+    """Checks a command that takes long: its options and files exist, and its config is valid."""
     for command in line.partition(" #")[0].split("&&"):
         words = shlex.split(command)
         if not words:
@@ -135,7 +135,7 @@ def check_gotr1(words: list[str], where: str) -> None:
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """A command's arguments and options as its function would get them; raises for what does not exist."""
+    """A command's arguments and options as its function would get them. Raises for what does not exist."""
     rest, files = read_ahead(words)
     common.start(files)
     group: Any = commands()
@@ -159,7 +159,7 @@ def test_what_does_not_exist_is_noticed(place: Path) -> None:
 
 @each_page
 def test_every_block_has_a_language_and_every_mark_a_block(page: Path) -> None:
-    """So that none escapes the test above; a drawing is indented."""
+    """So that the test above sees every block. A drawing is indented instead."""
     text, found = page.read_text(encoding="utf-8"), blocks(page)
     assert {block.language for block in found} <= LANGUAGES
     assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.M))
@@ -169,7 +169,7 @@ def test_every_block_has_a_language_and_every_mark_a_block(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted({*PAGES, *ROOT.glob("*.md")}), ids=lambda page: page.name)
 def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
-    """mkdocs looks at those of the site, but not at README's, and not at folders."""
+    """mkdocs checks the links of the site, but not README's, and not links to folders."""
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if link not in GENERATED and not (page.parent / link).exists()] == []
 
@@ -179,7 +179,7 @@ def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
 
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
-    """The hook that makes pages of the code, loaded as mkdocs does."""
+    """The hook that makes pages from the code, loaded as mkdocs loads it."""
     pytest.importorskip("mkdocs")
     spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "hooks" / "reference.py")
     assert spec is not None
@@ -190,7 +190,7 @@ def reference() -> ModuleType:
 
 
 def section(text: str, title: str) -> str:
-    """What stands under a heading that begins so, up to the next one of its level or above."""
+    """The text under a heading that begins like this, up to the next heading of its level or above."""
     level = len(title) - len(title.lstrip("#"))
     found = re.search(rf"^{re.escape(title)}(?!\w).*?$(.*?)(?=^#{{1,{level}}} |\Z)", text, re.M | re.S)
     assert found, f"no section {title!r}"
@@ -254,7 +254,7 @@ def test_config_reference_has_every_first_party_component_and_its_options(refere
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as .ci/run builds it: a warning is an error."""
+    """The site, built as .ci/run builds it. A warning is an error."""
     pytest.importorskip("mkdocs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
@@ -311,13 +311,13 @@ def explained(page: str) -> set[str]:
 
 
 def as_explained(metric: str) -> str:
-    """As the pages write it: S for either segment, NAME for a score."""
+    """A metric's name as the pages write it: S for either segment, NAME for a score."""
     return re.sub(r"^(plan|image)\.", "S.", re.sub(r"^(reward|nan)\..+", r"\1.NAME", metric))
 
 
 @each_algorithm
 def test_every_metric_is_explained(name: str, tmp_path: Path) -> None:
-    """What a run writes, and what the pages say that it writes, are the same names."""
+    """The metrics that a run writes are exactly the metrics that the pages explain."""
     short = ["steps=1", "groups=2", "plans=4", "prompts.held_out=2", "evaluation={every: 0, greedy: false, best_of: 0}"]
     everything = ["segments.image.kl=0.01", "constant_groups=keep"]
     options = load(Registry().find("algorithm", name).component.options or "").model_fields
@@ -350,9 +350,10 @@ def test_what_a_run_leaves_is_listed(miniature_run: Path) -> None:
 
 
 def test_design_places_every_module_of_the_core() -> None:
-    core = {path.stem for path in (ROOT / "gotr1_core").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    rows = re.findall(r"^\| (`.+?) \|", docs("design"), re.M)
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == core - {"__init__"}
+    core = ROOT / "gotr1_core"
+    there = {path.name for path in core.glob("*.py")} | {f"{path.parent.name}/" for path in core.glob("*/__init__.py")}
+    rows = re.findall(r"^\| (`.+?) \|", section(docs("design"), "### The core"), re.M)
+    assert {name for row in rows for name in re.findall(r"`(.+?)`", row)} == there
 
 
 def test_citation_and_changelog_are_of_this_version() -> None:

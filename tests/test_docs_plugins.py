@@ -1,4 +1,4 @@
-"""docs/plugins.md says what is so: every hook and every kind with its signatures, and its code runs."""
+"""docs/plugins.md is right: every hook and every kind with its signatures, and its code runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def signature(function: Callable[..., Any]) -> str:
 
 
 def members(protocol: type) -> list[str]:
-    """What a protocol itself asks for: names of attributes with their types, methods with their signatures."""
+    """What a protocol requires: names of attributes with their types, methods with their signatures."""
     attributes = [f"{name}: {kind}".replace("'", "") for name, kind in vars(protocol).get("__annotations__", {}).items()]
     methods = [getattr(protocol, name) for name in vars(protocol) if not name.startswith("_") and callable(getattr(protocol, name))]
     return attributes + [signature(method) for method in methods]
@@ -73,7 +73,7 @@ def test_a_hook_has_its_exact_signature(name: str) -> None:
 
 
 def unlisted(protocol: type, text: str) -> list[str]:
-    """What a protocol asks for and the text does not list."""
+    """What a protocol requires but the text does not list."""
     # A policy's attributes have types that say little, and are described instead.
     described = {"module: nn.Module": "module", "lora_prefix: str": "lora_prefix"}
     wanted = members(protocol)
@@ -151,7 +151,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", dict.fromkeys(commands()))
 def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the single file wherever the page would have the package installed; what would train is resolved and checked."""
+    """With the single file wherever the page has the package installed. Commands that train are only resolved and checked."""
     monkeypatch.chdir(tmp_path)
     Path("my_judge.py").write_text(blocks("python", SECTIONS["One file"])[0], encoding="utf-8")
     words = [*shlex.split(line)[1:], *([] if "--plugin" in line else ["--plugin", "my_judge.py"])]
@@ -177,7 +177,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def hook(name: str, folder: Path) -> Any:
-    """The hook as the core calls it, with the example of its section listening."""
+    """Calls the hook as the core does, with the example of its section as the listener."""
     [block] = blocks("python", SECTIONS[name])
     return getattr(loaded(block, folder).manager.hook, name)
 

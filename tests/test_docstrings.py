@@ -9,17 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from structure import (
-    ROOT,
-    assert_none,
-    gives_shape,
-    public,
-    raised,
-    raises_section,
-    without_docstring,
-    without_raises,
-    without_shape,
-)
+from structure import ROOT, assert_none, gives_shape, public, raised, raises_section, without_docstring, without_raises, without_shape
 
 
 def test_every_public_function_has_a_docstring() -> None:

@@ -1,4 +1,4 @@
-"""The doctor: where each limit is, that whoever sabotages a run is found out, and what the command says of runs as they lie on disk."""
+"""The doctor: the limit of every rule, that it finds every sabotaged run, and what the command prints about runs on disk."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def config(**changed: Any) -> RunConfig:
 
 
 def rows(count: int, **changed: float | None) -> list[Row]:
-    """Steps of a healthy run with changes, whose names have a double underscore for a dot."""
+    """Metrics of steps of a healthy run, with changes. In their names a double underscore stands for a dot."""
     return [{"step": step + 1, **HEALTHY, **{name.replace("__", "."): value for name, value in changed.items()}} for step in range(count)]
 
 
@@ -111,7 +111,7 @@ def test_limits_of_ratios(end: str, within: float, beyond: float) -> None:
     ],
 )
 def test_limits_of_changes(rule: str, metric: str, before: float, within: float, beyond: float) -> None:
-    """All of the last five steps have the new level in the fifth step with it, but not before there are twenty."""
+    """A change counts when all of the last five steps have the new level, and not before step twenty."""
     begun = [{**HEALTHY, metric: before}] * 18
     assert causes([*begun, *[{**HEALTHY, metric: within}] * 12]) == []
     assert causes([*begun, *[{**HEALTHY, metric: beyond}] * 12]) == [(rule, metric, 23)]
@@ -120,7 +120,7 @@ def test_limits_of_changes(rule: str, metric: str, before: float, within: float,
 
 
 def test_nothing_collapses_from_nothing() -> None:
-    """The miniature's pictures are as good as certain from the beginning."""
+    """The miniature's pictures have almost no entropy from the beginning."""
     assert causes([{**HEALTHY, "image.entropy": 0.04}] * 10 + [{**HEALTHY, "image.entropy": 1e-5}] * 20) == []
 
 
@@ -181,12 +181,12 @@ def test_groups_without_a_difference_are_not_told_twice() -> None:
 
 
 def test_a_group_of_one_is_none() -> None:
-    """PPO does with them."""
+    """PPO allows groups of one sample."""
     assert causes([{**HEALTHY, "constant_groups": 1.0}] * 5, plans=1) == []
 
 
 def test_steps_that_lack_a_number_do_not_count() -> None:
-    """In an idle step there is no update to measure; runs of older versions lack whole metrics."""
+    """An idle step has no update to measure, and runs of older versions lack some metrics altogether."""
     idle = {name: value for name, value in HEALTHY.items() if not name.startswith(("plan.", "image.", "gradient"))}
     high = {**HEALTHY, "plan.clipped": 0.9}
     assert causes([high, idle, high, idle, high, idle, high]) == []
@@ -213,7 +213,7 @@ def test_an_evaluation_before_the_first_step_may_stop_a_run_too() -> None:
 
 
 def evaluations(*rows: Mapping[str, float | None]) -> list[Row]:
-    """Before training, on the way, and after it."""
+    """Evaluations before training, during it, and after it."""
     names = ["before", *["held-out"] * (len(rows) - 2), "after"]
     return [{"step": 20 * i, "evaluation": name, "nan": 0.0, **row} for i, (name, row) in enumerate(zip(names, rows, strict=True))]
 
@@ -234,7 +234,7 @@ def evaluations(*rows: Mapping[str, float | None]) -> list[Row]:
     ],
 )
 def test_judges_that_part(now: Mapping[str, float | None], found: list[str]) -> None:
-    """Where they began apart does not count; what counts is how far one has moved past the other, 0.1 at most."""
+    """A difference between judges before training does not count. What counts is how far one moved past the other: 0.1 at most."""
     before = {"a.pi": 0.8, "b.pi": 0.6, "a.ri": 0.5, "a.spa": 0.5, "b.spa": 0.5}
     judges = config(judge=["a", "b"])
     assert [f.metric for f in examine_run(evaluations(before, now), judges)] == found
@@ -245,7 +245,7 @@ def test_judges_that_part(now: Mapping[str, float | None], found: list[str]) -> 
 
 
 def test_judges_that_part_are_told_while_the_run_goes_on(tmp_path: Path, capsys: Captured) -> None:
-    """By a warning at the evaluation, once; and gotr1 doctor says it of the folder."""
+    """One warning at the evaluation. `gotr1 doctor` reports it too, for the folder."""
     settings = config(judge=["a", "b"])
     (tmp_path / "config.yaml").write_text(dump(settings))
     run = Run(tmp_path, settings, Registry().manager)
@@ -286,7 +286,8 @@ def test_the_page_tells_a_rule_as_it_is(rule: Any) -> None:
 
 
 def test_the_page_names_what_the_rules_read() -> None:
-    """Every number of a healthy run's row is judged by a rule, or read for another one, but for times and what a reader wants to know."""
+    """A rule judges every number of a healthy run's row, or reads it to judge another. Exceptions are times and numbers for the reader
+    only."""
     read = {
         name for told in SECTIONS.values() for line in re.findall(r"^- Reads: (.+)$", told, re.M) for name in re.findall(r"`(.+?)`", line)
     }
@@ -299,7 +300,7 @@ def test_the_page_names_what_the_rules_read() -> None:
 
 @pytest.fixture
 def recorded(registry: Registry, make: Make) -> Callable[..., list[Row]]:
-    """Makes the tiny Janus's parts, lets a saboteur at them (and another before every step), and gives the metrics of some steps."""
+    """Builds the tiny Janus's parts, calls a saboteur on them (and another before every step), and returns the metrics of some steps."""
 
     def run(sabotage: Sabotage, steps: int = 1, every: Callable[[Parts, int], None] | None = None, **changed: Any) -> list[Row]:
         settings = make(**{"groups": 2, "segments": {"plan": {"kl": 0.01}}, **changed})
@@ -319,21 +320,21 @@ def recorded(registry: Registry, make: Make) -> Callable[..., list[Row]]:
 
 @pytest.fixture
 def examined(recorded: Callable[..., list[Row]]) -> Examined:
-    """The same, and what the doctor finds in it."""
+    """The doctor's findings in such metrics."""
     return lambda *given, constant_limit=20, **changed: examine_run(recorded(*given, **changed), config(constant_limit=constant_limit))
 
 
 def named(findings: Sequence[Finding], *rules: str) -> dict[str, str]:
-    """The findings of some rules: metric to rule."""
+    """The findings of some rules, as metric to rule."""
     return {finding.metric: finding.rule.name for finding in findings if finding.rule.name in rules}
 
 
 def honest(parts: Parts) -> None:
-    """Does nothing."""
+    """Changes nothing."""
 
 
 def colder(parts: Parts) -> None:
-    """Samples at 0.7, and says it was what the settings say."""
+    """Samples at temperature 0.7, and reports the temperature of the settings."""
     policy: Any = parts.planner
     plan, render = policy.plan, policy.render
 
@@ -357,13 +358,13 @@ def dropping(parts: Parts) -> None:
 
 
 def one_sided(parts: Parts) -> None:
-    """Scores pictures under the condition alone, whatever they were sampled under."""
+    """Computes log-probabilities of pictures from the condition alone, even if they were sampled with guidance."""
     policy: Any = parts.planner
     policy.module._guided = lambda image: False
 
 
 def blind(parts: Parts) -> None:
-    """Scores to something that is no number."""
+    """Makes every log-probability of the scorer NaN."""
     policy: Any = parts.planner
     policy.module.register_forward_hook(
         lambda module, given, scored: {n: replace(s, log_prob=s.log_prob * math.nan) for n, s in scored.items()}
@@ -388,7 +389,7 @@ def test_which_of_two_policies_is_wrong(examined: Examined, tiny_janus: Path) ->
 
 
 class Judge:
-    """Gives the n-th sample that it sees what it is told to."""
+    """Gives the n-th sample that it sees the score ``value(n)``."""
 
     rewards: Mapping[str, SegmentName] = {"value": PLAN}
 
@@ -439,7 +440,7 @@ def test_a_far_too_high_learning_rate(examined: Examined) -> None:
 
 
 def test_gradients_that_are_lost(examined: Examined) -> None:
-    """They are in the weights with the next step, where the deviation stops the run."""
+    """NaN gradients are in the weights at the next step, and the sampler gap stops the run."""
 
     def losing(parts: Parts) -> None:
         policy: Any = parts.planner
@@ -463,7 +464,7 @@ def test_chains_that_cannot_be_read(examined: Examined) -> None:
 
 
 def test_a_policy_that_collapses(recorded: Callable[..., list[Row]]) -> None:
-    """Its logits grow fiftyfold, and a prompt has one plan and one picture. The steps before count three times, to save them."""
+    """Logits grow fiftyfold, so that a prompt has one plan and one picture. To save time, the steps before are counted three times."""
 
     def sharpen(parts: Parts, step: int) -> None:
         policy: Any = parts.planner
@@ -503,7 +504,7 @@ SHORT: dict[str, Any] = {"groups": 2, "plans": 2, "evaluation": {"every": 0, "pr
 
 @pytest.fixture
 def brittle(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
-    """The command of a run whose judge fails after so many calls, the first of which is the evaluation's."""
+    """The command of a run whose judge fails after so many calls. The first call is the evaluation's."""
     plugin = tmp_path / "brittle_judge.py"
     plugin.write_text(BRITTLE)
     settings = {**SHORT, "steps": 4, "judge": ["brittle"], "reward": "brittle", "checkpoint": {"every": 1}, "save_samples": 0}
@@ -529,9 +530,7 @@ def told(folder: Path, capsys: Captured, status: int) -> dict[str, Any]:
 def test_a_run_that_stops(brittle: Callable[[int], list[str]], tmp_path: Path, capsys: Captured) -> None:
     assert call(brittle(3)) == 1  # an evaluation and two steps
     *_, error, hint = capsys.readouterr().err.splitlines()
-    said = (
-        "step 3, missing rewards: 100% of the samples have no reward (missing: brittle). A sample without a reward teaches nothing."
-    )
+    said = "step 3, missing rewards: 100% of the samples have no reward (missing: brittle). A sample without a reward teaches nothing."
     assert error == f"error: {said}"
     assert hint == "hint: check the judge and what it is asked to score, or raise nan_limit"
 
@@ -578,7 +577,7 @@ def test_a_wrong_scorer_stops_a_run_in_its_first_step(registry: Registry, make: 
 
 
 def test_a_warning_is_given_once_also_across_a_resume(registry: Registry, make: Make, tmp_path: Path, capsys: Captured) -> None:
-    """The tiny Janus writes no boxes, which is known in step 5."""
+    """The tiny Janus writes no boxes, which the doctor reports in step 5."""
     settings = make(**SHORT, steps=6, output=str(tmp_path), name="run", save_samples=0, checkpoint={"every": 0})
     start.train(settings, registry=registry, cpu=True)
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
@@ -605,7 +604,7 @@ def test_a_healthy_run(miniature_run: Path, capsys: Captured) -> None:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A run of one step, to spoil."""
+    """The folder of a run of one step, to damage."""
     (tmp_path / "config.yaml").write_text(dump(config()))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **HEALTHY}) + "\n")
     return tmp_path

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its numbers, who uses it and who does not, and that it goes through checkpoints."""
+"""The moving average of the weights: its values, who uses it, and that checkpoints contain it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def walk(target: nn.Module, average: EMA, steps: list[float], first: int = 1) ->
 
 
 def test_it_is_the_recursion_of_an_exponential_average() -> None:
-    """e' = k e + (1 - k) w with k = min(decay, (1 + n) / (10 + n)), beside plain numbers; 1e-15 leaves a few roundings of float64."""
+    """e' = k e + (1 - k) w with k = min(decay, (1 + n) / (10 + n)), compared with plain Python. 1e-15 allows a few roundings of float64."""
     target = module([1.0], torch.float64)
     average = EMA(target, 0.5)
     weight = expected = 1.0
@@ -53,7 +53,7 @@ def test_it_is_the_recursion_of_an_exponential_average() -> None:
 
 
 def test_half_precision_loses_no_small_steps() -> None:
-    """bfloat16 has no number between 256 and 258: its own average would stay where it is."""
+    """bfloat16 has no number between 256 and 258: an average in bfloat16 would never change."""
     target = module([256.0], torch.bfloat16)
     average = EMA(target, 0.9)
     walk(target, average, [2.0] + [0.0] * 5)
@@ -104,7 +104,7 @@ def averaging(make: Make, **changed: Any) -> RunConfig:
 
 
 def test_rollouts_are_the_policy_s_and_evaluations_the_average_s(make: Make, tmp_path: Path) -> None:
-    """Beside the same run without an average: steps are equal to the bit; after two of them, what is evaluated is not."""
+    """Compared with the same run without an average: steps are equal to the bit; evaluations after two steps differ."""
     plain = start.train(make(output=str(tmp_path), name="plain"), cpu=True)
     run = start.train(averaging(make, output=str(tmp_path), name="averaged"), cpu=True)
     for name in ("reward", "gradient_norm", "plan.kl"):
@@ -124,7 +124,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_what_others_load_of_a_run_is_the_average(make: Make, tmp_path: Path) -> None:
-    """A run's components for generate, evaluate, score and export; where the run goes on is its own weights."""
+    """generate, evaluate, score and export load the average. A resumed run continues with the weights themselves."""
     run = start.train(averaging(make, output=str(tmp_path), name="run"), cpu=True)
     last = complete_checkpoints(run.folder)[3]
     average, own = load_file(last / "planner" / EMA_FILE), load_file(last / "planner" / TRAINABLE)

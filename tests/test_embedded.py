@@ -1,4 +1,4 @@
-"""The embedded default as a user runs it: the shipped miniature, and (slow) that it learns."""
+"""The embedded default as a user runs it: it ships with the miniature, and (slow) it learns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_same_seed_draws_the_same_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_default_run_learns(tmp_path: Path) -> None:
-    """Five minutes. Each seed must gain 0.08; three seeds and the mean are `benchmarks/learning.py`'s."""
+    """Takes five minutes. Each seed must gain 0.08; `benchmarks/learning.py` measures three seeds and their mean."""
     assert call(["train", f"output={tmp_path}", "name=full"]) == 0
     assert call(["doctor", str(tmp_path / "full")]) == 0
     rows = json.loads((tmp_path / "full" / "held-out.json").read_text())

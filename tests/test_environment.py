@@ -1,4 +1,4 @@
-"""`gotr1 doctor` alone: every check, well and failing, each failure with what to do."""
+"""`gotr1 doctor` without a run: every check, passing and failing, and each failure with a remedy."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Diagnosed = Callable[..., dict[str, Diagnosis]]
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test but those about it waits for the hub."""
+    """Only the tests of the hub wait for the hub."""
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
 def diagnosed() -> Diagnosed:
-    """What is found, by name, with these plugins and no others."""
+    """The findings by name, with these plugins and no others."""
 
     def find(*plugins: object) -> dict[str, Diagnosis]:
         registry = Registry([])
@@ -209,7 +209,7 @@ class Failing:
     ],
 )
 def test_checks_that_fail_themselves(diagnosed: Diagnosed, answering: str, given: object, said: str) -> None:
-    """And the next plugin's are made all the same."""
+    """If a plugin's checks raise an error, the next plugin's checks are still made."""
     found = diagnosed(Failing(given), Serving(answering))
     assert found["checks of plugin-0"] == Diagnosis("checks of plugin-0", False, said, "the checks fail: tell the authors of plugin-0")
     assert found["judge's server"].healthy
@@ -236,7 +236,7 @@ def gotr1_checks():
 
 
 def test_the_command(toy: Path, capsys: Captured) -> None:
-    """A failure, a note, and the exit code of both."""
+    """A failure, a note, and the exit status of both."""
     for healthy, status, word in ((True, 0, "note"), (False, 1, "FAILED")):
         (toy / "checking.py").write_text(CHECKS.format(healthy=healthy))
         assert call(["doctor", "--plugin", "checking.py"]) == status

@@ -1,4 +1,4 @@
-"""Intervals of held-out scores: against numpy and by hand, and what NaN does."""
+"""Confidence intervals of held-out scores, compared with numpy and with hand-computed ones; and NaN scores."""
 
 from __future__ import annotations
 

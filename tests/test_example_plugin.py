@@ -1,4 +1,4 @@
-"""The example plugin as a stranger gets it: built as a wheel, installed beside gotr1 in an environment of its own, trained with."""
+"""The example plugin as a user gets it: built as a wheel, installed beside gotr1 in a new environment, and trained with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = ["steps=1", "groups=2", "plans=2", "prompts.held_out=2", "evaluation.eve
 
 
 def run(*words: str | Path, cwd: Path) -> str:
-    """Another process, in which a plugin that does not load is an error; its stdout, once it has ended well."""
+    """Runs a process in which a plugin that does not load is an error. Returns its stdout after it has succeeded."""
     strict = {**os.environ, "GOTR1_STRICT_PLUGINS": "1"}
     done = subprocess.run([str(word) for word in words], cwd=cwd, env=strict, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -34,7 +34,7 @@ def run(*words: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the example installed from its wheel; all else is this environment's. No network."""
+    """The interpreter of an environment with the example installed from its wheel. All else is this environment's. No network."""
     folder = tmp_path_factory.mktemp("example")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, EXAMPLE, cwd=folder)
@@ -50,12 +50,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gotr1(python: Path) -> list[str]:
-    """The command line there; the console script is this environment's."""
+    """Runs gotr1 in that environment. The console script is this environment's."""
     return [str(python), "-c", "from gotr1_core.cli.main import run; run()"]
 
 
 def code_lines(path: Path) -> int:
-    """Lines that hold code: not blank, no comment, docstring or import."""
+    """Lines that hold code: not blank, not a comment, docstring or import."""
     source = path.read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
     docstrings = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]

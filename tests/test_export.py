@@ -1,4 +1,4 @@
-"""What a run exports is what it trained: loaded by peft and by transformers alone, and by the code that the card shows."""
+"""An export contains what the run trained. peft and transformers load it without gotr1, and so does the code in the model card."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from gotr1_core.workflows.model_card import Card, Piece
 
 
 class Letters:
-    """The share of letters in a chain: a reward that a random policy gets."""
+    """Scores the share of letters in a chain. A random policy gets different rewards from it."""
 
     rewards: Mapping[str, SegmentName] = {"letters": PLAN}
 
@@ -46,7 +46,7 @@ class Letters:
 
 @pytest.fixture(autouse=True, scope="module")
 def letters() -> Iterator[None]:
-    """The judge as an installed plugin, so that the command line knows it as well."""
+    """Installs the judge as a plugin, so that the command line knows it too."""
     judge = Component("judge", "letters", f"{__name__}:Letters")
     point = SimpleNamespace(
         name="letters",
@@ -60,7 +60,7 @@ def letters() -> Iterator[None]:
 
 
 def configured(base: Path, output: Path, **changed: Any) -> RunConfig:
-    """A run of two steps whose rate is so high that the adapters are nothing like zero."""
+    """The config of a run of two steps, with so high a learning rate that the adapters are far from zero."""
     data: dict[str, Any] = {
         "planner": {"name": "janus", "model": str(base), "instruction": "{prompt}", "attention": "eager"},
         "renderer": "janus",
@@ -83,26 +83,26 @@ def configured(base: Path, output: Path, **changed: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def run(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with adapters; not to be changed."""
+    """A run with adapters; do not change it."""
     return train(configured(tiny_janus, tmp_path_factory.mktemp("run")), registry=Registry(), cpu=True).folder
 
 
 @pytest.fixture(scope="module")
 def full(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of full weights, one step; not to be changed."""
+    """A run of full weights, one step; do not change it."""
     config = configured(tiny_janus, tmp_path_factory.mktemp("full"), lora=None, steps=1, optimizer={"learning_rate": 0.01})
     return train(config, registry=Registry(), cpu=True).folder
 
 
 def trained(checkpoint: Path, role: str = "planner") -> Any:
-    """The library's model as the run has it in memory."""
+    """The library's model in memory, as the run left it."""
     _, parts, _ = restore(Registry(), checkpoint)
     return getattr(parts, role).module.model
 
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    """Of random text, by one attention kernel: the run's own is set by its config, and what a library loads has another."""
+    """Logits of random text. The attention kernel is fixed: a run's is set by its config, and a library may choose another."""
     getattr(model, "base_model", model).get_decoder().set_attn_implementation("eager")
     ids = torch.randint(12, 50, (3, 12), generator=torch.Generator().manual_seed(0))
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
@@ -159,7 +159,7 @@ def test_the_adapter_is_in_peft_s_own_format(run: Path, tiny_janus: Path, tmp_pa
 
 
 def test_long_lists_of_layers_stay_exact(policy: Any, tiny_janus: Path, tmp_path: Path) -> None:
-    """From twenty names on peft looks for shorter suffixes, when it makes adapters and when it loads them."""
+    """From twenty names on, peft looks for shorter suffixes, when it makes adapters and when it loads them."""
     from peft import PeftModel
     from transformers import JanusForConditionalGeneration
 
@@ -209,7 +209,8 @@ def test_the_card_s_code_loads_merged_weights(
 def test_gotr1_draws_with_an_export_as_with_the_run(
     merged: bool, run: Path, tiny_janus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The card's own command. Merging rounds otherwise, which moves a token once in 1e5: never for one seed on one machine."""
+    """The command from the model card. Merging adapters rounds differently, which changes one token in 1e5; never for one seed on one
+    machine."""
     out = tmp_path / "out"
     export(Registry(), run, out, merged=merged)
     monkeypatch.chdir(out)
@@ -231,7 +232,7 @@ def test_gotr1_draws_with_an_export_as_with_the_run(
 
 @pytest.fixture(scope="module")
 def pair(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that trains a planner and a renderer of its own; not to be changed."""
+    """A run that trains a planner and a separate renderer; do not change it."""
     renderer = {"name": "janus", "model": str(tiny_janus), "instruction": "{prompt} ", "attention": "eager"}
     config = configured(tiny_janus, tmp_path_factory.mktemp("pair"), renderer=renderer, steps=1)
     return train(config, registry=Registry(), cpu=True).folder
@@ -314,7 +315,7 @@ ENVIRONMENT = {"python": "3.11", "packages": {"torch": "2.9"}, "components": {"p
 
 
 def card(folder: Path, base: str = "someone/model", held_out: Any = None, **changed: Any) -> str:
-    """Of a run that needs no weights."""
+    """The model card of a run, without weights."""
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     if held_out is not None:
         (folder / "held-out.json").write_text(held_out if isinstance(held_out, str) else json.dumps(held_out))

@@ -1,4 +1,4 @@
-"""Weights spread over processes: what is refused, what is gathered at a time, and which passes processes agree on."""
+"""Weights sharded over processes: what is refused, what is gathered at a time, and how processes agree on their passes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_torch_that_is_too_old(make: Make, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_where_nobody_trains_shares_do_not_matter(registry: Registry, make: Make) -> None:
-    """`gotr1 evaluate` and `export` build a run's components in one process, whatever it was trained in."""
+    """`gotr1 evaluate` and `export` build a run's components in one process, whether the run was sharded or not."""
     check(registry, make(shard=True))
 
 
@@ -67,7 +67,7 @@ def test_the_sizes_say_what_a_process_has(make: Make) -> None:
 
 
 def test_blocks_are_the_elements_of_the_outermost_lists_that_train() -> None:
-    """Not lists in them, nor layers outside of any; a list of lists has none of its own."""
+    """Lists inside a block do not count, nor do layers outside every list. A list of lists is not a list of blocks itself."""
     inner = nn.ModuleDict({"resnets": nn.ModuleList([nn.Linear(1, 1)])})
     model = nn.ModuleDict(
         {
@@ -92,5 +92,5 @@ def test_blocks_are_the_elements_of_the_outermost_lists_that_train() -> None:
     ],
 )
 def test_processes_agree_on_passes(sequences: Sequence[Sequence[PassKind]], agreed: list[PassKind]) -> None:
-    """Each finds its own slices among them, in their order; idle ones are as few as its heads tell."""
+    """Each process finds its own micro-batches among them, in their order. The next pass is of the kind that most of them need next."""
     assert common_sequence(sequences) == agreed

@@ -41,7 +41,7 @@ def test_densities_are_torchs_averaged_over_latent_dimensions() -> None:
 
 
 def test_the_divergence_is_what_sampling_estimates() -> None:
-    """E[log p - log q] under p, of ten thousand draws, within 4.5 standard errors."""
+    """The mean of log p - log q over ten thousand draws from p, within 4.5 standard errors."""
     _, mean, other, std = some()
     torch.manual_seed(1)
     drawn = mean + std[..., None, None] * torch.randn(10_000, *SHAPE, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_the_divergence_in_the_loss_is_the_exact_one() -> None:
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_normalised_ratios_change_the_gradient_by_the_noise_alone(normalise: bool) -> None:
-    """With one update the ratio is 1 and the gradient of a log-ratio that of log p, or σ times it."""
+    """With one update the ratio is 1. The gradient is then that of log p, times σ if the ratio is normalised."""
     made = student(Grpo(GrpoOptions(scale=False, normalise=normalise)))
     subject, drawn = made.subject, made.drawn
     advantages = made.algorithm.advantages(made.batch.rewards).image.flatten()
@@ -126,7 +126,7 @@ def test_normalised_ratios_change_the_gradient_by_the_noise_alone(normalise: boo
 
 
 def test_a_run_tells_a_renderer_its_groups(letters_judge: Any) -> None:
-    """One window for all pictures of a prompt, the same whatever chunks, processes and pruning; another for other prompts and steps."""
+    """All pictures of a prompt have one window, whatever the chunks, processes and pruning. Other prompts and steps have other windows."""
     prompts = [Prompt(text) for text in ("a", "a", "b", "c d", "e", "f")]  # the same text twice: two groups all the same
 
     def windows(*, step: int = 3, of: slice = slice(None), **more: Any) -> dict[tuple[int, ...], int]:

@@ -1,4 +1,4 @@
-"""The commands of a contributor are written once, and CI runs those; what GitHub shows to reporters is well-formed."""
+"""A contributor's commands are written once, and CI runs the same ones. The files that GitHub shows to reporters are well-formed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 
 def make(*words: str) -> list[str]:
-    """The lines that make prints."""
+    """The lines that ``make`` prints."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     command = ["make", "--silent", "--no-print-directory", *words]
     return subprocess.run(command, cwd=ROOT, env=own, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def recipe(target: str) -> list[str]:
-    """The commands of a target, which are not run."""
+    """The commands of a Makefile target. They are not run."""
     return make("--dry-run", target)
 
 
@@ -89,7 +89,7 @@ def test_the_benchmark_is_the_one_of_readme() -> None:
 
 @needs_make
 def test_a_commit_is_checked_with_the_same_tools() -> None:
-    """Of the environment, which constraints.txt pins: a hook from elsewhere would have a version of its own."""
+    """Those of the environment, which constraints.txt pins. A hook from another repository would have its own version."""
     repositories = read(ROOT / ".pre-commit-config.yaml")["repos"]
     assert [repository["repo"] for repository in repositories] == ["local"]
     hooks = [hook for repository in repositories for hook in repository["hooks"]]
@@ -118,7 +118,7 @@ def test_the_workflow_runs_ci_on_linux_and_macos() -> None:
 
 @pytest.mark.parametrize("form", ["bug", "feature"])
 def test_an_issue_form_is_well_formed(form: str) -> None:
-    """As GitHub wants it: it shows no form at all if something is wrong."""
+    """By GitHub's rules. GitHub does not show a form that breaks one."""
     data = read(GITHUB / "ISSUE_TEMPLATE" / f"{form}.yml")
     assert {"name", "description", "body"} <= data.keys()
     asked = [field for field in data["body"] if field["type"] != "markdown"]

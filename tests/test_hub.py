@@ -1,4 +1,4 @@
-"""Where weights are: folders, the cache, and a hub that answers, refuses, or never says a word."""
+"""Where weights come from: folders, the cache, and a hub that answers, refuses, or never answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEY = "planner.model"
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Two shards with 6 and 20 numbers, and their index."""
+    """A checkpoint of two shards with 6 and 20 numbers, and their index."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "toy"}')
@@ -48,7 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fill(cache: Path, checkpoint: Path) -> Path:
-    """The cache as the hub's library writes it, files as links into its store."""
+    """Writes the cache as the hub's library does, with files as links into its store."""
     blobs, snapshot = cache / "models--owner--model" / "blobs", cache / "models--owner--model" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     shutil.copytree(checkpoint, blobs)
@@ -61,7 +61,7 @@ def fill(cache: Path, checkpoint: Path) -> Path:
 
 
 class Hub(ThreadingHTTPServer):
-    """Answers with a status, headers and a text, the same to everybody but for the question who may have a gated model."""
+    """A server that gives everybody the same status, headers and text, except to the question who may have a gated model."""
 
     daemon_threads = True
 
@@ -104,7 +104,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def refusal(model: str | Path = NAME) -> UsageError:
-    """The error, which must say everything a user needs, and soon."""
+    """The error of a model that is refused. It must say all that a user needs, and come soon."""
     start = time.monotonic()
     with pytest.raises(UsageError) as caught:
         find_weights(str(model), key=KEY)
@@ -324,7 +324,7 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections are taken by the system, and nobody ever reads from them."""
+    """The system accepts connections, and nobody reads from them."""
     assert DEADLINE < 4  # the command itself needs time to start
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(hub, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -332,7 +332,7 @@ def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hub_that_answers_a_byte_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every read is in time, so that the client's own timeout never comes."""
+    """Every read is in time, so that the client's own timeout never fires."""
     done = threading.Event()
 
     def drip(listening: socket.socket) -> None:

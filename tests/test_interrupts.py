@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what a real `gotr1 train` does, and where a run can be stopped."""
+"""Ctrl-C and SIGTERM: how a real `gotr1 train` ends, and where a run can be stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Training:
         self.lines: list[str] = []
 
     def until(self, *parts: str) -> None:
-        """Reads what it says until a line has all these parts."""
+        """Reads the output until a line contains all these parts."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
@@ -48,7 +48,7 @@ class Training:
         self.process.send_signal(number)
 
     def finish(self) -> list[str]:
-        """What it said at the end; stdout is data, and there is none."""
+        """The rest of the output. stdout is for data, and there is none."""
         out, err = self.process.communicate(timeout=300)
         assert out == ""
         assert self.process.returncode == 130, err
@@ -188,7 +188,7 @@ def test_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("first", StopRequest.signals)
 def test_sigterm_is_no_second_ctrl_c(first: signal.Signals) -> None:
-    """torchrun sends it after a SIGINT, and schedulers send it more than once."""
+    """torchrun sends SIGTERM after a SIGINT, and schedulers send it more than once."""
     with StopRequest() as stop:
         for number in (first, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
@@ -207,7 +207,7 @@ def test_one_process_of_several_speaks(capsys: pytest.CaptureFixture[str], monke
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """SIGINT interrupts, also where the tests run in a shell's background, which ignores it."""
+    """Makes SIGINT interrupt, although tests may run in the background of a shell, which ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -224,7 +224,7 @@ def test_last_words_are_not_cut_short() -> None:
 
 
 def test_in_another_thread_signals_are_not_ours() -> None:
-    """As in a notebook's or a server's worker: training works, and Ctrl-C does what it did."""
+    """As in a worker of a notebook or a server: training works, and Ctrl-C keeps its meaning."""
     before, seen = handlers(), []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Several judges that offer the same reward: averaged for whole groups, or told apart in the expression."""
+"""Several judges that offer the same reward: averaged for whole groups, or named separately in the expression."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ nan = math.nan
 
 
 class Table:
-    """A judge whose scores stand in a table, by the prompt's text; it says what it was asked."""
+    """A judge with a table of scores by the prompt's text. It records what it was asked."""
 
     def __init__(self, rewards: Mapping[str, SegmentName], scores: Callable[[str, str], float]) -> None:
         self.rewards, self.scores, self.asked = rewards, scores, list[tuple[str, ...]]()
@@ -69,7 +69,7 @@ def test_what_judges_offer_together() -> None:
 
 @pytest.fixture
 def pair() -> tuple[Table, Table]:
-    """The second lacks the plan score of b and the image score of d."""
+    """Two judges. The second has no plan score of b and no image score of d."""
     rewards: dict[str, SegmentName] = {"sem": PLAN, "pi": IMAGE}
     lacking = {("sem", "b"), ("pi", "d")}
     return Table(rewards, lambda name, text: 0.5), Table(rewards, lambda name, text: nan if (name, text) in lacking else 0.1)
@@ -102,7 +102,7 @@ def test_a_judges_own_name_settles_a_total(pair: tuple[Table, Table]) -> None:
 
 
 def test_names_that_are_known(pair: tuple[Table, Table]) -> None:
-    """A judge's own name may be said where no other offers the reward, but is not listed there."""
+    """A name such as qwen-vl.pi is accepted even if no other judge offers the reward. The list of names then has only the short form."""
     one = Judges({"qwen-vl": pair[0]}, Expression.parse("qwen-vl.pi"))
     assert one.offered().keys() == {"sem", "pi"}
     assert one.score(samples("a"), IMAGE) == [{"qwen-vl.pi": 0.5}]
@@ -117,7 +117,7 @@ def test_names_that_are_known(pair: tuple[Table, Table]) -> None:
 
 
 def test_pictures_of_one_prompt_are_a_group(pair: tuple[Table, Table], tmp_path: Path) -> None:
-    """Where judges score files, too."""
+    """Also where judges score files."""
     seen = iter([0.1, nan, 0.1])
     moody = Table({"pi": IMAGE}, lambda name, text: next(seen))
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")

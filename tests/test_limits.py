@@ -1,4 +1,4 @@
-"""The shape of a step: what a dry run says, what a real step does, and what cannot be."""
+"""The sizes of a step: what a dry run reports, what a real step does, and which sizes are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_dry_run_counts_as_a_hand_does(make: Make, tmp_path: Path, capsys: pyt
 
 
 def test_a_real_step_does_what_the_dry_run_says(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a divergence, so that no plan is without a gradient; and nothing pruned."""
+    """With a divergence, so that every plan has a gradient. Nothing is pruned."""
     config = make(**TREE, segments={"plan": {"kl": 0.1}}, prune=False)
     assert step_sizes(config, 1, check(registry, config).sizes) == SHAPE
     counted = {"chunks": 0, "micro-batches": 0}
@@ -132,7 +132,7 @@ def test_numbers_that_do(make: Make, changed: Any) -> None:
 
 
 def test_chains_that_leave_no_room_for_a_prompt(registry: Registry, make: Make) -> None:
-    """Before weights are loaded: the tiny model has 512 positions, and a picture 9."""
+    """Refused before weights are loaded. The tiny model has 512 positions, and a picture needs 9."""
     check(registry, make(sampling={"max_chain_tokens": 502}))
     with pytest.raises(UsageError) as caught:
         check(registry, make(sampling={"max_chain_tokens": 10**12}))

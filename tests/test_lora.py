@@ -1,4 +1,4 @@
-"""Adapters go where they are named and nowhere else."""
+"""Adapters are added to the named layers and to no others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def adapted(module: nn.Module) -> set[str]:
 
 
 def test_adapters_are_in_the_language_model_alone(policy: Any) -> None:
-    """The vision tower has layers called q_proj too, the heads are linear; and peft shortens long lists of names."""
+    """The vision tower also has layers called q_proj, and the heads are linear too. peft shortens long lists of names."""
     wanted = set(lora_layers(policy.module, policy.lora_prefix, LoraConfig()))
     assert len(wanted) == 14
     assert [n for n, _ in policy.module.named_modules() if n.endswith("vision_model.encoder.layers.0.self_attn.q_proj")]
@@ -33,7 +33,7 @@ def test_adapters_are_in_the_language_model_alone(policy: Any) -> None:
 
 
 def test_long_lists_of_names_stay_exact(policy: Any) -> None:
-    """From twenty names on peft looks for shorter suffixes, and those must not reach further."""
+    """From twenty names on, peft looks for shorter suffixes. Those must not match other layers."""
     language = policy.module.model.model.language_model
     language.layers.extend([*(type(language.layers[0])(language.config, i) for i in (2, 3))])
     wanted = set(lora_layers(policy.module, policy.lora_prefix, LoraConfig()))
@@ -82,7 +82,7 @@ def test_merged_state(policy: Any) -> None:
 
 
 def test_adapters_of_a_half_precision_model_are_float32(policy: Any) -> None:
-    """AdamW's steps of 1e-5 vanish in bfloat16, whose neighbours of 0.02 are 1e-4 away. What is merged has the model's type again."""
+    """AdamW's steps of 1e-5 vanish in bfloat16, whose numbers around 0.02 are 1e-4 apart. Merged weights have the model's dtype again."""
     policy.module.bfloat16()
     add_lora(policy, LoraConfig(rank=2))
     trained = [p for p in policy.module.parameters() if p.requires_grad]

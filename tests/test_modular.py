@@ -1,4 +1,4 @@
-"""The arithmetic of Qwen2.5-VL-7B and SDXL: it counts what a real step needs, and the page says what it counts."""
+"""The memory arithmetic for Qwen2.5-VL-7B and SDXL: it agrees with a real step, and the page shows its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two models of which only the one at work is on the device: the same numbers, and the right one moved at the right time."""
+"""Offload: only the model at work is on the device. Results stay equal, and the right model is moved at the right time."""
 
 from __future__ import annotations
 

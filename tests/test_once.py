@@ -19,7 +19,7 @@ Counts = tuple[Counter[str], list[Counter[str]]]
 
 @pytest.fixture
 def counts(tmp_path: Path) -> Callable[..., Counts]:
-    """Runs a command; gives what happened how often in all processes together, and in each process that made components."""
+    """Runs a command. Returns how often each event happened, in all processes together and in each process that made components."""
 
     def run(*arguments: str) -> Counts:
         file = tmp_path / "counts"

@@ -1,4 +1,4 @@
-"""Running out of memory: a real allocation that fails, and what is said of it."""
+"""Running out of memory: a real allocation fails, and the error says what would fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Make = Callable[..., RunConfig]
     ],
 )
 def test_what_would_fit(used: float, asked: float, expected: int) -> None:
-    """Memory before the phase was 1 of 4 GB, and grows in proportion to the size."""
+    """1 of 4 GB was in use before the phase. The rest grows in proportion to the size."""
     before, now = MemoryUsage(1e9, 4e9), MemoryUsage(used, 4e9)
     assert largest_fitting(16, before, now, asked) == pytest.approx(expected, abs=1)
     assert largest_fitting(16, before, now, asked) < 16
@@ -110,7 +110,7 @@ def test_one_of_everything_still_has_a_hint(make: Make) -> None:
 
 @contextmanager
 def room(size: int) -> Iterator[None]:
-    """Only so many bytes of addresses more than there are in use."""
+    """Limits the address space to so many bytes more than are in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, hard))
@@ -129,7 +129,7 @@ def test_usage_is_of_what_is_limited() -> None:
 
 
 class Cramped:
-    """A listener that leaves 32 MB after the evaluations of the untrained model."""
+    """A listener that leaves 32 MB of memory after the evaluations of the untrained model."""
 
     def __init__(self) -> None:
         self.outcome = ""
@@ -147,7 +147,7 @@ class Cramped:
 
 
 def test_a_run_that_does_not_fit(make: Make, tmp_path: Path) -> None:
-    """Rollouts of 2,048 samples where 32 MB are left."""
+    """A rollout of 2,048 samples, with 32 MB of memory left."""
     settings: dict[str, Any] = {"groups": 128, "plans": 16, "rollout_groups": 128, "evaluation": {"every": 0}, "save_samples": 0}
     heard = Cramped()
     with pytest.raises(Gotr1Error, match="out of memory in phase 'rollout': 128 groups of 16 plans x 1 images") as caught:

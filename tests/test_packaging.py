@@ -1,4 +1,4 @@
-"""The core and its plugins as distributions: one version, exact cross-pins, honest dependencies, allowed imports."""
+"""The core and its plugins as distributions: one version, exact cross-pins, complete dependencies, allowed imports."""
 
 import ast
 import re
@@ -60,7 +60,7 @@ each_distribution = pytest.mark.parametrize("distribution", [CORE, *PLUGINS], id
 
 @cache
 def imports(package: Path) -> dict[str, list[str]]:
-    """Every absolute module name imported anywhere in a package, lazily or not, and where."""
+    """Every absolute module name imported in a package, lazily or not, with the places of the imports."""
     found: dict[str, list[str]] = {}
     for path in sorted(package.rglob("*.py")):
         for line, module in imports_of(path.read_text(encoding="utf-8")):
@@ -89,7 +89,7 @@ def imported_by(node: ast.AST) -> Iterator[str]:
 
 
 def roots(package: Path) -> dict[str, list[str]]:
-    """The same by top-level name, without the standard library and the package itself."""
+    """The imports by top-level name, without the standard library and the package itself."""
     found: dict[str, list[str]] = {}
     for module, places in imports(package).items():
         root = module.partition(".")[0]
@@ -229,7 +229,7 @@ def test_no_distribution_imports_the_recipe(distribution: Distribution) -> None:
 
 
 def test_nothing_imports_click() -> None:
-    """Typer vendors it: an `import click` is another Click than Typer's, or none."""
+    """Typer vendors Click. The result of `import click` is not Typer's Click, or an error."""
     modules = {
         f"{path.relative_to(ROOT)}:{line}": module
         for path in repository_files()
@@ -268,7 +268,7 @@ GENERATED = {".git", ".venv", "runs", "build", "dist", "__pycache__", ".mypy_cac
 
 
 def repository_files() -> list[Path]:
-    """What git would commit; every file but the generated ones where there is no git."""
+    """The files that git would commit. Without git, every file except generated ones."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")

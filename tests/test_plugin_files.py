@@ -1,4 +1,4 @@
-"""Single files as plugins: loaded as a module of their name, with their hash as version; what is none is refused."""
+"""Single files as plugins: loaded as a module of their name, with their hash as version. Other files are refused."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_an_interrupt_is_none_of_its_mistakes(tmp_path: Path) -> None:
 
 
 def test_a_file_beside_the_caller_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Python looks in the working folder, the file itself is what its name would find."""
+    """If Python searches the working folder, an import of the plugin's name finds the file itself. That is no conflict."""
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry([])
     registry.add_file(written(tmp_path))

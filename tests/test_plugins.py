@@ -1,4 +1,4 @@
-"""Plugins: found by entry points, broken ones kept apart, names made components."""
+"""Plugins: found by entry points; broken ones are isolated; names become components."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def judge(name: str = "toy", options: str | None = f"{__name__}:Options", kind: 
 
 
 class Plugin:
-    """Registers components, and hears of steps."""
+    """Registers components, and records finished steps."""
 
     def __init__(self, *components: Any) -> None:
         self.components = components
@@ -53,7 +53,7 @@ class Plugin:
 
 @dataclass
 class Point:
-    """As much of an entry point as the registry looks at."""
+    """The part of an entry point that the registry uses."""
 
     name: str
     load: Callable[[], object]
@@ -124,7 +124,7 @@ class Misspelt(Plugin):
 class WrongArguments(Plugin):
     @hookimpl
     def gotr1_run_finished(self, rune: Path) -> None:
-        """There is no ``rune``."""
+        """The parameter ``rune`` does not exist."""
 
 
 class Raising(Plugin):

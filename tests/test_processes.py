@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def together(*command: str, processes: int = 2) -> None:
-    """Runs a Python program in processes that know of each other."""
+    """Runs a Python program in several processes that form one process group."""
     among = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     begun = [
         subprocess.Popen(
@@ -74,7 +74,7 @@ def together(*command: str, processes: int = 2) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case by one process (this one) and by two; runs of both, each stopped and gone on with by the other."""
+    """The folder with every case run by one process (this one) and by two. Each stopped run is resumed by the other number of processes."""
     folder = tmp_path_factory.mktemp("processes")
     for name in driver.CASES:
         driver.train(name, folder, Accelerator(cpu=True))
@@ -89,7 +89,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Result:
-    """What so many processes made of a case."""
+    """What a number of processes made of a case."""
 
     metrics: list[dict[str, float]]
     drawn: list[list[list[list[Any]]]]  # by process and step
@@ -99,7 +99,7 @@ class Result:
     tensors: Mapping[str, Tensor]
 
     def samples(self) -> list[list[Any]]:
-        """Those of all processes, step by step, in their order."""
+        """The samples of all processes, step by step, in their order."""
         return [sorted(sample for part in step for sample in part) for step in zip(*self.drawn, strict=True)]
 
     def ends(self) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ class Result:
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith("start.")}
 
     def moved(self) -> float:
-        """How far the policy's parameters are from where they began."""
+        """The norm of the change of the policy's parameters since the start."""
         gaps = [self.tensors[name.removeprefix("start.")] - start for name, start in self.tensors.items() if name.startswith("start.")]
         return float(torch.cat([gap.flatten().double() for gap in gaps]).norm())
 
@@ -129,10 +129,11 @@ def apart(one: Result, other: Result) -> float:
 
 @pytest.mark.parametrize("name", driver.CASES)
 def test_two_processes_are_one(results: Path, name: str) -> None:
-    """Parameters after five steps, samples, metrics and updates. The first process of some cases has nothing to learn from, or no pictures.
+    """Parameters after five steps, samples, metrics and updates. In some cases the first process has nothing to learn from, or no pictures.
 
-    Where a process's groups are a chunk and a slice, all is the same to the bit. Elsewhere sums of float64 are made in another order: 1e-12
-    of the way that parameters went leaves a thousand roundings each. The critic is float32, and its values are in the advantages: 1e-6.
+    If a process's groups are one chunk and one micro-batch, everything is equal to the bit. Otherwise sums of float64 have another order:
+    1e-12 of the distance that parameters moved allows a thousand roundings each. The critic is float32, and its values enter the
+    advantages: 1e-6.
     """
     one, two = result(results, 1, name), result(results, 2, name)
     tolerance = 0.0 if name in driver.EXACT else 1e-6 if "ppo" in name else 1e-12
@@ -147,7 +148,7 @@ def test_two_processes_are_one(results: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", driver.SPREAD)
 def test_a_model_spread_over_two_processes_is_one(results: Path, name: str) -> None:
-    """Shares of gradients are the same sums, and only the norm that clips them is summed in another order; tolerances as above."""
+    """Shards of gradients are the same sums. Only the norm for gradient clipping is summed in another order. Tolerances as above."""
     one, two = result(results, 1, name), result(results, 2, f"spread {name}")
     tolerance = 1e-6 if "ppo" in name else 1e-12
     assert two.alike
@@ -161,7 +162,8 @@ def test_a_model_spread_over_two_processes_is_one(results: Path, name: str) -> N
 
 @pytest.mark.slow
 def test_two_processes_of_janus_are_one(tiny_janus: Path, tmp_path: Path) -> None:
-    """A transformer in float32: to the bit where chunks and slices are the same; else Adam divides what rounding left by its own size."""
+    """A transformer in float32: equal to the bit if chunks and micro-batches are the same. Otherwise Adam divides rounding errors by their
+    own size."""
     for name in driver.JANUS:
         driver.train(name, tmp_path, Accelerator(cpu=True), tiny_janus)
     together(str(HERE / "processes_driver.py"), str(tmp_path), str(tiny_janus))
@@ -182,7 +184,7 @@ def test_groups_are_never_split(results: Path) -> None:
 
 
 def test_one_sided_cases_are_what_they_say(results: Path) -> None:
-    """The first process of two has groups without a difference, without a reward, without a picture."""
+    """The groups of the first of two processes have no difference in rewards, no reward, or no picture."""
     (flat, _), (missing, _), (pruned, _) = (result(results, 2, name).drawn for name in ("constant", "missing", "pruned"))
     assert {sample[5] for step in flat for sample in step} == {"0.5"}
     assert {sample[5] for step in missing for sample in step} == {"nan"}
@@ -192,7 +194,7 @@ def test_one_sided_cases_are_what_they_say(results: Path) -> None:
 
 
 def test_the_schedule_goes_by_updates(results: Path) -> None:
-    """Ten updates of linear warm-up over three and a cosine to 0; each step shows the rate of its second."""
+    """Ten updates: linear warm-up over three, then a cosine to 0. Each step reports the learning rate of its second update."""
     rates = [row["learning_rate"] for row in result(results, 2, "full").metrics]
     expected = [0.01 * 2 / 3, *(0.005 * (1 + math.cos(math.pi * (done - 3) / 7)) for done in (3, 5, 7, 9))]
     assert rates == pytest.approx(expected)
@@ -212,14 +214,14 @@ def files(folder: Path, *leave: str) -> dict[str, bytes]:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """Metrics, times aside."""
+    """Metrics without times."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in found]
 
 
 @pytest.mark.parametrize("other", ["whole-2", "stopped-1", "stopped-2"])
 def test_runs_and_checkpoints_are_those_of_one_process(results: Path, other: str) -> None:
-    """A whole run of two processes; one begun by one and finished by two, and the other way round."""
+    """A whole run of two processes; a run begun by one and finished by two, and the reverse."""
     whole, run = results / "runs" / "whole-1", results / "runs" / other
     assert list(complete_checkpoints(run)) == list(complete_checkpoints(whole))
     for part in (CHECKPOINTS, "samples"):
@@ -234,7 +236,7 @@ def test_runs_and_checkpoints_are_those_of_one_process(results: Path, other: str
 
 @pytest.mark.parametrize("other", ["spread-1", "spread-2"])
 def test_checkpoints_of_a_spread_model_are_those_of_a_whole_one(results: Path, other: str) -> None:
-    """Begun by one process and finished by two with shares, and the other way round: the same files up to rounding, moments included."""
+    """Begun by one process and finished by two with a sharded model, and the reverse: equal files up to rounding, with Adam's moments."""
     whole, run = results / "runs" / "whole-1", results / "runs" / other
     one, two = files(whole / CHECKPOINTS, "manifest.json"), files(run / CHECKPOINTS, "manifest.json")
     assert one.keys() == two.keys()
@@ -254,10 +256,10 @@ def test_checkpoints_of_a_spread_model_are_those_of_a_whole_one(results: Path, o
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_weights_are_spread_in_mixed_precision(tiny_janus: Path, tmp_path: Path, device: str) -> None:
-    """The same processes with shares and with copies, on as many GPUs as there are: two updates on one rollout.
+    """The same processes with sharded and with replicated weights, on as many GPUs as there are: two updates on one rollout.
 
-    What is drawn is the same, as both draw with whole weights. Gradients differ in float32's last digits. The second update's forward pass
-    rounds to bfloat16, where such a difference now and then becomes one of 2^-8, and Adam makes of any gradient a step of one size.
+    Samples are the same, as both draw with unsharded weights. Gradients differ in float32's last digits. The second update's forward pass
+    rounds to bfloat16. There such a difference sometimes becomes one of 2^-8, and Adam makes a step of one size of any gradient.
     """
     processes = 2 if device == "cpu" else torch.cuda.device_count()
     together(str(HERE / "processes_driver.py"), str(tmp_path), str(tiny_janus), device, processes=processes)
@@ -286,7 +288,7 @@ TWO = ["--cpu", "--", "--num-processes", "2"]
 
 
 class Launched:
-    """`gotr1 train`, which starts processes of its own."""
+    """A `gotr1 train` that starts processes of its own."""
 
     def __init__(self, *words: str, **environment: str) -> None:
         command = [sys.executable, "-c", "from gotr1_core.cli.main import run; run()", "train", *words]
@@ -295,7 +297,7 @@ class Launched:
         self.lines: list[str] = []
 
     def until(self, part: str) -> None:
-        """Reads what it says until a line has this part."""
+        """Reads stderr until a line contains this part."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
@@ -308,7 +310,7 @@ class Launched:
         return found
 
     def finish(self, status: int, timeout: float = 180) -> list[str]:
-        """All that it said on stderr, once it has ended; without a traceback, and every line once. Imports alone can take a minute."""
+        """All lines of stderr after the end: no traceback, and no line twice. Imports alone can take a minute."""
         out, err = self.process.communicate(timeout=timeout)
         self.lines += err.splitlines()
         assert self.process.returncode == status, "\n".join(self.lines)
@@ -336,7 +338,7 @@ def launched() -> Iterator[Callable[..., Launched]]:
 
 
 def sound(run: Path) -> int:
-    """The last step that a checkpoint has; every checkpoint is whole."""
+    """The last step that has a checkpoint. Asserts that every checkpoint is complete."""
     found = complete_checkpoints(run)
     assert all(find_damage(folder) is None for folder in found.values())
     return max(found)
@@ -347,7 +349,7 @@ def steps(run: Path) -> list[int]:
 
 
 def test_a_killed_process_and_ctrl_c_end_a_run_that_goes_on(launched: Any, tmp_path: Path) -> None:
-    """One of two processes is killed; the next two hear Ctrl-C; one process finishes."""
+    """First one of two processes is killed, then two get Ctrl-C, then one process finishes the run."""
     run = tmp_path / "run"
     first = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
     first.until('{"step": 7,')
@@ -387,7 +389,7 @@ def test_the_process_that_writes_is_killed(launched: Any, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_scheduler_may_ask_everyone_to_end(launched: Any, tmp_path: Path) -> None:
-    """SIGTERM to the launcher and to the processes, and again."""
+    """SIGTERM, twice, to the launcher and to the processes."""
     one = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
     one.until('{"step": 1,')
     for process in (one.process, one.worker(0), one.worker(1), one.process):
@@ -410,7 +412,7 @@ def test_ctrl_c_twice_leaves_at_once(launched: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_hear_nothing_are_killed_by_a_third_ctrl_c(launched: Any, tmp_path: Path) -> None:
-    """As those are that wait inside a library for one that does not answer; here they are stopped."""
+    """Processes that wait inside a library for another one do not react to signals. Here they are suspended instead."""
     one = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
     one.until('{"step": 1,')
     for worker in (one.worker(0), one.worker(1)):
@@ -436,7 +438,7 @@ def test_an_error_of_one_process_is_told_once(launched: Any, tmp_path: Path, fai
 
 
 def test_what_a_process_has_to_say_is_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """torchrun ends a process whose peer died, and reads what it left: half of it would be taken for a launch that failed."""
+    """torchrun ends a process whose peer died, and reads the file that it left. Half a file would look like a launch that failed."""
     left = tmp_path / "error.json"
     monkeypatch.setenv(LAUNCHED, "1")
     monkeypatch.setenv(ERRORS, str(left))
@@ -457,7 +459,7 @@ def test_what_a_process_has_to_say_is_there_whole_or_not_at_all(monkeypatch: pyt
 
 @pytest.mark.slow
 def test_an_error_of_all_processes_is_told_once(launched: Any, tmp_path: Path) -> None:
-    """The doctor ends a run in all of them; the one that writes has time for the report."""
+    """The doctor ends the run in all processes. The one that writes still has time for the report."""
     one = launched(*PLUGINS, *FAILING, "constant_limit=3", f"output={tmp_path}", "name=run", *TWO)
     said = one.finish(1)
     assert said[-2].startswith("error: step 3, constant rewards:")
@@ -467,7 +469,7 @@ def test_an_error_of_all_processes_is_told_once(launched: Any, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_machines(launched: Any, tmp_path: Path) -> None:
-    """Each starts its process, and the first alone writes; here both are this one."""
+    """Each machine starts its process, and only the first writes. Here this machine is both."""
     port = str(free_port())
     machine = ["--num-machines", "2", "--main-process-ip", "127.0.0.1", "--main-process-port", port, "--machine-rank"]
     words = [*PLUGINS, *SMALL, "steps=3", f"output={tmp_path}"]
@@ -517,7 +519,7 @@ def test_a_dry_run_shows_the_share_of_a_process(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_accelerate_may_not_spread_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """As `accelerate launch --use_fsdp` asks for by the environment."""
+    """`accelerate launch --use_fsdp` asks for it by an environment variable."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UsageError, match=f"accelerate was asked for {name}, but gotr1 shards"):
         driver.begin(tmp_path, 1)
@@ -525,7 +527,7 @@ def test_accelerate_may_not_spread_a_model(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_what_is_made_by_hand_is_shared_as_well() -> None:
-    """A config's numbers are checked if components are not the config's."""
+    """The config's numbers are checked even if its components were made by the caller."""
     settings = driver.config(groups=4, evaluation={"best_of": 3, "batch": 2, "prompts": 4})
     with pytest.raises(UsageError, match="cannot hold best_of=3"):
         start.train(settings, parts=driver.build(driver.registry(), driver.config()), cpu=True)

@@ -1,4 +1,4 @@
-"""Prompts of the user's own: text and JSONL files."""
+"""Prompts from the user's own text and JSONL files."""
 
 from __future__ import annotations
 

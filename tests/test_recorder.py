@@ -1,4 +1,4 @@
-"""A run as others see it: lifecycle hooks, listeners that fail, judges that do not go together, and what ends a run at once."""
+"""A run seen from outside: lifecycle hooks, listeners that fail, judges that cannot be combined, and what ends a run at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(make: Make, tmp_path: Path) -> RunConfig:
 
 
 class Heard:
-    """A listener to everything, which may fail in one hook."""
+    """A listener that records every hook, and may fail in one of them."""
 
     def __init__(self, fails: str = "", error: BaseException | None = None) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -100,7 +100,7 @@ def test_hooks_come_in_their_order_with_what_they_promise(config: RunConfig) -> 
 
 @pytest.mark.parametrize(("error", "outcome"), [(SystemExit(), "failed"), (KeyboardInterrupt(), "interrupted")])
 def test_the_outcome_of_a_run_that_ends_early(config: RunConfig, error: BaseException, outcome: str) -> None:
-    """And the step from which it goes on."""
+    """Hooks get the outcome and the step from which the run can be resumed."""
     heard = Heard("step", error)
     other = Heard()
     with pytest.raises((SystemExit, Interrupted)):
@@ -113,7 +113,8 @@ def test_the_outcome_of_a_run_that_ends_early(config: RunConfig, error: BaseExce
 
 
 def test_a_listener_that_fails_hears_no_more(config: RunConfig, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of this run; others do, a plugin that is installed too, and the run goes on. In the next run it hears again."""
+    """A listener that fails is not called again in this run, even if its plugin is installed. Others are, and the run continues. In the
+    next run it is called again."""
     broken, other, plugin = Heard("evaluated"), Heard(), Heard()
     registry.add(plugin, "gotr1-heard")
     start.train(config, registry=registry, listeners=[broken, other], cpu=True)
@@ -142,7 +143,7 @@ def test_strict_plugins_stop_the_run(config: RunConfig, monkeypatch: pytest.Monk
 
 
 class Rival:
-    """Offers of the picture what another judge offers of the plan."""
+    """Offers for the picture what another judge offers for the plan."""
 
     rewards: Mapping[str, SegmentName] = {"value": IMAGE}
 
@@ -151,14 +152,14 @@ class Rival:
 
 
 class Late:
-    """Tells only when it is made what it offers."""
+    """Says what it offers only when it is made."""
 
     def __init__(self, options: None) -> None:
         self.rewards: Mapping[str, SegmentName] = {"late": PLAN}
 
 
 class Lost:
-    """Has no score for anything."""
+    """Has no score for any sample."""
 
     rewards: Mapping[str, SegmentName] = {"lost": PLAN}
 
@@ -183,7 +184,7 @@ def no_weights(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def more(registry: Registry) -> Registry:
-    """Judges as above, and a planner and a renderer that cannot train."""
+    """Adds the judges above, and a planner and a renderer that cannot train."""
     judges = [Component("judge", kind.__name__.lower(), f"{__name__}:{kind.__name__}") for kind in (Rival, Late, Lost)]
     policies = [Component(kind, "frozen", f"{__name__}:Frozen", "gotr1_janus.options:JanusOptions") for kind in ("planner", "renderer")]
     registry.add(SimpleNamespace(gotr1_components=lambda: [*judges, *policies]), "tests")
@@ -237,7 +238,7 @@ def test_rewards_that_nobody_knows_stop_a_run_before_it_trains(make: Make, more:
 
 
 def test_the_command_line_exits_with_1(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where every prompt is one that the judge has no score for."""
+    """The judge has no score for any of the prompts."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("missing one\nmissing two\nmissing three\n")
     file = tmp_path / "config.yaml"

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: samples with pictures, metrics, where everything came from."""
+"""What a run writes to disk: samples with pictures, metrics, and the origin of everything."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_two_that_ask_for_a_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name was free when it was asked for, and is taken when the folder is there: the first keeps it."""
+    """The name was free when it was asked for, and is taken when the folder is made. The first run keeps it."""
     chosen = config(tmp_path, name="one")
     first = new_folder(Registry(), chosen)
     monkeypatch.setattr("gotr1_core.runs.records.check_output", lambda config: None)
@@ -170,7 +170,7 @@ def records(tmp_path: Path) -> Iterator[Records]:
 
 
 def test_rows_are_on_disk_at_once(records: Records) -> None:
-    """So that a run can be watched; and they are JSON, which has no NaN."""
+    """So that a run can be watched. Rows are JSON, which has no NaN."""
     records.add_metrics({"step": 1, "reward": 0.5})
     records.add_metrics({"step": 2, "reward": math.nan})
     assert rows(records.folder / "metrics.jsonl") == records.rows == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
@@ -193,7 +193,7 @@ def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
 
 
 def test_records_go_on_where_a_checkpoint_was(records: Records) -> None:
-    """Whole rows up to it; and what is half-written, or came after, is forgotten."""
+    """Complete rows up to the checkpoint are kept. Later and half-written rows are dropped."""
     for step in range(5):
         records.add_metrics({"step": step})
     records.add_evaluation("before", {"pi": [0.5]})
@@ -210,7 +210,7 @@ def test_records_go_on_where_a_checkpoint_was(records: Records) -> None:
 
 
 def test_records_start_over_without_a_checkpoint(records: Records) -> None:
-    """Evaluations of the untrained model need not be repeated; one whose scores are not kept must be."""
+    """Evaluations of the untrained model are not repeated, unless their scores were not kept."""
     records.add_metrics({"step": 0, "evaluation": "before", "pi": 0.5})
     records.add_evaluation("before", {"pi": [0.5]})
     records.add_metrics({"step": 0, "evaluation": "before, greedy", "pi": 0.5})

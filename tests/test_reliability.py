@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: each weakness is told from the strength, and the exact judge has none."""
+"""How far a judge can be trusted: a judge with a weakness fails the check for it, and the exact judge passes all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECK = {check.name: check for check in RELIABILITY}
 
 
 class Bent:
-    """The exact judge's ``pi``, bent by a function of the score and the sample."""
+    """The exact judge's ``pi``, changed by a function of the score and the sample."""
 
     rewards: Mapping[str, SegmentName] = {"pi": IMAGE}
 
@@ -91,7 +91,7 @@ def test_one_that_prefers_an_order() -> None:
 
 
 def test_what_they_are_tried_on() -> None:
-    """Right samples are right and the others wrong, to the exact judge, whatever the relation."""
+    """For every relation, the exact judge finds the right samples right and the others wrong."""
     for relation, samples in relation_samples().items():
         scores = ScenesJudge().score(samples, ["pi", "spa", "ri", "correct"])
         assert scores["correct"] == [1, 0] * 3, relation
@@ -141,7 +141,7 @@ def test_the_command_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_presets_judge_is_the_reference(half: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On examples of its source: each prompt with its own and with others'."""
+    """On examples of the preset's source: each prompt with its own picture and with others'."""
     only = ["--only", "agrees-with-reference", "--json"]
     assert call(["check", "--plugin", str(half), "judge", "half", "--preset", "scenes", *only]) == 0
     found = rows(capsys)["agrees-with-reference"]
@@ -193,7 +193,7 @@ def gotr1_components():
 
 @pytest.fixture
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plugin file with a judge that gives half of what the exact one does."""
+    """A plugin file with a judge that gives half of the exact judge's scores."""
     file = tmp_path_factory.mktemp("plugin") / "half_plugin.py"
     file.write_text(HALF)
     return file

@@ -1,4 +1,4 @@
-"""A run on one page: what is on disk is on it, and nothing of it is taken for markup."""
+"""A run on one page: the page shows what is on disk, and none of it is read as markup."""
 
 from __future__ import annotations
 

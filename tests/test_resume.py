@@ -1,4 +1,4 @@
-"""Runs that were killed or stopped go on, bit for bit; and what would make them another run is refused."""
+"""Runs that were killed or stopped are resumed bit for bit. Changes that would make another run of them are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEN: dict[str, Any] = {
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """Metrics, times aside."""
+    """Metrics without times."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in found]
 
@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def same(one: Path, other: Path) -> None:
-    """Everything about two runs but times: weights, optimizer state, where they are, metrics, held-out scores, pictures."""
+    """Asserts that two runs are equal except for times: weights, optimizer state, position, metrics, held-out scores, pictures."""
     assert rows(one) == rows(other)
     for part in (CHECKPOINTS, "samples"):
         a, b = files(one / part), files(other / part)
@@ -69,7 +69,7 @@ def started(config: RunConfig, **more: Any) -> Path:
 
 
 def killed(config: RunConfig, folder: Path, moment: str) -> Path:
-    """A run of `gotr1 train` in a process of its own, which SIGKILL ended at that moment."""
+    """A run of `gotr1 train` in its own process, which SIGKILL ended at the given moment."""
     file = folder / "config.yaml"
     folder.mkdir()
     file.write_text(dump(config.model_copy(update={"output": folder, "name": "run"})))
@@ -84,7 +84,7 @@ def killed(config: RunConfig, folder: Path, moment: str) -> Path:
 
 @pytest.mark.parametrize(("lora", "moment", "last"), [({"rank": 2}, "step 5", 4), (None, "checkpoint 6", 4)], ids=["lora", "full"])
 def test_a_killed_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, lora: Any, moment: str, last: int) -> None:
-    """Ten steps are four, the fifth (and sixth) that nobody saved, and six more."""
+    """The run is killed after four saved steps and one or two unsaved ones. Resumed, it makes six more, and equals a run of ten steps."""
     config = make(**TEN, lora=lora)
     whole = started(config.model_copy(update={"output": tmp_path, "name": "whole"}))
     run = killed(config, tmp_path / "killed", moment)
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, lora: Any,
 
 
 class Stopping:
-    """A listener that asks for a stop, or raises, after a step; and counts evaluations."""
+    """A listener that asks for a stop, or raises an error, after a step. It also counts evaluations."""
 
     def __init__(self, at: int, error: BaseException | None = None) -> None:
         self.at, self.error = at, error
@@ -121,7 +121,7 @@ class Stopping:
 
 @pytest.fixture
 def begun(make: Make, tmp_path: Path) -> Callable[..., Path]:
-    """A run that was stopped after a step, as Ctrl-C does; or without a word, as a power failure does."""
+    """A run that was stopped after a step: by Ctrl-C, or without warning, as by a power failure."""
 
     def begin(at: int, *, saved: bool = True) -> Path:
         config = make(**SHORT, output=str(tmp_path), name="run")
@@ -146,7 +146,7 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make: Make, begun: An
 
 
 def test_without_a_checkpoint_a_run_starts_over(make: Make, begun: Any, tmp_path: Path) -> None:
-    """But for evaluations of the untrained model, which are there."""
+    """Only the evaluations of the untrained model are kept."""
     whole = started(make(**SHORT, output=str(tmp_path), name="whole"))
     run = begun(1, saved=False)
     assert complete_checkpoints(run) == {}
@@ -158,7 +158,8 @@ def test_without_a_checkpoint_a_run_starts_over(make: Make, begun: Any, tmp_path
 
 
 def test_a_finished_run_is_done(make: Make, tmp_path: Path) -> None:
-    """It goes on with more steps, as if they had been asked for at once: nothing else depends on how many there are."""
+    """It continues only if more steps are asked for. The result is as if they had been asked for at once: nothing else depends on their
+    number."""
     run = started(make(**SHORT, output=str(tmp_path), name="run"))
     with pytest.raises(UsageError, match="has done 3 of 3 steps") as caught:
         start.resume(run, cpu=True)
@@ -200,7 +201,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def stopped(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps with checkpoints of 1 and 2, and the third step to do. For reading; copy it to change it."""
+    """A run of three steps with checkpoints of 1 and 2; the third step is still to do. Only read it; copy it to change it."""
     output = tmp_path_factory.mktemp("runs")
     config = make(**SHORT, checkpoint={"every": 1}, output=str(output), name="run")
     with pytest.raises(Interrupted):
@@ -294,7 +295,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(stopped: Path, run: 
 
 
 def test_a_corrupted_checkpoint_is_an_error(run: Path) -> None:
-    """Nothing goes on in silence from an older one, and nothing from a wrong one."""
+    """No run continues silently from an older checkpoint, or from a wrong one."""
     tensors = run / CHECKPOINTS / "step-000002" / "planner" / TRAINABLE
     content = bytearray(tensors.read_bytes())
     content[-7] ^= 1
@@ -322,7 +323,7 @@ def test_scores_of_the_untrained_model_cannot_be_had_again(run: Path) -> None:
 
 @pytest.mark.parametrize("part", ["model.lm_head.weight", "model.model.vqmodel.post_quant_conv.weight"], ids=["trained", "frozen"])
 def test_another_starting_model_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """Also in what does not train: the reference and every score would be another."""
+    """Also if it differs only in weights that do not train: the reference and every score would differ."""
     begin = Trainer.__init__
 
     def changed(self: Trainer, config: RunConfig, parts: Any, *more: Any) -> None:

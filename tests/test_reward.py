@@ -1,4 +1,4 @@
-"""Reward expressions against plain Python, and what they refuse."""
+"""Reward expressions, compared with plain Python, and the expressions that are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def power(a: float, b: float) -> float:
 
 
 def strict(function: Callable[..., float]) -> Callable[..., float]:
-    """NaN if any argument is."""
+    """Returns NaN if any argument is NaN."""
     return lambda *values: NAN if any(map(math.isnan, values)) else finite(function(*values))
 
 
@@ -75,14 +75,14 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
 
 @dataclass(frozen=True)
 class Oracle:
-    """An expression as text of some precedence, and what plain Python makes of it."""
+    """An expression as text with its precedence, and its value in plain Python."""
 
     text: str
     level: int
     value: Callable[[Values], float]
 
     def at(self, level: int) -> str:
-        """The text, in parentheses only where precedence asks for them."""
+        """The text, in parentheses only where precedence needs them."""
         return self.text if self.level >= level else f"({self.text})"
 
 

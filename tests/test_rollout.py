@@ -1,4 +1,4 @@
-"""The tree of samples: what is drawn, in which order, with which seeds; pruning; batches cut and joined."""
+"""The tree of samples: what is drawn, in which order and with which seeds; pruning; batches cut and joined."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def same_samples(one: Sequence[Sample], other: Sequence[Sample]) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_chunks_do_not_change_the_samples(policy: Any, letters_judge: Any, chunk: int) -> None:
-    """Tokens are equal up to rounding of matrix products; these seeds draw no token within 1e-6 of a boundary."""
+    """Logits are equal up to rounding of matrix products. With these seeds no u is within 1e-6 of the boundary between two tokens."""
     whole, parts = tree(policy, letters_judge, chunk=4), tree(policy, letters_judge, chunk=chunk)
     same_samples(whole.samples, parts.samples)
     assert torch.equal(whole.place, parts.place)
@@ -80,7 +80,7 @@ def test_chunks_do_not_change_the_samples(policy: Any, letters_judge: Any, chunk
 
 
 def test_a_share_of_the_prompts_draws_its_share_of_the_samples(policy: Any, letters_judge: Any) -> None:
-    """As two processes would: ``first`` is the number of a process's first prompt."""
+    """As two processes do: ``first`` is the number of a process's first prompt."""
     whole = tree(policy, letters_judge)
     shares = [tree(policy, letters_judge, prompts=PROMPTS[:2]), tree(policy, letters_judge, prompts=PROMPTS[2:], first=22)]
     same_samples(whole.samples, [s for share in shares for s in share.samples])
@@ -179,7 +179,7 @@ def test_only_wanted_scores_are_computed(policy: Any, letters_judge: Any) -> Non
 
 
 def scored(policy: Any, batch: Batch, rows: list[int]) -> list[list[float]]:
-    """Log-probabilities of some plans and their images, one list per action sequence, padding left out."""
+    """Log-probabilities of some plans and their images, one list per action sequence, without padding."""
     segments, _ = batch.segments(torch.tensor(rows))
     with torch.no_grad():
         found = policy.module(segments)

@@ -1,4 +1,4 @@
-"""What a step's row says of what was drawn, against numbers counted by hand; and of an evaluation, what could not be had."""
+"""Metrics of a step's samples, compared with numbers counted by hand; and which metrics an evaluation cannot have."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture(shade: int) -> Image.Image:
 
 
 def batch(groups: list[list[tuple[Chain, int | None, float, dict[str, float]]]], images: int = 1, cut: int = 0) -> Batch:
-    """Groups of samples as (chain, shade of the picture or None, total, scores); a plan's ``images`` stand together."""
+    """Groups of samples as (chain, shade of the picture or None, reward, scores). The ``images`` of a plan are neighbours."""
     samples = [
         Sample(Prompt(f"p{i}"), chain, None if shade is None else picture(shade), (i, k // images, k % images), scores, total)
         for i, group in enumerate(groups)

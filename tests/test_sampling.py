@@ -1,4 +1,4 @@
-"""Sampling and scoring of tokens: the inverse CDF, and that what is sampled is what is scored."""
+"""Sampling of tokens by the inverse CDF, and their log-probabilities: the sampler and the scorer use one distribution."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_impossible_tokens_are_never_picked(uniform: float, probabilities: tuple
 
 
 def test_u_near_one_picks_the_last_possible_token_whatever_the_sum_rounds_to() -> None:
-    """Sums of 4096 rounded probabilities lie on both sides of 1; unscaled, or in float32, u runs past the last of them."""
+    """Sums of 4096 rounded probabilities lie on both sides of 1. Without scaling, or in float32, u would pass the last of them."""
     torch.manual_seed(0)
     logits = torch.randn(400, 4096) * 3
     logits[:, -96:] = -math.inf
@@ -91,7 +91,7 @@ def test_guidance_formula() -> None:
 
 
 def chain_model(table: Tensor, rows: int) -> Callable[[Tensor | None], Tensor]:
-    """A Markov chain: the next logits depend on the last token; ``table[-1]`` begins."""
+    """A Markov chain: the next logits depend on the last token. ``table[-1]`` gives the first logits."""
 
     def advance(tokens: Tensor | None) -> Tensor:
         return table[-1].expand(rows, -1) if tokens is None else table[tokens]
@@ -131,7 +131,7 @@ def test_stop_token_ends_a_row_and_masks_the_rest() -> None:
 
 
 def test_rows_that_have_stopped_are_left_out() -> None:
-    """Each row is a chain of its own, so that rows which changed places would show."""
+    """Each row is a different chain, so that rows which changed places would be noticed."""
     torch.manual_seed(0)
     tables, stop, uniform = torch.randn(30, 5, 4), 2, uniforms(range(30), 12)
     everything = decode(lambda tokens: tables[torch.arange(30), -1 if tokens is None else tokens], uniform, 1.0, stop=stop)

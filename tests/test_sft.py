@@ -1,4 +1,4 @@
-"""Stage one: batches that depend on the step alone, and a stage that goes on bit for bit."""
+"""Supervised fine-tuning: batches depend only on the step, and a killed run is resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(model: Path, output: Path, **changed: Any) -> SftConfig:
 
 
 def run(config: SftConfig, steps: int) -> tuple[Any, list[dict[str, Any]]]:
-    """So many steps, then the process is gone; returns the policy and the rows."""
+    """Trains for so many steps and ends as a killed process does. Returns the policy and the rows."""
     from gotr1_core.components.build import make_component
 
     registry = Registry()
@@ -91,7 +91,7 @@ def test_a_damaged_save_is_said(tiny_janus: Path, tmp_path: Path, name: str) -> 
 
 
 def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> None:
-    """With adapters too: the saved model is a whole one, which others can load."""
+    """Also with adapters: the saved model is complete, and others can load it."""
     settings = config(tiny_janus, tmp_path / "run", lora={"rank": 2}, steps=3, optimizer={"learning_rate": 1e-2})
     policy, _ = run(settings, 3)
     loaded = run_none(
@@ -105,7 +105,7 @@ def test_what_is_saved_is_what_was_trained(tiny_janus: Path, tmp_path: Path) -> 
 
 
 def test_what_is_saved_for_others_is_the_average(tiny_janus: Path, tmp_path: Path) -> None:
-    """In a whole run, and in one that was begun again from what it had saved."""
+    """In an uninterrupted run, and in one resumed from its checkpoint."""
     optimizer = {"learning_rate": 1e-2, "ema": 0.9}
     policy, _ = run(config(tiny_janus, tmp_path / "whole", optimizer=optimizer), 6)
     parts = config(tiny_janus, tmp_path / "parts", optimizer=optimizer)
@@ -131,7 +131,7 @@ def examples(count: int) -> list[Example]:
 
 
 def test_batches_of_examples() -> None:
-    """Every epoch shows every example once, in another order; step s is the same whatever was asked for before."""
+    """Every epoch shows every example once, in a new order. Step s is the same whatever was asked for before."""
     batches = from_examples(examples(12), 4, seed=3, window=3)
     epochs = [[e.prompt.text for s in range(3 * k, 3 * k + 3) for e in batches(s)] for k in range(3)]
     assert all(sorted(epoch, key=int) == [str(i) for i in range(12)] for epoch in epochs)

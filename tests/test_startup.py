@@ -1,4 +1,4 @@
-"""Whole processes: what looking around imports, and a broken distribution beside working ones."""
+"""Whole processes: what commands that only read import, and a broken distribution beside working ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAVY = ("torch", "transformers", "diffusers", "accelerate", "numpy")
 
 
 def python(*words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Another process; what ``path`` holds is installed in it."""
+    """Runs Python in another process, in which the contents of ``path`` are installed."""
     start = f"import sys; sys.path.insert(0, {str(path)!r}); " if path else ""
     return subprocess.run([sys.executable, "-c", start + words[0], *words[1:]], capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""The suite is tested with components broken on purpose: each is caught by a check that the honest component passes."""
+"""Tests the suite with components that are broken on purpose. A check catches each of them, and the correct component passes that check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASE = Case(max_chain_tokens=2, statistical_samples=1000)
 
 
 class TestGaussianRenderer(RendererContract):
-    """Log-probabilities of denoising steps, which are densities and means over latent dimensions, pass the same checks as tokens'."""
+    """Log-probabilities of denoising steps are densities, and means over latent dimensions. They pass the same checks as tokens'."""
 
     @pytest.fixture
     def renderer(self) -> GaussianRenderer:
@@ -31,7 +31,7 @@ class TestGaussianRenderer(RendererContract):
 
 @dataclass(frozen=True)
 class Mistake:
-    """A component, broken, and the check that tells."""
+    """A broken component, and the check that fails."""
 
     kind: Kind
     make: Callable[[], Any]
@@ -136,7 +136,7 @@ def test_a_mistake_is_caught_by_its_check(name: str) -> None:
 
 @pytest.mark.parametrize("module", [broken.ConditionalScoring, broken.DividedGuidance, broken.MispairedRows])
 def test_the_ratio_does_not_tell(module: type[broken.TinyModule]) -> None:
-    """With one update it is 1 whatever is scored; the deviation is what tells."""
+    """With one update the ratio is 1 whatever the scorer computes; the sampler gap shows the mistake."""
     wrong = broken.tiny(module)
     batch = with_rewards(make_tree(wrong), example_rewards())
     _, statistics = update_gradient(Grpo(GrpoOptions()), wrong, batch, {IMAGE: SegmentConfig()})

@@ -1,4 +1,4 @@
-"""Experiment trackers: what they get of a real run, a resumed one, and what happens when they fail."""
+"""Experiment trackers: what they get from a real run and from a resumed one, and what happens if they fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRETS = {name: f"secret-{name}".ljust(40, "0") for name in ("WANDB_API_KEY", "
 
 
 class Killed:
-    """A listener that ends the run, as a power failure does, when a step's numbers are sent and it is not saved."""
+    """A listener that ends the run, as a power failure does, after a step's metrics were sent and before the step is saved."""
 
     @hookimpl(trylast=True)
     def gotr1_step_finished(self, step: int) -> None:
@@ -96,7 +96,7 @@ def test_trackio(config: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
 
 
 class Breaking:
-    """Accelerate's tracker of a kind, which fails at its second step."""
+    """One of accelerate's trackers, which fails at its second step."""
 
     def __init__(self, kind: type) -> None:
         self.kind, self.logged = kind, 0
@@ -123,7 +123,7 @@ def test_a_tracker_that_fails_is_dropped(config: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_tracker_that_is_not_installed_is_refused(config: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is loaded or made; accelerate would go on without a word."""
+    """Before anything is loaded or made. accelerate itself would continue silently."""
     monkeypatch.setattr("gotr1_core.components.preflight.importlib.util.find_spec", lambda name: None)
     file = tmp_path / "config.yaml"
     file.write_text(dump(config("trackio")))

@@ -1,4 +1,4 @@
-"""The loop: whole runs on the tiny Janus, what they leave on disk, and what stops them."""
+"""The loop: whole runs on the tiny Janus, what they write to disk, and what stops them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def same(one: Sequence[Sample], other: Sequence[Sample]) -> bool:
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_a_run_of_three_steps(registry: Registry, make: Any, tmp_path: Path, lora: Any) -> None:
-    """Prompts and the judge of the embedded world, and a reward a random policy can get; all of it is restored from disk."""
+    """Prompts and the judge of the embedded world, and a reward that a random policy can earn. Everything is restored from disk."""
     settings: dict[str, Any] = {"judge": ["scenes", "values"], "reward": "value * bright + pi / 10", "lora": lora, "updates": 2}
     settings |= {"evaluation": {"every": 2, "prompts": 4, "metric": "value", "greedy": True, "best_of": 2}}
     settings |= {"segments": {"plan": {"kl": 0.01}, "image": {"weight": 0.5, "kl": 0.01}}, "output": str(tmp_path), "name": "one"}
@@ -126,7 +126,7 @@ def test_a_run_of_three_steps(registry: Registry, make: Any, tmp_path: Path, lor
 
 
 def test_runs_repeat(trainer: Any) -> None:
-    """Same config, same bits: rewards and parameters."""
+    """The same config gives the same bits: rewards and parameters."""
     found = []
     for _ in range(2):
         one = trainer()
@@ -147,7 +147,7 @@ def test_every_step_has_new_prompts_and_samples(trainer: Any) -> None:
 
 
 def test_a_run_learns(trainer: Any) -> None:
-    """Ten steps towards letters: the sampled reward rises by more than three standard errors of its own noise."""
+    """Ten steps that reward letters: the sampled reward rises by more than three standard errors of its own noise."""
     one = trainer(reward="letters", groups=4, plans=8, optimizer={"learning_rate": 0.01, "schedule": "constant"})
     rewards = [one.step(step)[0]["reward"] for step in range(12)]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
@@ -198,7 +198,7 @@ def test_frozen_parts_stay(trainer: Any) -> None:
 
 
 def test_a_planner_and_a_renderer_of_their_own(trainer: Any, tiny_janus: Path) -> None:
-    """Two policies: two modules, two optimizers, and chains handed over as text."""
+    """Two policies: two modules, two optimizers, and chains passed on as text."""
     other = {"name": "janus", "model": str(tiny_janus), "instruction": "{prompt}", "attention": "sdpa"}
     one = trainer(renderer=other, renderer_optimizer={"learning_rate": 0.001})
     assert not one.parts.unified
@@ -229,7 +229,7 @@ def updated_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
 
 @pytest.mark.parametrize(("how", "updated", "drawn"), [("keep", 3, 3), ("skip", 2, 3), ("refill", 3, 5)])
 def test_constant_groups(trainer: Any, monkeypatch: pytest.MonkeyPatch, how: str, updated: int, drawn: int) -> None:
-    """Prompt 1 and 3 have no difference: one in the step, and for refill one among the new prompts."""
+    """Prompts 1 and 3 have no difference in rewards: one of them is in the step, and with refill one is among the new prompts."""
     seen = updated_batches(monkeypatch)
     one = trainer(Listed(["go", "flat"]), constant_groups=how)
     metrics, batch = one.step(0)
@@ -250,7 +250,7 @@ def test_refill_gives_up(trainer: Any) -> None:
 
 
 def found_in(one: Trainer, steps: int) -> list[str]:
-    """What the doctor finds in the metrics of some steps."""
+    """The doctor's findings in the metrics of some steps."""
     rows = [{"step": step + 1, **one.step(step)[0]} for step in range(steps)]
     return [f"{finding.rule.name}: {finding.measured}" for finding in examine_run(rows, one.config) if finding.rule.stops]
 

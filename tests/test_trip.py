@@ -1,4 +1,4 @@
-"""The trip of one prompt in docs/design.md is the one that a step takes."""
+"""The trip of one prompt in docs/design.md is the trip that a real step takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = re.compile(r"^\d+\. `(?P<file>[\w/.-]+)`, `(?P<function>[\w.]+)`: ")
 
 
 class Arrived(BaseException):
-    """The first gradient is due. It is no `Exception`, so that nothing on the way catches it."""
+    """Raised when the first gradient is due. It is not an `Exception`, so that no handler on the way catches it."""
 
 
 def documented() -> list[tuple[str, str]]:

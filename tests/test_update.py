@@ -1,4 +1,4 @@
-"""One policy's update on a recorded rollout: slices, denominators, ratios, the reference."""
+"""One policy's update on a recorded rollout: micro-batches, denominators, ratios, the reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(**changed: Any) -> RunConfig:
 
 @dataclass
 class Recorded:
-    """A policy, what it drew, and where its parameters were."""
+    """A policy, the samples that it drew, and its parameters at that time."""
 
     policy: Any
     batch: Batch
@@ -45,7 +45,8 @@ class Recorded:
     def learner(
         self, segments: Mapping[SegmentName, SegmentConfig] = BOTH, *, rate: float = 1.0, adam: bool = False, **more: Any
     ) -> Learner:
-        """Back at the start. Plain gradient descent shows the gradient; Adam divides it by its own size, rounding included."""
+        """A learner with the parameters at their start. Plain gradient descent shows the gradient; Adam divides it by its own size,
+        rounding included."""
         policy = self.policy
         policy.module.zero_grad()
         with torch.no_grad():
@@ -67,7 +68,7 @@ class Recorded:
         )
 
     def moved(self) -> dict[str, Tensor]:
-        """By how much each parameter differs from its start."""
+        """The difference of each parameter from its start."""
         named = self.policy.module.named_parameters()
         return {name: p.detach() - self.start[name] for name, p in named if p.requires_grad and not torch.equal(p, self.start[name])}
 
@@ -88,19 +89,19 @@ def recorded(policy: Any, letters_judge: Any) -> Recorded:
 
 
 def near(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float = 1e-4) -> None:
-    """Equal within a share of the largest entry: gradients are sums of float32 terms, in other orders and batch shapes."""
+    """True if equal within a fraction of the largest entry: gradients are sums of float32 terms, in different orders and batch shapes."""
     assert one.keys() == other.keys()
     assert one
     for name in one:
         assert (one[name] - other[name]).abs().max() <= share * max(one[name].abs().max(), other[name].abs().max(), 1e-3), name
 
 
-# -- slices and denominators ------------------------------------------------------------------------------------------------
+# -- micro-batches and denominators -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_slices_do_not_change_the_update(recorded: Recorded, updates: int) -> None:
-    """Micro-batches of 1 and 4, one slice of 16 and two of 8."""
+def test_micro_batches_do_not_change_the_update(recorded: Recorded, updates: int) -> None:
+    """Micro-batches of 16, 8, 4 and 1 rows."""
     found = []
     for micro_batch in (16, 8, 4, 1):
         recorded.update(recorded.learner(rate=0.05), config(micro_batch=micro_batch, updates=updates))
@@ -111,8 +112,8 @@ def test_slices_do_not_change_the_update(recorded: Recorded, updates: int) -> No
         near(found[0], other, 1e-4 if updates == 1 else 1e-3)
 
 
-def test_slices_do_not_change_an_adam_step(recorded: Recorded) -> None:
-    """Adam's first step is rate x sign(gradient), so an entry whose gradient is rounding may differ by up to twice the rate."""
+def test_micro_batches_do_not_change_an_adam_step(recorded: Recorded) -> None:
+    """Adam's first step is learning rate x sign(gradient). If a gradient is only rounding, steps may differ by twice the learning rate."""
     found = []
     for micro_batch in (16, 4, 1):
         recorded.update(recorded.learner(rate=1e-3, adam=True), config(micro_batch=micro_batch))
@@ -123,7 +124,8 @@ def test_slices_do_not_change_an_adam_step(recorded: Recorded) -> None:
 
 
 def whole_gradient(recorded: Recorded, segments: Mapping[SegmentName, SegmentConfig], advantages: Advantages) -> dict[str, Tensor]:
-    """Of the loss written out: everything scored at once, no row left out, each segment divided by its own count."""
+    """The gradient of the loss as the formula has it: one forward pass for everything, no row left out, each segment divided by its own
+    count."""
     batch, module = recorded.batch, recorded.policy.module
     rollouts: dict[SegmentName, Rollout] = {PLAN: batch.plans}
     if batch.images is not None:
@@ -142,7 +144,7 @@ def whole_gradient(recorded: Recorded, segments: Mapping[SegmentName, SegmentCon
 
 @pytest.mark.parametrize("segments", [BOTH, {PLAN: SegmentConfig()}, {IMAGE: SegmentConfig()}], ids=["both", "plan", "image"])
 def test_the_update_is_the_gradient_of_the_loss(recorded: Recorded, segments: Mapping[SegmentName, SegmentConfig]) -> None:
-    """On-policy GRPO is -advantage x log p over all tokens of a segment; pruned images count in the denominator."""
+    """On-policy GRPO is -advantage x log p over all tokens of a segment. Pruned images count in the denominator."""
     advantages = Grpo(GrpoOptions()).advantages(recorded.batch.rewards)
     learner = recorded.learner(segments)
     expected = whole_gradient(recorded, segments, advantages)
@@ -175,7 +177,7 @@ def test_a_batch_without_any_advantage_moves_nothing(recorded: Recorded) -> None
 
 
 def divisors(counted: Mapping[str, tuple[float, int, int]]) -> dict[str, float]:
-    """What sums are divided by, from how much was sampled of how many rows that should have been."""
+    """The divisors of the sums, from the number of sampled rows and the number of rows that should have been sampled."""
     return {name: sampled * rows / drawn for name, (sampled, rows, drawn) in counted.items()}
 
 
@@ -222,7 +224,7 @@ def test_with_two_updates_the_ratio_leaves_one(recorded: Recorded) -> None:
 
 
 def test_what_was_not_sampled_is_not_scored_alike(recorded: Recorded) -> None:
-    """The number that tells whether what is scored is what was sampled: here the temperature was another."""
+    """The sampler gap shows whether the scorer's distribution is the sampler's. Here the temperature was another."""
     warmer = replace(recorded.batch.plans, sampling=replace(recorded.batch.plans.sampling, temperature=1.2))
     recorded.batch = replace(recorded.batch, plans=warmer)
     found = recorded.update(recorded.learner(), config())
@@ -270,7 +272,7 @@ def outputs(recorded: Recorded) -> list[Tensor]:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_reference_answers_as_it_began_and_swaps_back(policy: Any, letters_judge: Any, lora: bool) -> None:
-    """With adapters that do not begin at zero and heads that train beside them: switching the adapter off would be another model."""
+    """The adapters do not begin at zero, and heads train beside them. So the model with its adapters off would not be the reference."""
     if lora:
         add_lora(policy, LoraConfig(rank=2))
         policy.module.model.lm_head.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The live view, on a terminal that is recorded."""
+"""The live view, on a recorded terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE = Sample(Prompt("a"), parse(""), None, scores={"pi": 0.75}, reward=0.5)
 
 
 def shown(*, live: bool) -> str:
-    """What a run of two steps prints."""
+    """The terminal output of a run of two steps."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=live, width=120)
     run = Path("runs/mine")

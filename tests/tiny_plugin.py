@@ -1,4 +1,4 @@
-"""A plugin of the tests: a judge that random policies get rewards from, and a process that kills itself where GOTR1_TEST_KILL says."""
+"""A plugin for tests: a judge that gives random policies rewards, and a process that kills itself when GOTR1_TEST_KILL says so."""
 
 import math
 import os
@@ -18,9 +18,9 @@ MOMENT = os.environ.get("GOTR1_TEST_KILL", "")
 
 
 class Values:
-    """``value`` depends on the chain, or on the prompt: ``flat`` ones have one value, ``missing`` ones none.
+    """``value`` depends on the chain, or on the prompt: for ``flat`` prompts it is constant, for ``missing`` ones NaN.
 
-    ``letters`` is the chain's share of them, which can be learnt, and ``bright`` the picture's mean.
+    ``letters`` is the share of letters in the chain, which a policy can learn. ``bright`` is the picture's mean.
     """
 
     rewards: Mapping[str, SegmentName] = {"value": PLAN, "letters": PLAN, "bright": IMAGE}
@@ -54,13 +54,13 @@ def die() -> None:
 
 @hookimpl
 def gotr1_step_finished(step: int) -> None:
-    """``step 5``: when the step's metrics are written."""
+    """``step 5``: kills the process when the step's metrics are written."""
     if f"step {step}" == MOMENT:
         die()
 
 
 def half_written(tensors: dict[str, Tensor], path: Path, _write: Any = trainer_state.save_file) -> None:
-    """``checkpoint 6``: with half of a file of that step's checkpoint on disk."""
+    """``checkpoint 6``: kills the process when half of a file of that step's checkpoint is on disk."""
     _write(tensors, path)
     if path.name == trainer_state.OPTIMIZER and f"checkpoint {int(path.parent.parent.name[5:11])}" == MOMENT:
         os.truncate(path, path.stat().st_size // 2)

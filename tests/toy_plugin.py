@@ -1,4 +1,4 @@
-"""A plugin of the tests of the command line: a policy that draws its own weight and its sampling settings, and what goes with it."""
+"""A plugin for the tests of the command line: a policy that draws its own weight and its sampling settings, with judges for it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ def red(sample: Sample) -> float:
 
 
 class ToyJudge:
-    """``pi``: how red a picture is; what is as green as can be has no score."""
+    """``pi``: how red a picture is. A picture of the brightest green has no score."""
 
     rewards: Mapping[str, SegmentName] = {"pi": IMAGE}
 
@@ -73,7 +73,7 @@ class PlansOptions(BaseModel):
 
 
 class PlansJudge:
-    """``boxes``: the plan's boxes, times an option. What it scores, only an object says."""
+    """``boxes``: the number of the plan's boxes, times an option. Only an object of the class says which rewards it offers."""
 
     def __init__(self, options: PlansOptions) -> None:
         self.options = options

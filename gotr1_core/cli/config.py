@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gotr1_core.cli.common import (
-    AlgorithmName,
-    ConfigOrWord,
-    Json,
-    JudgeNames,
-    PlannerName,
-    PresetName,
-    PromptsFile,
-    RendererName,
-    Words,
-    config_or_words,
-    registry,
-)
+from gotr1_core.cli import common
 from gotr1_core.cli.options import ComponentCommand
 from gotr1_core.components.resolve import load_plugin_files, resolve_config
 
@@ -43,23 +31,23 @@ StageOption = Annotated[Stage, typer.Option(help="A config of `gotr1 train` or o
 
 @app.command("show", cls=ComponentCommand)
 def show(
-    config: ConfigOrWord = None,
-    override: Words = None,
-    planner: PlannerName = None,
-    renderer: RendererName = None,
-    judge: JudgeNames = None,
-    algorithm: AlgorithmName = None,
-    preset: PresetName = None,
-    prompts: PromptsFile = None,
-    as_json: Json = False,
+    config: common.ConfigOrWord = None,
+    override: common.Words = None,
+    planner: common.PlannerName = None,
+    renderer: common.RendererName = None,
+    judge: common.JudgeNames = None,
+    algorithm: common.AlgorithmName = None,
+    preset: common.PresetName = None,
+    prompts: common.PromptsFile = None,
+    as_json: common.Json = False,
 ) -> None:
     """Prints the config that `gotr1 train` would run. Takes the same arguments."""
     import json
 
-    path, words = config_or_words(config, override or [])
+    path, words = common.config_or_words(config, override or [])
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
     prompts_key = {"prompts": {"file": str(prompts)} if prompts else None}
-    data = resolve_config(registry(), path, preset, {**named, **prompts_key}, words)
+    data = resolve_config(common.registry(), path, preset, {**named, **prompts_key}, words)
     from gotr1_core.config.models import RunConfig, dump, validate
 
     settings = validate(RunConfig, data)
@@ -89,12 +77,12 @@ def validate_command(
 
     for number, path in enumerate(configs):
         if number:
-            registry.cache_clear()  # plugin files belong to the config that names them
-        data: dict[str, Any] = load_plugin_files(registry(), read_yaml(path))
+            common.registry.cache_clear()  # plugin files belong to the config that names them
+        data: dict[str, Any] = load_plugin_files(common.registry(), read_yaml(path))
         if stage is Stage.sft:
             _check_sft(validate(SftConfig, data))
         else:
-            check(registry(), validate(RunConfig, merge_layers(data)))
+            check(common.registry(), validate(RunConfig, merge_layers(data)))
         print(f"{path}: valid")
 
 
@@ -109,4 +97,4 @@ def _check_sft(config: SftConfig) -> None:
     elif not config.data.is_file():
         raise UsageError(f"there is no file {config.data}", hint="data must be a JSONL file or the name of a source")
     for kind, component in components:
-        options_of(registry().find(kind, component.name).component, component.options)
+        options_of(common.registry().find(kind, component.name).component, component.options)

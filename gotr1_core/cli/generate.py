@@ -58,15 +58,9 @@ def command(
 def _read_chain(path: Path) -> Chain:
     """Reads a chain from a text file. Refuses one without a box or with a malformed box, because its picture would be wrong."""
     from gotr1_core.chain import parse
+    from gotr1_core.engine.files import read_text
 
-    try:
-        chain = parse(path.read_text(encoding="utf-8-sig").strip())
-    except OSError as error:
-        raise UsageError(
-            f"--chain: cannot read {path}: {error.strerror}", hint="give a text file; samples.jsonl has chains to copy"
-        ) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--chain: {path} is not UTF-8 text", hint="give a text file; samples.jsonl has chains to copy") from None
+    chain = parse(read_text(path, hint="--chain takes a text file; samples.jsonl has chains to copy").strip())
     if not chain.regions or chain.problems:
         raise UsageError(
             f"--chain: {path}: {chain.problems[0] if chain.problems else 'there is no region in it'}",
@@ -88,7 +82,7 @@ def _remove_older_pictures(out: Path) -> None:
     from contextlib import suppress
 
     rows = out / "samples.jsonl"
-    for line in rows.read_text(encoding="utf-8", errors="replace").splitlines() if rows.is_file() else ():
+    for line in rows.read_text(encoding="utf-8", errors="replace").split("\n") if rows.is_file() else ():
         with suppress(ValueError, KeyError, TypeError):  # the row has no picture, or gotr1 did not write it
             picture = Path(json.loads(line)["image"])
             for name in (picture.name, f"{picture.stem}-plan.png"):

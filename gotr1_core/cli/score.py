@@ -103,12 +103,9 @@ def _read_chain(text_or_file: str) -> str:
         if path.suffix in (".txt", ".json", ".jsonl") and " " not in text_or_file:
             raise UsageError(f"there is no file {text_or_file}", hint="give the chain's text, or a file with it")
         return text_or_file
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the chain's text, or a file with it") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint="give the chain's text, or a file with it") from None
+    from gotr1_core.engine.files import read_text
+
+    return read_text(path, hint="give the chain's text, or a file with it").strip()
 
 
 def _check_any_score(samples: Sequence[Sample], config: ScoreConfig) -> None:

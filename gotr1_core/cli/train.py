@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gotr1_core.cli.common import (
-    AlgorithmName,
-    ConfigOrWord,
-    JudgeNames,
-    PlannerName,
-    PresetName,
-    PromptsFile,
-    RendererName,
-    Words,
-    config_or_words,
-    registry,
-)
+from gotr1_core.cli import common
 from gotr1_core.cli.launch import launch, launch_words, read_launch_options
 from gotr1_core.components.resolve import resolve_config
 from gotr1_core.errors import UsageError
@@ -36,21 +25,21 @@ if TYPE_CHECKING:
 
 def command(
     ctx: typer.Context,
-    config: ConfigOrWord = None,
-    override: Words = None,
-    planner: PlannerName = None,
-    renderer: RendererName = None,
-    judge: JudgeNames = None,
-    algorithm: AlgorithmName = None,
-    preset: PresetName = None,
-    prompts: PromptsFile = None,
+    config: common.ConfigOrWord = None,
+    override: common.Words = None,
+    planner: common.PlannerName = None,
+    renderer: common.RendererName = None,
+    judge: common.JudgeNames = None,
+    algorithm: common.AlgorithmName = None,
+    preset: common.PresetName = None,
+    prompts: common.PromptsFile = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run from its last checkpoint.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the sizes of a step; start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")] = False,
 ) -> None:
     """Trains planner, renderer or both with reinforcement learning."""
-    path, words = config_or_words(config, override or [])
+    path, words = common.config_or_words(config, override or [])
     words_after = launch_words(ctx)
     processes = None if words_after is None else read_launch_options(words_after, cpu=cpu)
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
@@ -63,7 +52,7 @@ def command(
                 hint="a run continues with its own config; change it with KEY=VALUE",
             )
         return _resume(resume, words, processes, dry_run=dry_run, as_json=as_json, cpu=cpu)
-    data = resolve_config(registry(), path, preset, {**named, **prompts_key}, words)
+    data = resolve_config(common.registry(), path, preset, {**named, **prompts_key}, words)
     from gotr1_core.config.models import RunConfig, validate
 
     settings = validate(RunConfig, data)
@@ -75,7 +64,7 @@ def command(
     from gotr1_core.runs.start import train
 
     with training_view(settings.steps) as view:
-        run = train(settings, registry=registry(), listeners=[view], cpu=cpu)
+        run = train(settings, registry=common.registry(), listeners=[view], cpu=cpu)
     _finish(run, view)
 
 
@@ -92,7 +81,7 @@ def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as
     if processes is not None:
         return _launch(settings, processes, cpu=cpu, resume=folder, words=words)
     with training_view(settings.steps) as view:
-        run = resume(folder, words, registry=registry(), listeners=[view], cpu=cpu)
+        run = resume(folder, words, registry=common.registry(), listeners=[view], cpu=cpu)
     _finish(run, view)
 
 
@@ -114,9 +103,9 @@ def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None
     from gotr1_core.runs.records import check_output
 
     for file in config.plugins:
-        registry().add_file(file)
-    check(registry(), config, processes.num_processes)
-    plugins = [word for file in registry().files for word in ("--plugin", str(file))]
+        common.registry().add_file(file)
+    check(common.registry(), config, processes.num_processes)
+    plugins = [word for file in common.registry().files for word in ("--plugin", str(file))]
     options = [*plugins, *(["--cpu"] if cpu else [])]
     if resume is not None:
         return launch(processes, ["train", "--resume", str(resume), *words, *options], resume)
@@ -136,7 +125,7 @@ def _print_plan(config: RunConfig, processes: Any, *, as_json: bool) -> None:
     from gotr1_core.config.models import dump
 
     count = 1 if processes is None else processes.num_processes
-    sizes: dict[str, Any] = step_sizes(config, count, check(registry(), config, count).sizes)
+    sizes: dict[str, Any] = step_sizes(config, count, check(common.registry(), config, count).sizes)
     if as_json:
         print(json.dumps({"config": config.model_dump(mode="json"), "sizes": sizes}))
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import PromptsConfig
+from gotr1_core.engine.files import read_lines
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
@@ -41,16 +42,10 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UsageError: the file cannot be read, is not UTF-8 text or has no prompts, or a line of JSONL is wrong.
     """
-    try:
-        # Only newlines end a line: a JSON string may contain other separators. Some editors write a byte order mark first.
-        text = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give a file with one prompt a line, or JSONL") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint="give a file with one prompt a line, or JSONL") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text, 1) if line.strip()]
+    hint = "give a file with one prompt a line, or JSONL"
+    lines = read_lines(path, hint=hint)
     if not lines:
-        raise UsageError(f"{path} has no prompts", hint="give a file with one prompt a line, or JSONL")
+        raise UsageError(f"{path} has no prompts", hint=hint)
     if path.suffix != ".jsonl":
         return [Prompt(line, f"{path.stem}-{i}") for i, (_, line) in enumerate(lines)]
     return [_read_row(path, number, line, f"{path.stem}-{i}") for i, (number, line) in enumerate(lines)]

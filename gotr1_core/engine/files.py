@@ -60,6 +60,32 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
+def read_text(path: Path, *, hint: str) -> str:
+    """Returns a UTF-8 text file, without the byte order mark that some editors write first.
+
+    Raises:
+        UsageError: the file cannot be read, or is not UTF-8 text. ``hint`` says what to give instead.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", hint=hint) from None
+
+
+def read_lines(path: Path, *, hint: str) -> list[tuple[int, str]]:
+    """Returns the lines of a text file that are not blank, stripped, with their numbers from 1.
+
+    Only newlines end a line: a JSON string may contain other separators, such as U+2028.
+
+    Raises:
+        UsageError: as :func:`read_text`.
+    """
+    lines = read_text(path, hint=hint).split("\n")
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file (UTF-8). If writing fails, the file stays as it was."""
     part = path.with_name(path.name + ".part")

@@ -77,7 +77,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, *, keep: bool = True) ->
     return gather_to_cpu({f"{i}.{name}": value.detach() for i, values in state.items() for name, value in values.items()}, keep=keep)
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Loads the state that :func:`optimizer_tensors` returned; moments are shaped like their parameters."""
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gotr1_core.chain import Chain, parse
-from gotr1_core.engine.files import DISK_FULL
+from gotr1_core.engine.files import DISK_FULL, read_lines
 from gotr1_core.errors import UsageError
 from gotr1_core.pictures.draw_chain import draw_chain
 from gotr1_core.samples import Prompt, Sample
@@ -113,16 +113,8 @@ def _picture_files(folder: Path) -> list[Path]:
 def _read_rows(path: Path) -> list[Picture]:
     """Reads the samples that ``gotr1 generate`` or a run wrote."""
     hint = f"give a {SAMPLES} that gotr1 wrote, or picture files and --prompt"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint=hint) from None
     pictures = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path, hint=hint):
         try:
             row: dict[str, Any] = json.loads(line)
             prompt, chain, image = row["prompt"], row.get("chain"), row.get("image")

@@ -92,7 +92,7 @@ def complete_checkpoints(run: Path) -> dict[int, Path]:
     return dict(sorted(checkpoints.items()))
 
 
-def remove_old_checkpoints(run: Path, keep: int, best: int | None) -> None:
+def prune_checkpoints(run: Path, keep: int, best: int | None) -> None:
     """Removes all checkpoints but the last ``keep`` and that of step ``best``."""
     checkpoints = complete_checkpoints(run)
     for step in list(checkpoints)[:-keep]:

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType, set_seed
 
 from gotr1_core.components.build import build, prepare
 from gotr1_core.components.limits import check_limits
-from gotr1_core.components.preflight import Checked, check, check_prompts
+from gotr1_core.components.preflight import check, check_prompts
 from gotr1_core.components.prompts import FilePrompts, prompts_of
 from gotr1_core.config.merge import merge, parse_overrides, read_yaml
 from gotr1_core.config.models import RunConfig, dump, flatten_keys, validate
@@ -78,11 +78,8 @@ def train(
     for file in config.plugins:
         registry.add_file(file)
     accelerator = _accelerator(config, cpu=cpu)
-    checked = _check(registry, config, accelerator, parts)
     check_output(config)
-    source, held_out = _load_prompts(registry, config, source, held_out)
-    parts = _load_parts(registry, config, accelerator, parts, checked)
-    trainer = make_trainer(config, parts, source, held_out, accelerator)
+    trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
     main = accelerator.is_main_process
     folder = Path(gather_objects(accelerator, str(new_folder(registry, config)) if main else "")[0])
     with _lock_run(folder, main=main):
@@ -120,11 +117,8 @@ def resume(
         for file in config.plugins:
             registry.add_file(file)
         accelerator = _accelerator(config, cpu=cpu)
-        checked = _check(registry, config, accelerator, parts)
         last = _last_checkpoint(folder, main=main)
-        source, held_out = _load_prompts(registry, config, source, held_out)
-        parts = _load_parts(registry, config, accelerator, parts, checked)
-        trainer = make_trainer(config, parts, source, held_out, accelerator)
+        trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
         rows = load_trainer(trainer, last) if last else None
         if main:
             for unfinished in (folder / CHECKPOINTS).glob("*.part"):  # a killed process was writing them
@@ -214,47 +208,40 @@ def _other_sharding(requested: str) -> UsageError:
     )
 
 
-def _check(registry: Registry, config: RunConfig, accelerator: Accelerator, parts: Parts | None) -> Checked | None:
-    """Checks a config once per command: gotr1's launcher has done it for its processes. Without the config's components, checks numbers."""
+def _make_trainer(
+    registry: Registry,
+    config: RunConfig,
+    accelerator: Accelerator,
+    parts: Parts | None,
+    source: PromptSource | None,
+    held_out: Sequence[Prompt] | None,
+) -> tuple[Trainer, Sequence[Prompt]]:
+    """Checks the config, makes what is not given from it, and returns the trainer and the held-out prompts.
+
+    A command checks its config once: the processes of gotr1's launcher do not check it again.
+    """
+    algorithm = None
     if parts is not None:
         check_limits(config, accelerator.num_processes)
     elif not is_launched():
-        return check(registry, config, accelerator.num_processes)
-    return None
-
-
-def _load_prompts(
-    registry: Registry, config: RunConfig, source: PromptSource | None, held_out: Sequence[Prompt] | None
-) -> tuple[PromptSource, Sequence[Prompt]]:
-    """Training and held-out prompts: those given, else the config's."""
-    if source is not None and held_out is not None:
-        return source, held_out
-    config_source, config_held_out = prompts_of(registry, config.prompts)
-    return source or config_source, config_held_out if held_out is None else held_out
-
-
-def _load_parts(registry: Registry, config: RunConfig, accelerator: Accelerator, parts: Parts | None, checked: Checked | None) -> Parts:
-    """The components with their weights: those given, else made from the config."""
+        algorithm = check(registry, config, accelerator.num_processes).algorithm
+    if source is None or held_out is None:
+        config_source, config_held_out = prompts_of(registry, config.prompts)
+        source, held_out = source or config_source, config_held_out if held_out is None else held_out
     set_seed(config.seed)  # for LoRA's initial weights
     with explain_out_of_memory("loading", config):
-        if parts is not None:
+        if parts is None:
+            parts = build(registry, config, device=accelerator.device, preflight=False, algorithm=algorithm)
+        else:
             prepare(parts, config)
-            return parts
-        algorithm = checked.algorithm if checked else None
-        return build(registry, config, device=accelerator.device, preflight=False, algorithm=algorithm)
-
-
-def make_trainer(config: RunConfig, parts: Parts, source: PromptSource, held_out: Sequence[Prompt], accelerator: Accelerator) -> Trainer:
-    """Makes the trainer of components whose weights are loaded, and checks the prompts against the planner."""
-    with explain_out_of_memory("loading", config):
         trainer = Trainer(config, parts, source, accelerator)
     check_prompts(parts.planner, [*held_out, *(source.all if isinstance(source, FilePrompts) else ())], trainer.sampling)
-    return trainer
+    return trainer, held_out
 
 
 def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Sequence[object]) -> Run:
-    outcome = "failed"
     """Runs the training loop, and tells listeners how it began and ended."""
+    outcome = "failed"
     with closing(run.records), _registered(run, [*listeners, *_trackers(run)]):
         try:
             run.started(trainer.at.step)

@@ -9,14 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from gotr1_core.engine.critic import critic_tensors, load_critic
-from gotr1_core.engine.tensors import (
-    gather_to_cpu,
-    load_optimizer_tensors,
-    load_trainable,
-    optimizer_tensors,
-    read_tensors,
-    trainable_tensors,
-)
+from gotr1_core.engine.tensors import gather_to_cpu, load_optimizer, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
 from gotr1_core.errors import UsageError
 from gotr1_core.loop import Progress, Trainer
 from gotr1_core.runs.checkpoint import (
@@ -27,8 +20,8 @@ from gotr1_core.runs.checkpoint import (
     STATE,
     TRAINABLE,
     new_checkpoint,
+    prune_checkpoints,
     read_state,
-    remove_old_checkpoints,
 )
 
 
@@ -62,7 +55,7 @@ def save_trainer(trainer: Trainer, run: Path, rows: int) -> Path:
                 save_file(critic_tensors(learner.critic), unfinished / role / CRITIC)
         (unfinished / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     best = trainer.at.best["step"] if trainer.at.best else None
-    remove_old_checkpoints(run, trainer.config.checkpoint.keep, best)
+    prune_checkpoints(run, trainer.config.checkpoint.keep, best)
     return folder
 
 
@@ -83,7 +76,7 @@ def load_trainer(trainer: Trainer, checkpoint: Path) -> int:
         load_trainable(learner.policy.module, checkpoint / role / TRAINABLE)
         if learner.critic is not None:
             load_critic(learner.critic, checkpoint / role / CRITIC)
-        load_optimizer_tensors(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
+        load_optimizer(learner.optimizer, read_tensors(checkpoint / role / OPTIMIZER))
         if learner.ema is not None:
             learner.ema.load(checkpoint / role / EMA_FILE)
         learner.updates = state["updates"][role]

@@ -17,16 +17,9 @@ from gotr1_core.chain import parse
 from gotr1_core.config.models import SftConfig, dump
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.ema import EMA
-from gotr1_core.engine.files import read_json, recover_folder, replace_folder
+from gotr1_core.engine.files import read_json, read_lines, recover_folder, replace_folder
 from gotr1_core.engine.optim import clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
-from gotr1_core.engine.tensors import (
-    gather_to_cpu,
-    load_optimizer_tensors,
-    load_trainable,
-    optimizer_tensors,
-    read_tensors,
-    trainable_tensors,
-)
+from gotr1_core.engine.tensors import gather_to_cpu, load_optimizer, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Loss, Policy, PromptSource
@@ -45,11 +38,7 @@ def read_examples(path: Path) -> list[Example]:
         UsageError: the file or a picture cannot be read, or a line is not an example.
     """
     examples = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", hint="give a JSONL file with prompt, chain and image") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, hint="give a JSONL file with prompt, chain and image"):
         try:
             row = json.loads(line)
             image = Image.open(path.parent / row["image"]).convert("RGB") if row.get("image") else None
@@ -173,7 +162,7 @@ def _resume(output: Path, policy: Policy, optimizer: torch.optim.Optimizer, ema:
     if not (output / "model" / STATE).is_file():
         return 0
     load_trainable(policy.module, output / "model" / TRAINABLE)
-    load_optimizer_tensors(optimizer, read_tensors(output / "model" / OPTIMIZER))
+    load_optimizer(optimizer, read_tensors(output / "model" / OPTIMIZER))
     if ema is not None:
         ema.load(output / "model" / EMA_FILE)
     return int(read_json(output / "model" / STATE)["step"])

@@ -1,4 +1,4 @@
-"""A plugin of the tests: a planner with nothing to train that writes boxes, and a judge that likes red."""
+"""A plugin for tests: a planner without weights that writes boxes, and a judge that rewards red."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, S
 
 
 class Boxes:
-    """A region for the left or the right half, or, for one seed in four, none."""
+    """Writes a region for the left or the right half; for one seed in four, none."""
 
     lora_prefix = ""
 
@@ -45,7 +45,7 @@ class Boxes:
 
 
 class Red:
-    """``boxed``: whether there is a region; ``red``: how much redder than blue the picture is."""
+    """``boxed``: 1 if the plan has a region. ``red``: how much redder than blue the picture is."""
 
     rewards: Mapping[str, SegmentName] = {"boxed": PLAN, "red": IMAGE}
 

@@ -1,4 +1,4 @@
-"""Pipelines so small that each test can afford a real one: random weights, pictures of 16 x 16 pixels, latents of 8 x 8."""
+"""Pipelines so small that each test can build a real one: random weights, pictures of 16 x 16 pixels, latents of 8 x 8."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def make_vae(channels: int = 4, **more: Any) -> Any:
 
 
 def louder(model: Any, by: float) -> None:
-    """Larger matrices, so that what the model is told matters to what it says."""
+    """Larger matrices, so that the output depends on the conditions."""
     import torch
 
     with torch.no_grad():

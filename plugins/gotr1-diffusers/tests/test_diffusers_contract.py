@@ -1,4 +1,5 @@
-"""The renderers `sdxl` and `flow` pass the conformance suite: guided or not, in every spacing, in bfloat16, and what is wrong is told."""
+"""The renderers `sdxl` and `flow` pass the conformance suite: with and without guidance, in every spacing, in bfloat16. Mistakes are
+caught."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def test_in_bfloat16(renderer: str, name: str, request: pytest.FixtureRequest) -
 
 
 def test_under_autocast(sdxl: Callable[..., Any]) -> None:
-    """As a run with mixed_precision=bf16 samples and scores: both inside."""
+    """A run with mixed_precision=bf16 samples and computes log-probabilities under autocast."""
     with torch.autocast("cpu", torch.bfloat16):
         subject = Subject(sdxl(), IMAGE, BRIEF)
         drawn = subject.draw(subject.sampling(guidance_scale=3.0))
@@ -105,14 +106,14 @@ def broken(policy: Any, steps: type[Steps]) -> Any:
 
 
 def per_sample(policy: Any) -> Any:
-    """A window of its own for each sample."""
+    """Gives each sample a window of its own."""
     honest = policy.render
     policy.render = lambda *a, seeds, groups=None, **more: honest(*a, seeds=seeds, groups=list(seeds), **more)
     return policy
 
 
 def conditional(policy: Any) -> Any:
-    """Guided steps are scored with the conditional output alone."""
+    """Computes log-probabilities of guided steps from the conditional output alone."""
     honest = policy.module.action_stats
 
     def score(rollout: Rollout) -> Any:
@@ -144,7 +145,7 @@ def test_a_mistake_is_told(sdxl: Callable[..., Any], name: str) -> None:
 
 @pytest.mark.parametrize("renderer", ["sdxl", "flow"])
 def test_the_divergence_is_what_sampling_estimates(renderer: str, request: pytest.FixtureRequest) -> None:
-    """E[log p - log q] over what p draws, q a model nearby: the closed form, within 4.5 standard errors."""
+    """The mean of log p - log q over draws from p, with a model q close to p. It equals the closed form within 4.5 standard errors."""
     subject = Subject(request.getfixturevalue(renderer)(trained="all"), IMAGE, Case(denoising_steps=4, statistical_samples=200))
     drawn = subject.draw(subject.sampling(guidance_scale=2.0), subject.make_rows(200))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Drawing and scoring: as diffusers draws, by one's own seed, with what training needs and no more."""
+"""Sampling and log-probabilities: pictures are those of diffusers, depend only on their own seed, and rollouts keep what training needs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_it_is_a_renderer(make: Callable[..., Any], name: str) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_without_noise_sdxl_draws_what_diffusers_draws(sdxl: Callable[..., Any], scale: float) -> None:
-    """Text that fits into one piece, no regions: the pipeline with its own DDIM, from the same noise."""
+    """With text that fits into one piece and no regions, compared with diffusers' pipeline with its own DDIM, from the same noise."""
     from diffusers import DDIMScheduler
 
     policy = sdxl(spacing="leading")
@@ -88,7 +88,7 @@ def test_flow_shifts_with_the_size_as_diffusers_does(flow_in_memory: Callable[..
 
 @both
 def test_noise_is_added_where_it_is_asked_for(make: Callable[..., Any], name: str) -> None:
-    """The first step of two samplings from one seed: its mean, and √ of the temperature's square more noise."""
+    """Two samplings from one seed have one mean of the first step. Their noise is in proportion to the temperature."""
     policy = make(name, trained="all")
     cold, warm, hot = (drawn(policy, replace(SAMPLING, image_temperature=t)) for t in (0.0, 0.5, 1.0))
     assert cold.tensors["step"].shape == (3, 0)
@@ -136,7 +136,7 @@ def test_only_trained_steps_are_kept(make: Callable[..., Any], name: str, traine
 
 
 def test_noise_of_trained_steps_alone(sdxl: Callable[..., Any]) -> None:
-    """The others are DDIM's: the same latents before the window as without any noise."""
+    """Other steps are DDIM's: before the window, latents are those of a sampling without noise."""
     policy = sdxl(noise="trained", trained_range=(0.4, 1.0), trained_steps=1)
     found, quiet = drawn(policy).tensors, drawn(sdxl(trained="all", eta=1.0), SAMPLING).tensors
     first = found["step"][:, 0].tolist()
@@ -149,7 +149,7 @@ def test_noise_of_trained_steps_alone(sdxl: Callable[..., Any]) -> None:
 
 @both
 def test_a_sample_is_its_own_seeds(make: Callable[..., Any], name: str) -> None:
-    """Alone, in another order and with others; tokens of other rows are other padding."""
+    """Alone, in another order and with other samples. The text of other rows changes the padding."""
     policy = make(name)
     whole = drawn(policy, groups=[4, 4, 9])
     alone = drawn(policy, rows=slice(2, 3), groups=[9])
@@ -187,7 +187,7 @@ def test_the_vae_keeps_its_precision(sdxl: Callable[..., Any], flow: Callable[..
 
 @both
 def test_pictures_come_back_from_the_vae(make: Callable[..., Any], name: str) -> None:
-    """Latents are brought to the denoiser's scale and back by the same numbers: only the VAE itself is between."""
+    """Latents are scaled for the denoiser and back by the same numbers. Only the VAE itself is between."""
     from gotr1_diffusers.vae import decode_latents, encode_pictures
 
     policy = make(name)
@@ -254,7 +254,7 @@ def test_the_loss_is_how_far_the_model_is_from_what_was_added(sdxl_in_memory: Ca
 
 @both
 def test_what_is_dropped_is_told_nothing(make: Callable[..., Any], name: str) -> None:
-    """With every condition dropped, text and boxes do not matter; with none they do."""
+    """If every condition is dropped, text and boxes do not matter. If none is, they do."""
     other = [Chain.of([Region("zebra", (0, 0, 300, 999))])] * 3
     for share, same in ((1.0, True), (0.0, False)):
         policy = make(name, drop_conditions=share)

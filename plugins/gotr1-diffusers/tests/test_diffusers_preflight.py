@@ -1,4 +1,4 @@
-"""What is told about a pipeline before its weights are loaded, and what is refused."""
+"""What is reported of a pipeline before its weights are loaded, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gotr1_diffusers.sdxl import SdxlPolicy
 
 @pytest.fixture
 def folder(tiny_sdxl: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(tiny_sdxl, tmp_path / "copy"))
 
 
@@ -84,7 +84,7 @@ def test_sdxl_is_not_flow(tiny_sdxl: Path, tiny_flow: Path) -> None:
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_weights_that_lack_some_are_refused(folder: Path, part: str) -> None:
-    """Which their libraries would make up."""
+    """Libraries would fill missing weights with random ones."""
     (path,) = (folder / part).glob("*.safetensors")
     tensors = load_file(path)
     tensors.pop(sorted(tensors)[3])
@@ -94,7 +94,7 @@ def test_weights_that_lack_some_are_refused(folder: Path, part: str) -> None:
 
 
 def test_what_the_unet_is_not_made_for_is_refused(sdxl_in_memory: Callable[..., Any]) -> None:
-    """A refiner has one text encoder, an inpainting model takes more than latents, other schedules are not DDIM's."""
+    """A refiner has one text encoder, an inpainting model takes more than latents, and other schedules are not DDIM's."""
     from diffusers import EDMEulerScheduler
 
     for breaks, said in (

@@ -1,4 +1,4 @@
-"""Regional attention: what a box covers, that nothing of a phrase gets outside it, and that the plan steers the picture."""
+"""Regional attention: what a box covers, that a phrase has no influence outside its box, and that the plan changes the picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET = Sampling(image_temperature=0.0, guidance_scale=1.0, denoising_steps=4)
 
 
 def test_coverage_is_the_share_of_a_pixel() -> None:
-    """Against counting a hundred by a hundred points of each pixel."""
+    """Compared with counting a hundred by a hundred points of each pixel."""
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.13, 0.27, 0.71, 0.58], [0.5, 0.5, 0.51, 0.52], [0.0, 0.0, 0.0, 0.0]])
     height, width, fine = 3, 5, 100
     y, x = ((torch.arange(size * fine) + 0.5) / (size * fine) for size in (height, width))
@@ -46,7 +46,7 @@ def regions(boxes: Sequence[Sequence[float]], strength: float = 1.0, rows: int =
 
 
 def test_weights_share_a_pixel() -> None:
-    """Where boxes overlap they have it together; there is never more than the strength to share."""
+    """Where boxes overlap they share the strength. Together they never have more than it."""
     found = regions([[0, 0, 0.5, 1], [0, 0, 1, 0.5], [0, 0, 0.25, 0.25]], 0.6)
     for weights in found.weights.values():
         assert weights.sum(1).max() <= 0.6 + 1e-6  # float32
@@ -57,13 +57,13 @@ def test_weights_share_a_pixel() -> None:
 
 
 def attention(policy: Any) -> Any:
-    """A cross-attention of the UNet."""
+    """A cross-attention layer of the UNet."""
     return policy.module.model.down_blocks[1].attentions[0].transformer_blocks[0].attn2
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_a_phrase_has_no_influence_outside_its_box(sdxl: Callable[..., Any], strength: float) -> None:
-    """Exactly none, whatever the phrase; inside, all of it at strength 1, where the text has none."""
+    """Outside it is exactly zero for any phrase. Inside, at strength 1, the phrase has all of it and the text none."""
     attn = attention(sdxl())
     torch.manual_seed(0)
     pixels, text, other = torch.randn(2, 16, 16), torch.randn(2, 12, 16), torch.randn(2, 12, 16)
@@ -81,7 +81,7 @@ def test_a_phrase_has_no_influence_outside_its_box(sdxl: Callable[..., Any], str
 
 
 def test_it_is_a_mixture_of_two_attentions(sdxl: Callable[..., Any]) -> None:
-    """Against diffusers' own processor on the text alone and on the phrase alone."""
+    """Compared with diffusers' own processor on the text alone and on the phrase alone."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     attn = attention(sdxl())
@@ -99,7 +99,7 @@ def test_it_is_a_mixture_of_two_attentions(sdxl: Callable[..., Any]) -> None:
 def test_without_regions_the_unet_is_diffusers(
     sdxl: Callable[..., Any], sdxl_in_memory: Callable[..., Any], options: dict[str, Any]
 ) -> None:
-    """The last case: of a plan without boxes."""
+    """The last case is a plan without boxes."""
     policy = sdxl(**options)
     chain = Chain.of(["a ", Region("cat", LEFT)] if options else ["a cat"])
     inputs = policy.condition_inputs([Prompt("a")], [chain])
@@ -133,7 +133,7 @@ def pictures(policy: Any, chains: Sequence[Chain]) -> NDArray[np.float64]:
 
 
 def test_boxes_steer_the_picture(sdxl: Callable[..., Any]) -> None:
-    """The same words in the same order, other boxes: another picture, and with `none` the same one."""
+    """The same words in the same order with other boxes give another picture. With `none` they give the same one."""
     plans = [Chain.of([Region("red cat", a), " and ", Region("dog", b)]) for a, b in ((LEFT, RIGHT), (RIGHT, LEFT))]
     assert plans[0].without_boxes() == plans[1].without_boxes()
     one, two = pictures(sdxl(strength=1.0, regional_share=1.0), plans)
@@ -143,7 +143,7 @@ def test_boxes_steer_the_picture(sdxl: Callable[..., Any]) -> None:
 
 
 def test_a_box_changes_its_own_side_most(sdxl: Callable[..., Any]) -> None:
-    """Through convolutions and self-attention it reaches further, but less."""
+    """Through convolutions and self-attention it also changes the other side, but less."""
     phrases = ["red cat", "ocean", "zzz", "Q", "blue square"]
     chains = [Chain.of([Region(phrase, LEFT)]) for phrase in phrases]
     policy = sdxl(strength=1.0, regional_share=1.0)
@@ -162,7 +162,7 @@ def test_a_box_changes_its_own_side_most(sdxl: Callable[..., Any]) -> None:
 
 
 def gradients(policy: Any, rollouts: Sequence[Any]) -> list[dict[str, Tensor]]:
-    """Of log-probabilities of rollouts, scored first, gone back through afterwards."""
+    """Gradients of log-probabilities of rollouts. All forward passes come first, then all backward passes."""
     scored = [policy.module({IMAGE: rollout})[IMAGE].log_prob.sum() for rollout in rollouts]
     found = []
     for value in scored:
@@ -173,7 +173,8 @@ def gradients(policy: Any, rollouts: Sequence[Any]) -> list[dict[str, Tensor]]:
 
 
 def test_a_checkpointed_block_sees_its_own_regions_again(sdxl: Callable[..., Any]) -> None:
-    """Two rollouts of other plans are scored before either goes back; as arguments their regions are not mixed up."""
+    """Two rollouts with different plans have their forward passes before either has its backward pass. Regions are arguments, so they
+    are not mixed up."""
     policy = sdxl(strength=1.0, regional_share=1.0)
     sampling = Sampling(guidance_scale=3.0, denoising_steps=4)
     plans = [Chain.of([Region("cat", LEFT)]), Chain.of([Region("blue dog", RIGHT), Region("x", LEFT)])]
@@ -188,7 +189,7 @@ def test_a_checkpointed_block_sees_its_own_regions_again(sdxl: Callable[..., Any
 
 
 def test_sizes_are_those_of_the_unet(sdxl: Callable[..., Any]) -> None:
-    """Also of pictures that do not halve evenly."""
+    """Also of pictures whose sides are not even at every level."""
     policy = sdxl(height=20, width=28)
     assert attention_sizes(policy.module.model, 10, 14) == [(10, 14), (5, 7)]
     odd = sdxl(height=18, width=22)  # latents of 9 x 11

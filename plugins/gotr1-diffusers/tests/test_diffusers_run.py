@@ -1,4 +1,4 @@
-"""The renderers in real runs: a renderer that learns by itself, what is reported of each step, what is written, and the commands."""
+"""The renderers in real runs: a renderer that trains alone, metrics of each step, what is written, and the commands."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def restored_base(name: str, model: Path) -> Any:
 
 @pytest.mark.parametrize("changed", [{"rollout_groups": 1}, {"micro_batch": 12}, {"gradient_checkpointing": True}])
 def test_how_it_is_cut_does_not_change_what_is_learnt(tiny_sdxl: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
-    """Neither chunks nor micro-batches nor checkpointing; to what rounding makes of two steps."""
+    """Chunks, micro-batches and gradient checkpointing change nothing, up to the rounding of two steps."""
     before, after = (ran("sdxl", tiny_sdxl, tmp_path / str(k), **more)[1] for k, more in enumerate(({}, changed)))
     for one, other in zip(before, after, strict=True):
         names = {n for n in one.keys() & other.keys() if n.startswith("image.step_")} | {"gradient_norm", "image.kl"}
@@ -119,7 +119,7 @@ def test_how_it_is_cut_does_not_change_what_is_learnt(tiny_sdxl: Path, tmp_path:
 
 
 def test_pruning_changes_no_other_picture(tiny_sdxl: Path) -> None:
-    """Neither what is drawn of the others, nor which of their steps train."""
+    """The other pictures and their trained steps stay the same."""
     registry = Registry()
     registry.add_file(PLUGIN)
     planner, judge = (make_component(registry, kind, ComponentConfig(name=name)) for kind, name in (("planner", "boxes"), ("judge", "red")))
@@ -173,7 +173,7 @@ def pictures(policy: Any) -> np.ndarray:
 
 
 def test_what_is_saved_draws_the_same(base: tuple[str, Path], tmp_path: Path) -> None:
-    """Full weights: the same bits."""
+    """Full weights give the same bits."""
     name, model = base
     policy = restored_base(name, model)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def with_adapters(name: str, model: Path) -> Any:
 
 
 def test_adapters_are_merged_and_loaded(base: tuple[str, Path], tmp_path: Path) -> None:
-    """A level of 255 now and then: the same sums in another order."""
+    """A few pixels differ by one level of 255: the same sums in another order."""
     name, model = base
     policy = with_adapters(name, model)
     expected = pictures(policy)

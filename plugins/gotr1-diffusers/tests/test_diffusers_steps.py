@@ -1,4 +1,4 @@
-"""The mathematics of both steps, in float64, against what defines them and against diffusers where that is right."""
+"""The mathematics of both step rules in float64, compared with their definitions, and with diffusers where it is right."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scheduler(spacing: str, prediction: str = "epsilon", **more: object) -> DDIM
 
 
 def made(of: DDIMScheduler, steps: int, eta: float) -> tuple[Steps, Tensor, Tensor]:
-    """Our steps, and ᾱ before and after each of them as the list of timesteps says."""
+    """Our steps, with ᾱ before and after each of them by the list of timesteps."""
     of.set_timesteps(steps)
     timesteps = [int(t) for t in of.timesteps]
     last = float(of.final_alpha_cumprod)
@@ -36,7 +36,7 @@ def made(of: DDIMScheduler, steps: int, eta: float) -> tuple[Steps, Tensor, Tens
 
 
 def outputs(prediction: str, now: Tensor, start: Tensor, noise: Tensor) -> Tensor:
-    """What a perfect model says of x = √ᾱ x₀ + √(1 − ᾱ) ε."""
+    """The output of a perfect model for x = √ᾱ x₀ + √(1 − ᾱ) ε."""
     v = now.sqrt() * noise - (1 - now).sqrt() * start
     return {"epsilon": noise, "v_prediction": v, "sample": start}[prediction]
 
@@ -46,7 +46,7 @@ def outputs(prediction: str, now: Tensor, start: Tensor, noise: Tensor) -> Tenso
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_a_ddim_step_keeps_the_marginal(spacing: str, prediction: str, steps: int, last_is_one: bool) -> None:
-    """With a perfect model x' = √ᾱ' x₀ + noise of variance 1 − ᾱ', for every η, every spacing and the last step: what defines DDIM."""
+    """The definition of DDIM: with a perfect model x' = √ᾱ' x₀ + noise of variance 1 − ᾱ', for every η, every spacing and the last step."""
     start, zero, one = torch.tensor(0.7).double(), torch.zeros(1).double(), torch.ones(1).double()
     for eta in (0.0, 0.3, 1.0, 1.6):
         found, now, then = made(scheduler(spacing, prediction, set_alpha_to_one=last_is_one), steps, eta)
@@ -60,7 +60,7 @@ def test_a_ddim_step_keeps_the_marginal(spacing: str, prediction: str, steps: in
 
 
 def test_all_noise_is_new_at_most() -> None:
-    """A larger η than that would have a negative square root."""
+    """With a larger η the formula has a root of a negative number."""
     found, _, then = made(scheduler("trailing"), 10, 100.0)
     torch.testing.assert_close(found.std.square(), 1 - then, **EXACT)
     assert found.keep.isfinite().all()
@@ -70,7 +70,7 @@ def test_all_noise_is_new_at_most() -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [4, 10, 50])
 def test_leading_steps_are_diffusers(steps: int, prediction: str, eta: float) -> None:
-    """There, and where the number of steps divides 1000, its previous timestep is the right one; also for the last step."""
+    """With this spacing, if the number of steps divides 1000, diffusers' previous timestep is right, also for the last step."""
     theirs = scheduler("leading", prediction, steps_offset=1, set_alpha_to_one=False)
     theirs.alphas_cumprod, theirs.final_alpha_cumprod = theirs.alphas_cumprod.double(), theirs.final_alpha_cumprod.double()
     found, *_ = made(theirs, steps, eta)
@@ -84,7 +84,7 @@ def test_leading_steps_are_diffusers(steps: int, prediction: str, eta: float) ->
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 def test_other_spacings_are_not_diffusers(spacing: str) -> None:
-    """Its integer division steps past the next timestep there: why the step is our own."""
+    """Its integer division misses the next timestep there. That is why the step is our own."""
     theirs = scheduler(spacing)
     found, *_ = made(theirs, 7, 0.0)
     x, output = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_the_last_step_has_no_noise_and_the_first_a_finite_one() -> None:
 
 
 def moments(steps: int, level: float, mean: float, spread: float) -> tuple[float, float]:
-    """Of what is drawn, in closed form, where data is N(mean, spread²): the velocity E[ε − x₀ | x] is affine in x then."""
+    """Mean and variance of the draws in closed form, for data of N(mean, spread²). The velocity E[ε − x₀ | x] is affine in x then."""
     found, sigmas = flow(steps, level, shift=1.0)
     m, variance = 0.0, 1.0
     for t, keep, push, std in zip(sigmas[:-1], found.keep, found.push, found.std, strict=True):
@@ -154,9 +154,9 @@ def moments(steps: int, level: float, mean: float, spread: float) -> tuple[float
 
 @pytest.mark.parametrize("level", [0.0, 0.4, 0.7, 1.0])
 def test_flow_sde_draws_the_data_whatever_the_noise(level: float) -> None:
-    """The noise changes paths and not what is drawn: without a correction of the drift, level 0.7 would be 0.43 off.
+    """The noise changes paths but not the distribution of the draws. Without a correction of the drift, level 0.7 would be 0.43 off.
 
-    Euler's method errs by 7e-4 in 1600 steps; with noise the first one adds less, where 1 − t stands for another.
+    Euler's method errs by 7e-4 in 1600 steps. With noise the first step adds a smaller error: another number replaces 1 − t there.
     """
     m, spread = moments(1600, level, 0.8, 0.3)
     assert m == pytest.approx(0.8, abs=1e-9)
@@ -169,7 +169,7 @@ def test_eulers_error_halves_with_twice_the_steps() -> None:
 
 
 def test_the_drift_is_velocity_and_score() -> None:
-    """x + (v − s²/2 ∇log p) Δ, from the score of a Gaussian, which is what x + (1 − t) v stands for."""
+    """x + (v − s²/2 ∇log p) Δ, with the gradient of a Gaussian's log-density, which x + (1 − t) v gives."""
     found, sigmas = flow(8, 0.7, shift=1.0)
     x, mean, spread = torch.tensor(0.37).double(), 0.8, 0.3
     for number in range(1, 7):
@@ -187,7 +187,7 @@ def test_the_drift_is_velocity_and_score() -> None:
 
 
 def test_what_is_sampled_is_what_is_scored() -> None:
-    """Several timesteps in one batch, each row by its own; the log-probability is the density's, averaged over latent dimensions."""
+    """Several timesteps in one batch, one per row. The log-probability is the density's, averaged over latent dimensions."""
     found, *_ = made(scheduler("trailing"), 10, 1.0)
     x, output, noise = torch.randn(3, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 8, 3, 3])

@@ -1,4 +1,4 @@
-"""Text in pieces: what fits is encoded as diffusers does, what does not is cut and nothing of it lost."""
+"""Text in pieces: text that fits is encoded as by diffusers, longer text is cut into pieces and none of it is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which denoising steps train: one choice for a group, another for others, and only such as have noise."""
+"""Which denoising steps train: one window for a group, other windows for other groups, and only steps that have noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every planner with every renderer, in miniature: one step of each pair through the command, and what it trains has learnt from it."""
+"""Every planner with every renderer, in miniature: one step of each pair by the command, after which the trained part has changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts with their true plans, two of each."""
+    """Prompts with their true plans, two for each."""
     path = write_jsonl(tmp_path_factory.mktemp("truth"), 6, clean=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     other = "There is <|obj_start|>a red cross<|obj_end|><|box_start|>(0,0),(250,250)<|box_end|>."
@@ -31,7 +31,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_these_are_all() -> None:
-    """A planner or renderer that is added is added here."""
+    """A new planner or renderer must be added here."""
     for kind, names in (("planner", PLANNERS), ("renderer", RENDERERS)):
         assert {provided.component.name for provided in Registry().of_kind(kind)} == set(names)
 

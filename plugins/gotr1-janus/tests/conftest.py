@@ -1,4 +1,4 @@
-"""Released checkpoints for the tests: the reference's fixture with a tokenizer, and one made of the tiny Janus, which is always there."""
+"""Released checkpoints for tests: the reference's fixture with a tokenizer, and one made from the tiny Janus, which is always available."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPECIAL = [PAD, BOS, EOS, "<image_placeholder>", BOI, "<end_of_image>", "<|User|
 
 
 def write_tokenizer(folder: Path, special: list[str] = SPECIAL) -> None:
-    """A tokenizer's files as the releases have them; one token for each byte."""
+    """Writes a tokenizer's files as the releases have them, with one token for each byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -38,7 +38,7 @@ def tokenizer_files() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference's fixture, which has no tokenizer, with one."""
+    """The reference's fixture with a tokenizer added: it has none."""
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there: the reference's numbers are not compared")
     folder = tmp_path_factory.mktemp("reference") / "checkpoint"
@@ -51,7 +51,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def expected(reference: Path) -> dict[str, Any]:
-    """What the reference implementation computes, in float32."""
+    """Values that the reference implementation computes, in float32."""
     from safetensors.torch import load_file
 
     return load_file(SHARED / "expected.safetensors")
@@ -87,6 +87,6 @@ def release(tiny_janus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that is empty at first, and nobody else's."""
+    """An empty cache for this test only."""
     monkeypatch.setenv("GOTR1_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

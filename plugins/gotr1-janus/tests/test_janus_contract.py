@@ -55,7 +55,7 @@ def pair_with_neighbours(patch: pytest.MonkeyPatch) -> None:
 
 
 def mask_pad_ids(patch: pytest.MonkeyPatch) -> None:
-    """In the unconditional row and in the instruction pads are content."""
+    """Masks pads in the unconditional row and in the instruction, where they are content."""
 
     def hidden(self: JanusModule, rows: Sequences) -> Tensor:
         mask, positions = mask_and_positions(rows.lengths, rows.ids.shape[1])

@@ -1,4 +1,4 @@
-"""The benchmark of the full sizes runs, and the loop it compares with draws what the policy draws."""
+"""The benchmark of full sizes runs. The released sampling loop that it compares with draws what the policy draws."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_counts(
 
 
 def test_its_released_loop_draws_what_the_policy_draws(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the mode in the place of a draw."""
+    """Each takes the most likely token instead of a draw."""
     monkeypatch.setattr(torch, "multinomial", lambda probabilities, count: probabilities.argmax(-1, keepdim=True))
     model, tokenizer = benchmark.make_model("tiny", 64, torch.float32, "cpu"), benchmark.make_tokenizer()
     for part in (model.model.language_model.layers, model.model.generation_aligner, model.model.generation_head, model.lm_head):

@@ -1,4 +1,4 @@
-"""Released checkpoints to transformers' format and back: every form they come in, and what is wrong with those that are not whole."""
+"""Released checkpoints to transformers' format and back: every form of release, and what is reported of incomplete ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def quiet(line: str) -> None:
 
 
 def write(folder: Path, tensors: dict[str, Tensor], form: str) -> None:
-    """Weights in place of ``model.safetensors``, in one of the forms they are released in."""
+    """Writes weights instead of ``model.safetensors`` in one of the forms of the releases."""
     (folder / "model.safetensors").unlink()
     suffix = "bin" if "bin" in form else "safetensors"
     stem = "pytorch_model" if suffix == "bin" else "model"
@@ -77,7 +77,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def copy(release: Path, tmp_path: Path) -> Path:
-    """A released checkpoint to change."""
+    """A copy of a released checkpoint, to change."""
     return Path(shutil.copytree(release, tmp_path / "copy"))
 
 
@@ -120,7 +120,7 @@ def test_there_and_back(copy: Path, tiny_janus: Path, tmp_path: Path, form: str,
 
 
 def test_heads_are_not_tied(release: Path, tmp_path: Path) -> None:
-    """transformers' config ties by default, and would drop ``lm_head`` when it loads or saves."""
+    """transformers' config ties heads by default, and would drop ``lm_head`` when it loads or saves."""
     import_checkpoint(release, tmp_path / "out", quiet)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
@@ -133,7 +133,7 @@ def test_heads_are_not_tied(release: Path, tmp_path: Path) -> None:
 
 
 def test_grouped_queries_and_biases(copy: Path, tmp_path: Path) -> None:
-    """Sizes come from the tensors; the language model then computes what a plain Llama with the release's own names does."""
+    """Sizes come from the tensors. The language model then computes what a plain Llama with the release's names does."""
     tensors = load_file(copy / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     for name, tensor in list(tensors.items()):
@@ -168,7 +168,7 @@ def test_the_language_configs_own_numbers_are_kept(release: Path) -> None:
 
 @pytest.mark.parametrize(("width", "heads"), [(8, 1), (64, 4), (1024, 16), (1152, 16)])
 def test_heads_of_the_tower(release: Path, width: int, heads: int) -> None:
-    """Neither config nor tensors tell them; the released towers are 1024 wide with 16."""
+    """Neither config nor tensors give their number. The released towers are 1024 wide and have 16."""
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(release / "model.safetensors").items()}
     shapes["vision_model.vision_tower.patch_embed.proj.weight"] = (width, 3, 4, 4)
     assert read_config({"language_config": {"num_attention_heads": 2}}, shapes)["vision_config"]["num_attention_heads"] == heads
@@ -179,7 +179,7 @@ def test_heads_of_the_tower(release: Path, width: int, heads: int) -> None:
 
 @pytest.fixture
 def without_got(copy: Path, tokenizer_files: Any) -> Path:
-    """A release whose tokenizer has no tags yet, and exactly as many embeddings as tokens."""
+    """A release whose tokenizer does not have the tags yet, with exactly as many embeddings as tokens."""
     tokenizer_files(copy)
     (copy / "processor_config.json").unlink()
     tensors = load_file(copy / "model.safetensors")
@@ -296,7 +296,7 @@ def remove(name: str) -> Callable[[Path], None]:
 
 
 class Code:
-    """What a pickle runs when somebody loads it."""
+    """Code that a pickle runs when somebody loads it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("pickled code ran",)
@@ -415,7 +415,7 @@ def test_no_room_is_told_before_anything_is_written(release: Path, tmp_path: Pat
 
 
 def test_a_disk_that_fills_up(release: Path, tmp_path: Path) -> None:
-    """A limit on file sizes stands for it: the system refuses to write, in the middle of a file."""
+    """Tested with a limit on file sizes: the system refuses to write in the middle of a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -490,7 +490,7 @@ for work, there, back in ((import_checkpoint, large, out / "c"), (export_checkpo
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux's /proc")
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_one_shard_is_in_memory_at_a_time(copy: Path, release: Path, tmp_path: Path, kind: str) -> None:
-    """192 MB of layers in files of 16 MB, written in shards of 8: one of each, with room for what the allocator does not return."""
+    """192 MB of layers in files of 16 MB, written in shards of 8. One of each may be in memory, and room for what the allocator keeps."""
     found = load_file(copy / "model.safetensors")
     layer = {name: tensor for name, tensor in found.items() if name.startswith("language_model.model.layers.0.")}
     suffix = "safetensors" if kind == "safetensors" else "bin"
@@ -539,7 +539,7 @@ def test_a_policy_takes_a_release_and_imports_it_once(
 
 
 def test_adapters_name_the_model_that_they_fit(release: Path, own_cache: Path, tmp_path: Path) -> None:
-    """peft could not load them onto the release's format."""
+    """peft could not load them onto a model in the release's format."""
     policy = JanusPolicy(JanusOptions(model=str(release), instruction="{prompt}"))
     add_lora(policy, LoraConfig(rank=2))
     policy.save_adapter(tmp_path)

@@ -1,4 +1,4 @@
-"""The Janus policy beside scoring: chains and pictures as tokens, stage one, saving."""
+"""The Janus policy besides log-probabilities: chains and pictures as tokens, stage one, saving."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_chains_keep_their_boxes(policy: JanusPolicy) -> None:
 
 
 def test_rendering_given_chains_equals_rendering_own_ones(policy: JanusPolicy) -> None:
-    """A planner of another kind hands over text; the picture depends on the same tokens."""
+    """Another planner passes chains as text. The picture depends on the same tokens."""
     sampling = Sampling(guidance_scale=3.0, max_chain_tokens=60)
     prompts = [Prompt("a"), Prompt("two dogs")]
     chains = [BOXED, parse("a dog")]
@@ -65,7 +65,7 @@ def test_rendering_given_chains_equals_rendering_own_ones(policy: JanusPolicy) -
 
 
 def test_codes_are_nearest_in_direction(policy: JanusPolicy) -> None:
-    """transformers' own ``encode`` takes the nearest code without normalising, ``decode`` looks it up normalised."""
+    """transformers' own ``encode`` takes the nearest code without normalising, but ``decode`` looks codes up normalised."""
     vq = policy.module.model.model.vqmodel
     with torch.no_grad():
         vq.quantize.embedding.weight *= torch.logspace(-1, 1, len(vq.quantize.embedding.weight)).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What is told about a Janus checkpoint before its weights are loaded."""
+"""What is reported of a Janus checkpoint before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gotr1_janus.policy import JanusPolicy
 
 @pytest.fixture
 def folder(tiny_janus: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(tiny_janus, tmp_path / "copy"))
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_cannot_work(folder: Path, damage: Any, said: str) -> 
 
 
 def test_a_policy_refuses_the_same_without_a_preflight(folder: Path) -> None:
-    """Somebody may use it from Python."""
+    """Policies are also built directly, from Python."""
     change(folder / "config.json", model_type="qwen2_5_vl")
     with pytest.raises(UsageError, match="is a qwen2_5_vl model"):
         JanusPolicy(JanusOptions(model=str(folder)))
@@ -121,7 +121,7 @@ def test_the_cache_is_loaded_without_a_network(tiny_janus: Path, tmp_path: Path,
 
 
 def test_a_refusal_does_not_wait_for_transformers(tmp_path: Path) -> None:
-    """Importing its models takes longer than a hub has to answer; a user waits five seconds for both."""
+    """Importing its models takes longer than a hub may take to answer. A user waits at most five seconds for both."""
     code = """
 import sys, time
 from gotr1_core.errors import UsageError

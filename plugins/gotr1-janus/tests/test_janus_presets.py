@@ -1,4 +1,4 @@
-"""The presets say what the paper says, and train what they are given."""
+"""The presets have the paper's settings, and train."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_without_prompts_it_says_so() -> None:
 
 
 def test_every_choice_is_marked(request: pytest.FixtureRequest) -> None:
-    """As the paper's, or as ours."""
+    """A comment says of each whether it is the paper's or ours."""
     folder = request.path.parents[1] / "src" / "gotr1_janus" / "presets"
     for name in ("got-r1-1b", "got-r1-7b"):
         lines = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
@@ -61,7 +61,7 @@ def test_every_choice_is_marked(request: pytest.FixtureRequest) -> None:
 
 
 def test_one_step(tiny_janus: Path, tmp_path: Path) -> None:
-    """In bfloat16, with adapters and a reference, as the preset says; only sizes are smaller."""
+    """In bfloat16, with adapters and a reference, as in the preset. Only sizes are smaller."""
     words = [f"planner.model={tiny_janus}", "planner.instruction='{prompt}'", "groups=1", "plans=2", "steps=1", "prompts.held_out=2"]
     words += ["evaluation.prompts=2", "sampling.max_chain_tokens=8", f"output={tmp_path}", "name=run", "lora.rank=2"]
     assert call(["train", "--preset", "got-r1-1b", *MINE, *words]) == 0

@@ -1,10 +1,9 @@
-"""Numbers of the reference implementation: the imported model's, and those of the policy's own sampler and scorer.
+"""Numbers of the reference implementation, compared with the imported model's and with those of the policy's sampler and scorer.
 
-Tolerances. The fixture's numbers are float32, and so are ours; they differ by the order of sums. A language model of width 64 adds
-64 to 128 terms per output, three layers deep: some 1e-6 of logits up to 4. The image head's logits are up to 30 and off by some 1e-5;
-guidance makes of them u + 5 (c - u), up to 150, and off by up to 11 times as much. Such a distribution has all but one token at
-nearly 0, so log-probabilities are compared at a temperature of 20, too. The decoder adds 1152 terms, thirty layers deep: some 1e-5 of
-values up to 4.
+Tolerances. The fixture's numbers are float32, and so are ours; they differ by the order of sums. A language model of width 64 adds 64 to
+128 terms per output, in three layers: about 1e-6 of logits up to 4. The image head's logits are up to 30 and off by about 1e-5. Guidance
+makes of them u + 5 (c - u), up to 150, off by up to 11 times as much. In such a distribution all but one token are near 0, so
+log-probabilities are compared at a temperature of 20, too. The decoder adds 1152 terms, in thirty layers: about 1e-5 of values up to 4.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ def test_guided_logits_and_greedy_tokens(model: Any, expected: dict[str, Tensor]
 
 
 def written(policy: JanusPolicy, ids: Tensor, sampling: Sampling) -> Rollout:
-    """The fixture's ids ``[17]`` as a prompt and a chain that ends by itself; the policy's begin-of-image is theirs from now on."""
+    """The fixture's ids ``[17]`` as a prompt and a chain that ends by itself. From now on the policy's begin-of-image token is theirs."""
     policy.module.boi = int(ids[-1])
     chain = ids[PROMPT:].unsqueeze(0)
     mask = torch.ones_like(chain, dtype=torch.bool)
@@ -130,7 +129,7 @@ def test_the_sampler_draws_the_references_tokens(policy: JanusPolicy, expected: 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_the_sampler_draws_them_in_a_batch(policy: JanusPolicy, expected: dict[str, Tensor], cache: str) -> None:
-    """Both rows together, and one that is shorter, so that there is padding."""
+    """Both rows together with a shorter one, so that there is padding."""
     contexts = [*expected["input_ids"], expected["input_ids"][0][5:]]
     ids, lengths = left_pad([*contexts, *(unconditional(c, 0) for c in contexts)])
     with torch.no_grad():
@@ -139,7 +138,7 @@ def test_the_sampler_draws_them_in_a_batch(policy: JanusPolicy, expected: dict[s
 
 
 def test_the_sampler_writes_from_the_references_logits(policy: JanusPolicy, expected: dict[str, Tensor]) -> None:
-    """At every place of both rows, as one left-padded batch: greedy tokens, and the log-probabilities of sampled ones."""
+    """At every position of both rows, in one left-padded batch: greedy tokens, and the log-probabilities of sampled ones."""
     wanted = expected["text_logits"].flatten(0, 1)
     ids, lengths = left_pad([row[:n] for row in expected["input_ids"] for n in range(1, 18)])
     for temperature in (0.0, 1.0, 0.7):
@@ -167,7 +166,7 @@ def test_the_sampler_draws_from_the_references_guided_logits(policy: JanusPolicy
 def test_the_scorer_gives_the_references_log_probs(
     policy: JanusPolicy, model: Any, expected: dict[str, Tensor], temperature: float
 ) -> None:
-    """The chain's under ``text_logits``, the first image token's under ``guided_first_logits``, and all of them under a plain pass."""
+    """The chain's under ``text_logits``, the first image token's under ``guided_first_logits``, and all of them under one plain pass."""
     sampling = replace(GREEDY, image_temperature=temperature)
     scored_at = temperature or 1.0
     for row, ids in enumerate(expected["input_ids"]):
@@ -191,7 +190,7 @@ def test_the_scorer_gives_the_references_log_probs(
 
 
 def test_pictures_become_the_tokens_of_the_released_rule(policy: JanusPolicy, expected: dict[str, Tensor]) -> None:
-    """The nearest of the normalised codes to the normalised latent; transformers' ``encode`` normalises neither and finds others."""
+    """The normalised code that is nearest to the normalised latent. transformers' ``encode`` normalises neither and finds others."""
     pixels = ((expected["decoded"].clamp(-1, 1) + 1) * 127.5).round().byte()
     pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
     vq = policy.module.model.model.vqmodel

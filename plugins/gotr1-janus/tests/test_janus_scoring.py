@@ -1,4 +1,5 @@
-"""What Janus scores, against a computation by hand and against transformers. Its sampler is held to it by test_janus_contract.py."""
+"""Janus's log-probabilities, compared with a computation by hand and with transformers. test_janus_contract.py compares its sampler with
+them."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def make(folder: Path, **options: object) -> JanusPolicy:
 
 
 def draw(policy: JanusPolicy, sampling: Sampling = SETTINGS, *, each: int = 4, images: int = 1) -> tuple[Rollout, Rollout]:
-    """``each`` plans of every text, ``images`` pictures of every plan."""
+    """Draws ``each`` plans for every text and ``images`` pictures for every plan."""
     prompts = [Prompt(text) for text in TEXTS for _ in range(each)]
     plans = policy.plan(prompts, seeds=range(len(prompts)), sampling=sampling)
     rows = torch.arange(len(prompts)).repeat_interleave(images)
@@ -44,7 +45,7 @@ def gap(scored: Tensor, rollout: Rollout) -> float:
 
 
 def forward(policy: JanusPolicy, embeds: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Hidden states of one sequence; ``keep`` hides positions from attention."""
+    """Hidden states of one sequence. ``keep`` hides positions from attention."""
     mask = None if keep is None else keep.unsqueeze(0)
     positions = torch.arange(len(embeds)).unsqueeze(0)
     return policy.module.model.model.language_model(
@@ -63,7 +64,7 @@ def plan_by_hand(policy: JanusPolicy, plans: Rollout, row: int) -> Tensor:
 
 
 def image_by_hand(policy: JanusPolicy, images: Rollout, row: int, *, hide_pads: bool = False, scale: float | None = None) -> Tensor:
-    """The same of a picture: two sequences, logits mixed as released inference does."""
+    """Log-probabilities of a picture's tokens: two sequences, logits mixed as in released inference."""
     model, t = policy.module.model, images.tensors
     parts = [t["prompt"][row, : t["prompt_length"][row]], t["plan"][row, : t["plan_length"][row]], torch.tensor([policy.module.boi])]
     context, tokens = torch.cat(parts), t["tokens"][row]
@@ -121,7 +122,7 @@ def test_a_sampled_begin_of_image_is_an_action_and_an_appended_one_is_not(policy
 
 
 def test_a_plan_is_scored_once_however_many_images_it_has(policy: JanusPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images 0, 3 and 1 of the plans: those without run alone, those with run in the sequence of their first image."""
+    """Plans with 0, 3 and 1 images. Those without images run alone, the others in the sequence of their first image."""
     plans, images = draw(policy, each=1, images=3)
     kept = images.rows(torch.tensor([3, 4, 5, 6, 9, 10, 11]))  # plan 1 with three, plan 2 with one, plan 3 with three; 0 and 4 pruned
     sequences: list[int] = []
@@ -244,7 +245,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_janus: Path) -> No
 
 
 def test_greedy_pictures_are_those_of_transformers(policy: JanusPolicy) -> None:
-    """Its ``generate`` masks the unconditional row by token id; these contexts have begin tokens at their ends only."""
+    """Its ``generate`` masks the unconditional row by token id. These contexts have begin tokens only at their ends."""
     sampling = Sampling(image_temperature=0.0, guidance_scale=5.0, max_chain_tokens=10)
     prompts = [Prompt(t) for t in ("a red cat", "two birds", "q")]
     plans = policy._encode_plans(prompts, [_chain("here"), _chain("a dog at (1,2)"), _chain("z")], sampling)

@@ -1,4 +1,4 @@
-"""Prompts and chains as tokens: the same as ever for ordinary text, and never a special one for what somebody wrote."""
+"""Prompts and chains as tokens: ordinary text is tokenised as usual, and nothing that a user writes becomes a special token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def miniature() -> Any:
 
 
 def directly(tokenizer: Any, instruction: str, text: str) -> list[int]:
-    """The whole conversation tokenised at once, which is right as long as nobody writes tags."""
+    """The whole conversation tokenised at once. This is right as long as nobody writes tags."""
     message = [{"role": "user", "content": [{"type": "text", "text": instruction.format(prompt=text)}]}]
     written = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(written, add_special_tokens=False).input_ids)
@@ -107,7 +107,7 @@ def test_a_chain_from_outside_has_its_tags_and_no_others(miniature: Any, word: s
 
 
 def test_tags_that_a_checkpoint_added_as_ordinary_tokens(tiny_janus: Path) -> None:
-    """GoT-R1's may be such; others of that kind are letters, and stay tokens."""
+    """GoT-R1's tags may be ordinary added tokens. Other added tokens are letters, and stay tokens."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_janus)
     tokenizer.add_tokens([AddedToken("<|ref|>", special=False, normalized=False), AddedToken("ø", special=False, normalized=False)])
     text = JanusText(tokenizer, "{prompt}")
@@ -162,7 +162,7 @@ def render(policy: JanusPolicy, text: str, chain: str) -> object:
 
 
 def refused(policy: JanusPolicy, use: Callable[[], object]) -> UsageError:
-    """The error, and that the model was not asked anything."""
+    """The error. Asserts that the model was not called."""
     asked: list[int] = []
     hook = policy.module.model.model.language_model.register_forward_pre_hook(lambda *_: asked.append(1))
     start = time.monotonic()
@@ -181,7 +181,7 @@ def number(pattern: str, text: str | None) -> int:
 
 
 def test_a_prompt_that_does_not_fit_with_its_chain(policy: JanusPolicy) -> None:
-    """The tiny model has 512 positions, nine of which are the picture's and one begins it; the template takes three."""
+    """The tiny model has 512 positions. Nine are the picture's, and one begins it; the template takes three."""
     text = "two dogs and" + " a" * 94  # 200 letters, one token each
     error = refused(policy, lambda: plan(policy, text, 400))
     assert "'two dogs and a" in error.message
@@ -234,7 +234,7 @@ def drawing_miniature() -> JanusPolicy:
 
 
 def test_the_bound_is_one(tokenizer: Any) -> None:
-    """Every token says no more than the bound believes."""
+    """No token stands for more text than the bound assumes."""
     text = JanusText(tokenizer, "{prompt}")
     spelled = [tokenizer.decode([i]) for word, i in tokenizer.get_vocab().items() if word not in SPECIAL]
     for written in (*spelled, "".join(spelled), Region("cat", (1, 2, 3, 4)).text):
@@ -243,7 +243,7 @@ def test_the_bound_is_one(tokenizer: Any) -> None:
 
 
 def test_a_template_may_leave_the_beginning_to_the_tokenizer(tiny_janus: Path) -> None:
-    """As Janus-Pro's does: the first token is what the unconditional row keeps."""
+    """As Janus-Pro's does. The first token is what the unconditional row keeps."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_janus)
     said = JanusText(tokenizer, "{prompt}").encode_prompt("a cat")
     assert said[0] == tokenizer.bos_token_id

@@ -101,7 +101,7 @@ def make_config(kind: str, tokenizer: Any) -> Any:
 
 
 def make_model(kind: str, tokenizer: Any) -> Any:
-    """One that says answers and the end of its turn, and digits, yes and no almost as likely; nothing else has a chance."""
+    """A model that writes an answer and the end of its turn. Digits, yes and no are almost as likely; nothing else is."""
     import torch
     import transformers
 
@@ -141,7 +141,7 @@ QUESTIONS = {
 
 @pytest.fixture(scope="session")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of rubrics as short as can be: a byte is a token here."""
+    """A folder of very short rubrics: here a byte is a token."""
     folder = tmp_path_factory.mktemp("rubrics")
     for name, text in QUESTIONS.items():
         (folder / f"{name}.txt").write_text(f"answer: {text}\n")
@@ -167,7 +167,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def clip_tokenizer(length: int) -> Any:
-    """A CLIP's tokenizer in short: a token for each letter, a beginning and an end, the latter the largest id."""
+    """A small CLIP tokenizer: a token for each letter, a beginning and an end. The end has the largest id."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -184,7 +184,7 @@ def clip_tokenizer(length: int) -> Any:
 
 
 def towers(tokenizer: Any, length: int) -> dict[str, Any]:
-    """The two of a CLIP or an OWLv2."""
+    """The two towers of a CLIP or an OWLv2."""
     both = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
     both |= {"initializer_factor": 1.0, "hidden_act": "gelu"}
     text = {**both, "vocab_size": len(tokenizer), "max_position_embeddings": length}
@@ -193,7 +193,7 @@ def towers(tokenizer: Any, length: int) -> dict[str, Any]:
 
 
 def enlarge(model: Any, std: float) -> Any:
-    """Weights that make a difference."""
+    """Weights so large that inputs change outputs."""
     import torch
 
     with torch.no_grad():
@@ -234,7 +234,7 @@ def tiny_owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bert_tokenizer() -> Any:
-    """A BERT's in short; the four words that Grounding DINO looks for have the ids that they have there."""
+    """A small BERT tokenizer. The four words that Grounding DINO looks for have the ids that they have in BERT."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

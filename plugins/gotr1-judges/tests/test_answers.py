@@ -1,4 +1,4 @@
-"""What models write is read: scores, boxes, lists, with whatever stands around them; and nothing is guessed."""
+"""Reading what models write: scores, boxes and lists, with any text around them. Nothing is guessed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A detector in place of an LLM: what it looks for, which of its boxes count, and in what units they are."""
+"""A detector instead of an LLM: what it looks for, which of its boxes count, and their units."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_thresholds_are_the_models_own(owl: DetectorJudge, dino: DetectorJudge, 
 
 @pytest.mark.parametrize("which", ["owl", "dino"])
 def test_boxes_are_the_librarys(which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand, without a threshold: the surest box comes first, as fractions of the picture; OWLv2's are of a square around it."""
+    """Without a threshold the most certain box comes first, in fractions of the picture. OWLv2's are of a square around the picture."""
     judge: DetectorJudge = request.getfixturevalue(which)
     monkeypatch.setattr(judge, "threshold", 0.0)
     image = Image.new("RGB", (64, 32), "white")
@@ -85,7 +85,7 @@ def test_a_phrase_of_any_length(owl: DetectorJudge, dino: DetectorJudge) -> None
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("which", ["tiny_owl", "tiny_dino"])
 def test_in_half_precision(which: str, dtype: str, request: pytest.FixtureRequest) -> None:
-    """The former is what a GPU gets if nothing else is asked for; without a threshold something is found."""
+    """bfloat16 is the default on a GPU. Without a threshold something is found."""
     judge = DetectorJudge(DetectorOptions(model=str(request.getfixturevalue(which)), threshold=0.0, dtype=dtype))
     pictures = [(Image.new("RGB", size, "red"), "red circle") for size in ((64, 32), (96, 96))]
     for boxes in judge.locate(pictures):

@@ -1,4 +1,4 @@
-"""Planned boxes against found ones."""
+"""Planned boxes compared with found ones."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class TestRubricJudge(JudgeContract):
         return asked
 
     def test_its_scores_differ(self, judge: Any) -> None:
-        """Else there is nothing to compare."""
+        """Equal scores would make the comparisons pass without meaning."""
         scores = JudgeSubject(judge).score()
         known = {name: {value for value in values if value == value} for name, values in scores.items()}
         assert sum(len(values) > 1 for values in known.values()) >= 3
@@ -87,7 +87,7 @@ class TestClip(JudgeContract):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_packages_own_rubrics(kind: str, tiny: Callable[[str], Path]) -> None:
-    """In full length."""
+    """The rubrics in full length."""
     make, options = KINDS[kind]
     for scoring in ("text", "expected"):
         judge = make(options(model=str(tiny(kind)), scoring=scoring, answer_tokens=4, least_mass=0))
@@ -97,7 +97,7 @@ def test_the_packages_own_rubrics(kind: str, tiny: Callable[[str], Path]) -> Non
 
 
 def test_the_command_has_a_verdict_of_each_check(tiny: Callable[[str], Path], short: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a judge whose answers mean nothing, it is measured all the same; what is its code's keeps its contract."""
+    """The model's answers mean nothing, but reliability is measured all the same. The judge's code keeps the contract."""
     words = [f"model={tiny('internvl')}", f"rubrics={short}", "scoring=expected", "answer_tokens=4", "least_mass=0", "batch=32"]
     status = call(["check", "judge", "internvl", *words, "--reference", "scenes", "--json"])
     found = {row["check"]: row for row in json.loads(capsys.readouterr().out)}

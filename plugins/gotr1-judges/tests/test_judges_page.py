@@ -1,4 +1,4 @@
-"""docs/judges.md says what is so: every judge, option, rubric and check with its limit; and its run at full size goes together."""
+"""docs/judges.md is right: every judge, option, rubric and check with its limit. The config of its full-size run is valid."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_check_and_its_limit() -> None:
 
 
 def test_the_run_at_full_size(tiny: Callable[[str], Path], tiny_clip: Path, tiny_janus: Path, tmp_path: Path) -> None:
-    """With tiny weights for what is downloaded, and a tiny policy; judges and reward are the page's."""
+    """Tiny weights replace the downloaded ones, and the policy is tiny. Judges and reward are the page's."""
     config, prompts = tmp_path / "full-size.yaml", tmp_path / "prompts.txt"
     config.write_text(re.findall(r"^<!-- file: full-size.yaml -->\n```yaml\n(.*?)^```", PAGE, re.M | re.S)[0])
     prompts.write_text("\n".join("abcdef"))

@@ -1,4 +1,4 @@
-"""What cannot be is told before weights are loaded, in two lines; and GoT-R1's presets fit the judges that they name."""
+"""Impossible settings are refused before weights are loaded, in two lines. GoT-R1's presets work with the judges that they name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refusal(judge: Any, options: Any) -> UsageError:
 
 
 def test_sizes(tiny: Tiny, tiny_clip: Path, tiny_owl: Path) -> None:
-    """No judge says how long a policy's context is, or a picture."""
+    """No judge reports a policy's context length or the size of a picture."""
     assert QwenJudge.preflight(QwenJudgeOptions(model=str(tiny("qwen3_vl")))).keys() == {"parameters"}
     assert InternJudge.preflight(InternJudgeOptions(model=str(tiny("internvl")), scoring="expected")).keys() == {"parameters"}
     assert ClipJudge.preflight(ClipOptions(model=str(tiny_clip))).keys() == {"parameters"}
@@ -108,7 +108,7 @@ def test_weights_are_in_the_type_and_place_asked_for(tiny: Tiny) -> None:
 
 
 def test_a_judge_goes_where_the_run_is(tiny_clip: Path) -> None:
-    """Unless its options say otherwise; one that takes no device is not given any. "meta" is a device that every machine has."""
+    """A judge gets the run's device, unless its options name one or it takes none. Every machine has the device "meta"."""
     assert make_judge(Registry(), ComponentConfig(name="clip", model=str(tiny_clip)), device="meta").model.device.type == "meta"  # type: ignore[attr-defined]
     own = make_judge(Registry(), ComponentConfig(name="clip", model=str(tiny_clip), device="cpu"), device="meta")
     assert own.model.device.type == "cpu"  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_a_judge_goes_where_the_run_is(tiny_clip: Path) -> None:
 
 @pytest.mark.parametrize("size", ["1b", "7b"])
 def test_got_r1s_presets_fit(size: str, tiny: Tiny, tiny_clip: Path, tiny_janus: Path, tmp_path: Path) -> None:
-    """With tiny weights for those that are downloaded otherwise; judges are named with their options."""
+    """Tiny weights replace the downloaded ones. Judges are named with their options."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join("abcdef"))
     words = [

@@ -1,4 +1,4 @@
-"""CLIPs as judges: cosines between two constants; and HPS v2.1, whose tensors have open_clip's names."""
+"""CLIPs as judges: a cosine between two constants. And HPS v2.1, whose tensors have open_clip's names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gotr1_testing.judges import shape_samples
 
 
 def test_constants() -> None:
-    """As docs/judges.md says."""
+    """The constants are those of docs/judges.md."""
     assert (ClipOptions().low, ClipOptions().high) == (0, 0.4)  # CLIPScore's 2.5
     assert (PickScoreOptions().low, PickScoreOptions().high) == (0, 0.26)
     assert (HpsOptions().low, HpsOptions().high) == (0, 0.4)
@@ -32,7 +32,7 @@ def test_constants() -> None:
 
 
 def test_it_is_the_librarys_cosine(tiny_clip: Path) -> None:
-    """Of each picture with its own prompt, between the constants and cut."""
+    """The cosine of each picture with its own prompt, scaled between the constants and clipped."""
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(tiny_clip).eval()
@@ -78,7 +78,7 @@ def test_in_half_precision(tiny_clip: Path, dtype: str) -> None:
 
 
 def open_clip(model: Any) -> dict[str, torch.Tensor]:
-    """A CLIP's tensors as open_clip's own modules would name them: made from its structure, not from our table of names."""
+    """A CLIP's tensors under the names of open_clip's own modules. They are made from its structure, not from our table of names."""
     found = {
         "logit_scale": model.logit_scale.data,
         "text_projection": model.text_projection.weight.T,
@@ -108,7 +108,7 @@ def open_clip(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def released(tiny_clip: Path, tmp_path: Path) -> Path:
-    """The tiny CLIP as a folder whose tensors have open_clip's names."""
+    """The tiny CLIP as a folder, with open_clip's names of tensors."""
     from transformers import CLIPModel
 
     folder = tmp_path / "hps"

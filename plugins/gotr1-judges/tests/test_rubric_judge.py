@@ -1,4 +1,4 @@
-"""What the judge asks and makes of the answers, with an answerer whose answers are known, as one behind a server would be."""
+"""What the judge asks, and how it scores the answers. The answerer is a stand-in whose answers are known."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHITE = Image.new("RGB", (96, 48), "white")
 
 
 class Told:
-    """Answers what a function of the question says, and remembers what it was asked."""
+    """Answers what a function of the question gives, and records the questions."""
 
     def __init__(self, answer: Callable[[Question], str | None] = lambda q: None, weigh: Sequence[float] | None = None) -> None:
         self.answers, self.masses, self.asked = answer, weigh, list[Question]()
@@ -70,7 +70,7 @@ def test_the_canvas_is_large_whatever_the_picture_is() -> None:
 
 
 def test_scores_known_beforehand_cost_no_question() -> None:
-    """A malformed plan is 0, and so is an empty one; a picture that is not there is NaN."""
+    """A malformed or empty plan scores 0. A picture that is missing scores NaN."""
     told = Told(lambda q: pytest.fail("it was asked"))
     malformed = replace(sample(), chain=parse("a <|obj_start|>red circle"))
     assert judge(told).score([malformed, sample()], ["sem", "spa", "ri"]) == {"sem": [0, 0], "spa": [0, 0], "ri": [0, 0]}
@@ -112,7 +112,7 @@ def test_expected_scores_generate_nothing() -> None:
 
 
 def test_requirements_are_asked_one_by_one() -> None:
-    """Extracted once for a prompt, however many samples it has; the score is the mean of what is true."""
+    """They are extracted once for a prompt, however many samples it has. The score is the mean of the true ones."""
     told = Told(lambda q: '["There is a dog.", "It is brown."]' if "dog" in q.parts[1] else "I cannot")
     mine = judge(told, pi="pi-requirements")
     truth = {"There is a dog.": [0.0, 1.0], "It is brown.": [1.0, 0.0]}

@@ -1,4 +1,4 @@
-"""Rubrics: the package's own, a folder's, a single file's; and what is none."""
+"""Rubrics: the package's own, a folder's, a single file's; and files that are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_own_rubrics(version: str, family: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(OWN.rglob("*.txt")), ids=lambda file: file.stem)
 def test_every_file_is_a_rubric(file: Path) -> None:
-    """Those that no scoring takes by itself, too; each says one thing, in plain letters, and none has a line twice."""
+    """Also the files that no scoring uses directly. Each says one thing, in ASCII letters, and no line occurs twice."""
     text = file.read_text(encoding="utf-8")
     assert Rubric.parse(text, str(file)).fields
     lines = [line for line in text.splitlines() if line]

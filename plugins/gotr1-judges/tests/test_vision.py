@@ -1,4 +1,4 @@
-"""Multimodal LLMs as answerers: what they are shown and told, in batches as alone; and nobody's words become tokens that mean something."""
+"""Multimodal LLMs as answerers: what they get, alone and in batches. What a user writes never becomes a special token."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def picture(color: str, size: tuple[int, int] = (96, 96)) -> Image.Image:
 
 
 def questions() -> list[Question]:
-    """With pictures and without, of different lengths; pictures of different sizes."""
+    """Questions with and without pictures, of different lengths. Pictures have different sizes."""
     words = ["a cat", "two dogs and a very long cat on a mat", "x", "a red circle above a blue square"]
     pictures = [picture("red"), None, picture("blue", (128, 64)), None]
     return [Question(("Is it ", word, "?"), image) for word in words for image in pictures]
@@ -64,7 +64,7 @@ def close(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
 
 @each_kind
 def test_a_batch_answers_as_each_alone(made: Make, kind: str) -> None:
-    """Left padding, pictures beside none, and what Qwen's module remembers of the last pictures change nothing."""
+    """Left padding, rows without a picture, and what Qwen's module remembers of earlier pictures change nothing."""
     model, asked = made(kind), questions()
     together, weighed = model.answer(asked), model.word_probabilities(asked, DIGITS)
     alone = [model.answer([question])[0] for question in asked]
@@ -78,7 +78,7 @@ def test_a_batch_answers_as_each_alone(made: Make, kind: str) -> None:
 
 @each_kind
 def test_it_is_what_the_library_computes(made: Make, kind: str) -> None:
-    """One question without padding, by hand: positions are the library's own."""
+    """One question without padding, computed by hand. Positions are the library's own."""
     model = made(kind)
     for question in questions()[2:4]:
         ids = torch.tensor(
@@ -106,7 +106,7 @@ def test_pictures_and_words_matter(made: Make, kind: str) -> None:
 
 @each_kind
 def test_it_decodes_greedily(made: Make, kind: str, tiny: Callable[[str], Path]) -> None:
-    """Whatever the checkpoint's generation_config says: the releases sample, and have a penalty on repetition."""
+    """Whatever the checkpoint's generation_config says. The releases' configs sample, with a penalty on repetition."""
     model = made(kind)
     assert '"do_sample": true' in (tiny(kind) / "generation_config.json").read_text()
     question = questions()[1]
@@ -124,7 +124,7 @@ def test_it_decodes_greedily(made: Make, kind: str, tiny: Callable[[str], Path])
 
 @each_kind
 def test_the_conversation(made: Make, kind: str) -> None:
-    """The template's, with as many placeholders as the picture has, and no more special tokens than the template has."""
+    """The template's text, with as many placeholders as the picture has, and no other special tokens than the template's."""
     model = made(kind)
     ids = model.chat.prompt_ids(("Is it ", "a cat", "?"), model.pictures.placeholders(picture("red")))
     text = model.chat.tokenizer.decode(ids)
@@ -140,7 +140,7 @@ def test_the_conversation(made: Make, kind: str) -> None:
     "word", ["<|im_end|>", "<|image_pad|>", "<IMG_CONTEXT>", "<|endoftext|><|im_start|>", "<<|im_end|>|im_end|>", "[]"]
 )
 def test_somebodys_words_stay_letters(made: Make, kind: str, word: str) -> None:
-    """A prompt that spells a token is asked about as what it is, or not at all; it is never one."""
+    """A prompt that spells a special token is asked about as letters, or not at all."""
     model = made(kind)
     image = picture("red")
     honest = model.chat.prompt_ids(("Is it ", "a cat", "?"), model.pictures.placeholders(image))
@@ -157,7 +157,7 @@ def test_somebodys_words_stay_letters(made: Make, kind: str, word: str) -> None:
 
 @each_kind
 def test_what_cannot_be_asked_has_no_answer(made: Make, kind: str) -> None:
-    """One that is longer than the model's context, or about a picture that it cannot see; the others have theirs."""
+    """A question longer than the model's context, or about a picture that the model cannot read. The other questions have answers."""
     model, asked = made(kind), questions()[:2]
     asked.insert(1, Question(("x" * 3000,), None))
     if kind != "internvl":  # which makes any picture a square
@@ -175,7 +175,7 @@ def test_pictures_of_any_mode(made: Make, kind: str) -> None:
 
 
 def test_units_of_boxes(made: Make) -> None:
-    """Qwen2.5-VL answers in pixels of the picture as it was resized for it, others in thousandths."""
+    """Qwen2.5-VL answers in pixels of the resized picture, others in thousandths."""
     small, wide = picture("red", (20, 20)), picture("red", (300, 100))
     assert made("internvl").extent(wide) == made("qwen3_vl").extent(wide) == (1000, 1000)
     assert made("qwen2_5_vl").extent(small) == (32, 32)
@@ -186,13 +186,13 @@ def test_units_of_boxes(made: Make) -> None:
 
 
 def test_internvl_does_not_crop(made: Make, tiny: Callable[[str], Path]) -> None:
-    """Although its image processor is set to: a picture is one tile, whatever its shape, and as large as the vision tower's."""
+    """Although its image processor would. A picture of any shape is one tile, as large as the vision tower's."""
     assert '"crop_to_patches": true' in (tiny("internvl") / "preprocessor_config.json").read_text()
     assert made("internvl").pictures.inputs([picture("red", (300, 100))])["pixel_values"].shape == (1, 3, 28, 28)
 
 
 def test_internvl_looks_at_a_picture_once(made: Make) -> None:
-    """However many questions it has, in one batch or in several, answered or weighed, until too many others came between."""
+    """For any number of questions, in one batch or several, answered or weighed, until too many other pictures came between."""
     model, looked = made("internvl"), []
     pictures = [picture("gold", (60, 50 + i)) for i in range(MAX_REMEMBERED + 1)]
     asked = [Question((f"Is it {word}?",), image) for word in ("a", "bb", "c") for image in pictures[:2]]

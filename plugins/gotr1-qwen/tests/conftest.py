@@ -1,4 +1,4 @@
-"""Tiny Qwens of random weights with their tokenizer: two layers of 32, one token for each byte, the templates of the releases in short."""
+"""Tiny Qwens of random weights with tokenizers: two layers of 32, one token for each byte, shortened templates of the releases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEMPLATES = {
 
 
 def make_tokenizer(template: str, special: Sequence[str] = SPECIAL) -> Any:
-    """Special tokens as Qwen has them: some of them, such as ``<think>``, are added without being special."""
+    """Special tokens as in Qwen. Some of them, such as ``<think>``, are added tokens without being special."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,7 +99,7 @@ def make_model(kind: str, tokenizer: Any, **changed: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a tiny checkpoint, by ``model_type`` and what is otherwise in its text config."""
+    """The folder of a tiny checkpoint, by ``model_type`` and by changes of its text config."""
     made: dict[str, Path] = {}
 
     def of(kind: str, **changed: Any) -> Path:
@@ -116,13 +116,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tokenizer_of() -> Callable[..., Any]:
-    """A tokenizer with the template of a generation, qwen2, qwen3 or thinking, and if need be with other special tokens."""
+    """A tokenizer with the template of a generation: qwen2, qwen3 or thinking. It may have other special tokens."""
     return make_tokenizer
 
 
 @pytest.fixture
 def planner(tiny: Callable[..., Path]) -> Any:
-    """A fresh planner around a tiny Qwen2.5-VL, told no more than the prompt."""
+    """A new planner around a tiny Qwen2.5-VL. Its instruction is only the prompt."""
     from gotr1_qwen.options import QwenOptions
     from gotr1_qwen.planner import QwenPlanner
 

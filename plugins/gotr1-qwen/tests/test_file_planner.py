@@ -1,4 +1,4 @@
-"""The planner `file`: chains from a file, of `gotr1 generate` too, and a renderer that trains on them."""
+"""The planner `file`: chains from a file, also from the output of `gotr1 generate`, and a renderer that trains on them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def janus(tiny_janus: Path) -> dict[str, Any]:
 
 
 def test_what_generate_writes_is_drawn_again(tiny_janus: Path, tmp_path: Path) -> None:
-    """The same chains and the same seeds are the same pictures: the renderer is told what was planned, not by whom."""
+    """The same chains and seeds give the same pictures. The renderer does not depend on which planner wrote a plan."""
     registry = Registry()
     policy = make_component(registry, "planner", ComponentConfig(**janus(tiny_janus)))
     sampling = Sampling(guidance_scale=2.0, max_chain_tokens=10)
@@ -126,7 +126,7 @@ def test_what_generate_writes_is_drawn_again(tiny_janus: Path, tmp_path: Path) -
 
 
 class Bright:
-    """How bright a picture is."""
+    """Scores how bright a picture is."""
 
     def __init__(self, options: None = None) -> None:
         self.rewards: Mapping[str, SegmentName] = {"bright": IMAGE}

@@ -1,4 +1,4 @@
-"""The planner `qwen` passes the conformance suite around each family."""
+"""The planner `qwen` passes the conformance suite with each model family."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestQwen3(PlannerContract):
 
 
 def test_positions_that_count_padding_are_caught(tiny: Callable[..., Path], instruction: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As transformers counts them where nobody gives positions: from the beginning of the batch's row."""
+    """transformers counts them from the beginning of the batch's row if nobody passes positions."""
 
     def hidden(language: Any, embeds: Tensor, lengths: Tensor, *, checkpointing: bool) -> Tensor:
         mask = torch.arange(embeds.shape[1]) >= embeds.shape[1] - lengths.unsqueeze(1)
@@ -105,7 +105,7 @@ def test_other_kernels_sample_what_is_scored(tiny: Callable[..., Path], instruct
 
 
 def test_rows_are_what_they_would_be_alone(tiny: Callable[..., Path], instruction: Path) -> None:
-    """Left padding changes nothing: 2-D positions are exact, whatever the rotary positions are."""
+    """Left padding changes nothing. 2-D positions are exact for all kinds of rotary positions."""
     for kind in ("qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"):
         module = made(tiny(kind), instruction).module
         rows = [torch.randint(11, 267, (n,), generator=torch.Generator().manual_seed(n)) for n in (3, 17, 8)]

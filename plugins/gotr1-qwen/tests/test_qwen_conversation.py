@@ -1,4 +1,4 @@
-"""What Qwen is told, and its tags: nothing that somebody wrote becomes a token, and no box is lost."""
+"""Qwen's conversation and its tags: what a user writes never becomes a special token, and no box is lost."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_versions_there_are() -> None:
 
 @pytest.mark.parametrize("version", instruction_versions())
 def test_every_version_has_one_prompt_and_examples_that_are_chains(version: str) -> None:
-    """What it shows is what a model is to write: well-formed, with boxes, one for each thing."""
+    """The examples are what a model should write: well-formed, with one box for each thing."""
     text = read_instruction(version)
     assert text.count(FIELD) == 1
     plans = re.findall(r"^Plan: (.+)$", text, re.M)
@@ -90,7 +90,7 @@ def test_every_version_has_one_prompt_and_examples_that_are_chains(version: str)
 
 
 def test_v1_keeps_its_own_rules() -> None:
-    """Its examples: a cat left of a vase, three apples under a lamp that do not overlap."""
+    """Its examples: a cat left of a vase, and three apples under a lamp that do not overlap."""
     plans = [parse(plan) for plan in re.findall(r"^Plan: (.+)$", read_instruction("v1"), re.M)]
     cat, vase = plans[0].regions
     assert cat.box[2] < vase.box[0]
@@ -154,7 +154,7 @@ def test_boxes_survive(tokenizer_of: Tokenizers, tags: str) -> None:
 
 @MODES
 def test_qwens_own_words_are_a_chains_tags(tokenizer_of: Tokenizers, tags: str) -> None:
-    """Whichever a model writes: its tokens, or letters, under its own names or gotr1's."""
+    """A model may write its own tokens or letters, under its own names or gotr1's."""
     conversation = Conversation(tokenizer_of("qwen2"), "{prompt}", tags)
     own = BOXED.raw
     for tag, word in zip(("<|obj_start|>", "<|obj_end|>"), OWN, strict=False):
@@ -169,7 +169,7 @@ def test_qwens_own_words_are_a_chains_tags(tokenizer_of: Tokenizers, tags: str) 
 
 
 def test_a_tokenizer_with_the_chains_own_tags(tokenizer_of: Tokenizers) -> None:
-    """One that was trained on chains may have them."""
+    """A tokenizer that was trained on chains may have these tags."""
     tokenizer = tokenizer_of("qwen2")
     tokenizer.add_tokens(["<|obj_start|>", "<|obj_end|>"], special_tokens=True)
     conversation = Conversation(tokenizer, "{prompt}", "tokens")

@@ -1,4 +1,4 @@
-"""The planner `qwen` beside scoring: groups, ends, stage one, adapters, what is saved."""
+"""The planner `qwen` besides log-probabilities: groups, ends, stage one, adapters, saving."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_model_in_memory_is_the_same_planner(planner: QwenPlanner) -> None:
 
 
 def test_a_group_shares_its_prompt(planner: QwenPlanner) -> None:
-    """Each different prompt is computed once, and chains that have ended no more; the samples are those that would be drawn apart."""
+    """Each different prompt is computed once, and chains that have ended are not computed further. Samples are those of separate calls."""
     rows: list[int] = []
     hook = planner.module.language.register_forward_pre_hook(lambda *args: rows.append(len(args[2]["inputs_embeds"])), with_kwargs=True)
     prompts = [Prompt("a cat")] * 4 + [Prompt("two dogs")] * 3
@@ -100,7 +100,7 @@ def test_the_end_of_the_turn_is_an_action_and_a_chain_that_is_cut_has_none(plann
 
 
 def test_a_given_chain_is_scored_as_a_sampled_one(planner: QwenPlanner) -> None:
-    """The same tokens, once sampled and once encoded; a random model writes bytes that are no text, so those that are."""
+    """The same tokens, once sampled and once encoded. A random model also writes bytes that are not text; those chains are left out."""
     sampling = Sampling(max_chain_tokens=12)
     prompts = [Prompt("a cat")] * 256
     plans = planner.plan(prompts, seeds=range(256), sampling=sampling)
@@ -119,7 +119,7 @@ def test_a_given_chain_is_scored_as_a_sampled_one(planner: QwenPlanner) -> None:
 
 
 def test_an_image_call_leaves_nothing_behind(tiny: Tiny) -> None:
-    """`rope_deltas` stay on the module; text is planned and scored as before."""
+    """`rope_deltas` stay on the module, but later text is planned and scored as before."""
     for kind in ("qwen2_5_vl", "qwen3_vl"):
         planner = made(tiny(kind))
         sampling = Sampling(max_chain_tokens=8)
@@ -170,7 +170,7 @@ def stage(model: Path, output: Path, **changed: Any) -> SftConfig:
 
 
 def learn(config: SftConfig, steps: int) -> tuple[QwenPlanner, list[dict[str, Any]]]:
-    """So many steps, then the process is gone."""
+    """Trains for so many steps and ends as a killed process does."""
     planner = make_component(Registry(), "planner", config.policy)
     rows = []
     for row in train_supervised(config, planner, from_examples(examples(12), config.batch, config.seed, 1)):
@@ -190,7 +190,7 @@ def test_a_few_pairs_are_learnt(tiny: Tiny, tmp_path: Path, lora: dict[str, int]
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3"])
 def test_stage_one_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, kind: str, lora: dict[str, int] | None) -> None:
-    """Qwen2.5-VL is saved under the hub's names, which are not those of its parameters."""
+    """Qwen2.5-VL is saved under the hub's names, which are not the names of its parameters."""
     torch.manual_seed(1)  # peft draws A from the global generator
     whole, _ = learn(stage(tiny(kind), tmp_path / "whole", lora=lora), 6)
     torch.manual_seed(1)
@@ -206,7 +206,7 @@ def test_stage_one_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, kind: str, lo
 
 
 def perturbed(planner: QwenPlanner) -> QwenPlanner:
-    """With adapters that do something."""
+    """Adapters that change the output."""
     add_lora(planner, LoraConfig(rank=2))
     with torch.no_grad():
         for name, parameter in planner.module.named_parameters():
@@ -241,7 +241,7 @@ def test_saved_models_load_and_answer_alike(tiny: Tiny, tmp_path: Path, kind: st
 
 
 def test_a_checkpoint_under_the_hubs_names_is_read(tiny: Tiny, tmp_path: Path) -> None:
-    """The release of Qwen2.5-VL says `visual.*` and `model.layers.*`, newer transformers' class `model.language_model.*`."""
+    """The release of Qwen2.5-VL uses `visual.*` and `model.layers.*`, the newer class of transformers `model.language_model.*`."""
     folder = Path(shutil.copytree(tiny("qwen2_5_vl"), tmp_path / "model"))
     weights = load_file(folder / "model.safetensors")
     for old, new in (("model.visual.", "visual."), ("model.language_model.", "model.")):
@@ -257,7 +257,7 @@ def test_a_checkpoint_under_the_hubs_names_is_read(tiny: Tiny, tmp_path: Path) -
 
 
 def test_a_saved_qwen_vl_keeps_its_eyes_glasses(tiny: Tiny, tmp_path: Path) -> None:
-    """The processor's files, which this planner has no use for."""
+    """The processor's files, which this planner does not use itself."""
     folder = Path(shutil.copytree(tiny("qwen2_5_vl"), tmp_path / "model"))
     (folder / "preprocessor_config.json").write_text('{"patch_size": 4}')
     made(folder).save(tmp_path / "saved")

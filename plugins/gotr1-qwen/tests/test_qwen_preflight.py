@@ -1,4 +1,4 @@
-"""What is told about a Qwen checkpoint before its weights are loaded."""
+"""What is reported of a Qwen checkpoint before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def change(path: Path, **keys: object) -> None:
 
 @pytest.fixture
 def folder(tiny: Tiny, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(tiny("qwen2_5_vl"), tmp_path / "copy"))
 
 
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_cannot_work(folder: Path, damage: Any, said: str) -> 
 
 
 def test_a_checkpoint_without_all_weights_is_refused(folder: Path) -> None:
-    """transformers would go on with random ones."""
+    """transformers would continue with random weights."""
     weights = load_file(folder / "model.safetensors")
     lost = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
     save_file({name: tensor for name, tensor in weights.items() if name != lost}, folder / "model.safetensors", {"format": "pt"})
@@ -97,7 +97,7 @@ def test_a_checkpoint_without_all_weights_is_refused(folder: Path) -> None:
 
 
 def test_a_planner_refuses_the_same_without_a_preflight(folder: Path) -> None:
-    """Somebody may use it from Python."""
+    """Planners are also built directly, from Python."""
     change(folder / "config.json", model_type="llama")
     with pytest.raises(UsageError, match="is a llama model"):
         QwenPlanner(QwenOptions(model=str(folder)))

@@ -55,7 +55,7 @@ def test_the_divergences_directions_are_as_documented(kl: Any, direction: str) -
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("group", [2, 3])
 def test_biases_of_length_are_the_known_ones(group: int, ends: bool) -> None:
-    """A group's mean holds the sample itself, so GRPO's expected gradient is (G - 1) / G of the exact one; RLOO's leaves it out."""
+    """A group's mean includes the sample itself, so GRPO's expected gradient is (G - 1) / G of the exact one. RLOO's mean leaves it out."""
     centred = expected_gradient(Grpo(GrpoOptions(scale=False)), group, ends=ends)
     assert centred.factor == pytest.approx((group - 1) / group, abs=1e-12)
     assert expected_gradient(Rloo(RlooOptions()), group, ends=ends).factor == pytest.approx(1, abs=1e-12)
@@ -73,14 +73,14 @@ def probabilities(state: State) -> list[float]:
 
 
 def actions(sequence: Sequence[int]) -> Iterator[tuple[State, int]]:
-    """States and symbols; a chain is over after END."""
+    """States and symbols of a chain. It is over after END."""
     yield None, sequence[0]
     if sequence[0] != END:
         yield sequence[0], sequence[1]
 
 
 def by_formula(sequences: Sequence[Sequence[int]], size: int, *, scale: bool) -> tuple[dict[tuple[State, int], float], dict[str, float]]:
-    """GRPO (arXiv 2402.03300, eq. 3 and section 4.1.2) on all groups, the mean over tokens of DAPO: slopes of the loss by logit."""
+    """GRPO (arXiv 2402.03300, eq. 3 and section 4.1.2) on all groups, with DAPO's mean over tokens: the loss's derivatives by logit."""
     slopes: dict[tuple[State, int], float] = {}
     tokens, entropy = 0, 0.0
     for group in product(sequences, repeat=size):
@@ -104,7 +104,7 @@ def by_formula(sequences: Sequence[Sequence[int]], size: int, *, scale: bool) ->
 @pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("size", [2, 3])
 def test_an_update_is_the_papers(size: int, scale: bool) -> None:
-    """Rewards through advantages, loss and denominators to the gradient and its statistics, on every group of a perfect sample."""
+    """From rewards through advantages, loss and denominators to the gradient and its statistics, on every group of a perfect sample."""
     policy, plans = exact_sample(ends=True)
     rows = all_groups(plans, size).flatten()
     tokens = plans.tensors["tokens"]

@@ -1,4 +1,5 @@
-"""GRPO on policies so small that every expectation is a sum: divergence, bonus and ratios are exact, and ascent finds the optimum."""
+"""GRPO on policies so small that every expectation is a finite sum. Divergence, entropy bonus and ratios are exact, and gradient ascent
+finds the optimum."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def scores(theta: Tensor, tokens: Tensor) -> ActionStats:
 
 
 def sample(theta: Tensor, seeds: list[int], temperature: float = 1.0) -> Tensor:
-    """Sequences ``[B, 2]``, drawn as every autoregressive policy of the project draws."""
+    """Sequences ``[B, 2]``, drawn with the sampler that every autoregressive policy here uses."""
     uniform = uniforms(seeds, LENGTH)
     first, second = logits_of(theta.detach())
     one, _ = sample_token(first.expand(len(seeds), -1), uniform[:, 0], temperature)
@@ -46,12 +47,12 @@ def sample(theta: Tensor, seeds: list[int], temperature: float = 1.0) -> Tensor:
 
 
 def numbers(tokens: Tensor) -> Tensor:
-    """Which of the nine sequences each is."""
+    """For each sequence, its number among the nine."""
     return tokens[:, 0] * SYMBOLS + tokens[:, 1]
 
 
 def value(theta: Tensor) -> Tensor:
-    """The expected reward, exactly."""
+    """The exact expected reward."""
     return (scores(theta, SEQUENCES).log_prob.sum(1).exp() * REWARDS).sum()
 
 
@@ -100,7 +101,7 @@ NOTHING = torch.zeros(len(ACTIONS), dtype=torch.float64)
 
 
 def test_k3_estimates_the_divergence_itself() -> None:
-    """Its value, other than its slope, is KL(policy, reference)."""
+    """Its value is KL(policy, reference). Its gradient is not that of the divergence."""
     mask = torch.ones_like(ACTIONS, dtype=torch.bool)
     args = (bandit(POLICY), bandit(POLICY).log_prob, bandit(OTHER).log_prob, NOTHING, mask, SegmentConfig(kl=1.0))
     value, weight = Grpo(GrpoOptions()).loss(PLAN, *args).statistics["kl"]
@@ -115,7 +116,7 @@ def test_the_entropy_bonus_is_the_entropys_gradient() -> None:
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_ratios_correct_for_the_older_policy(ratio: str) -> None:
-    """Actions of an older policy, clip out of reach: the slope is that of the *present* policy's expected reward."""
+    """Actions of an older policy, with the clip out of reach. The gradient is that of the present policy's expected reward."""
     rewards = torch.tensor([0.1, 0.9, 0.0, 0.5, 1.0], dtype=torch.float64)
     wide = SegmentConfig(clip_low=1, clip_high=1e6)
     found = bandit_gradient(OTHER, rewards[ACTIONS.squeeze(1)], wide, POLICY, None, ratio=ratio)
@@ -129,7 +130,7 @@ def test_ratios_correct_for_the_older_policy(ratio: str) -> None:
 
 
 def ascend(settings: SegmentConfig, updates: int = 1, steps: int = 150, **options: Any) -> Tensor:
-    """GRPO with eight groups of eight, Adam at 0.1: an entry of theta moves by at most about 0.1 a step."""
+    """GRPO with eight groups of eight and Adam at 0.1. An entry of theta moves by at most about 0.1 a step."""
     algorithm = Grpo(GrpoOptions(**options))
     theta = START.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=0.1)

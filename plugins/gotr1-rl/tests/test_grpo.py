@@ -1,5 +1,5 @@
-"""GRPO's loss against a slow reference in plain Python, written from the papers' formulas. What holds of every algorithm is in
-test_algorithm_contracts.py."""
+"""GRPO's loss, compared with a slow reference in plain Python, written from the papers' formulas. test_algorithm_contracts.py tests what
+holds for every algorithm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Case:
-    """What a loss is made of: ``[B, T]``, and ``advantages [B]``."""
+    """The inputs of a loss: tensors ``[B, T]``, and ``advantages [B]``."""
 
     log_prob: Tensor
     entropy: Tensor
@@ -55,7 +55,7 @@ class Case:
 
 
 def some(seed: int, rows: int = 5, length: int = 6) -> Case:
-    """Ratios between about exp(-1) and exp(1), so that every branch of the clip is met; ragged rows, one of them empty."""
+    """A case with ratios between about exp(-1) and exp(1), which reach every branch of the clip. Rows differ in length; one is empty."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -70,7 +70,7 @@ def some(seed: int, rows: int = 5, length: int = 6) -> Case:
 
 
 def slow_terms(case: Case, row: int, settings: SegmentConfig, ratio: str, kl: str) -> Iterator[float]:
-    """What one sequence adds to the loss's sum: per token (DAPO, eq. 8), or once (GSPO, eq. 5)."""
+    """The terms that one sequence adds to the sum of the loss: one per token (DAPO, eq. 8), or one (GSPO, eq. 5)."""
     places = [t for t in range(case.mask.shape[1]) if case.mask[row, t]]
     advantage = float(case.advantages[row])
 
@@ -94,7 +94,7 @@ def slow_terms(case: Case, row: int, settings: SegmentConfig, ratio: str, kl: st
 
 
 def slow(case: Case, settings: SegmentConfig, ratio: str, kl: str) -> tuple[float, int]:
-    """The sum, and what it is divided by."""
+    """The sum and its divisor."""
     terms = [term for row in range(len(case.mask)) for term in slow_terms(case, row, settings, ratio, kl)]
     return math.fsum(terms), len(terms)
 
@@ -146,7 +146,7 @@ def test_without_a_reference_there_is_no_divergence(ratio: str) -> None:
 
 
 def test_at_the_old_policy_it_is_the_policy_gradient() -> None:
-    """Ratio 1: each token's slope is minus its advantage, exactly, whatever the clip."""
+    """At ratio 1 each token's derivative is exactly minus its advantage, whatever the clip."""
     case = some(3)
     case = replace(case, old=case.log_prob, reference=None)
     expected = -case.advantages.unsqueeze(1) * case.mask
@@ -187,7 +187,7 @@ def test_statistics_are_sums_with_their_weights() -> None:
 
 @pytest.mark.parametrize(("ratio", "kl"), BOTH)
 def test_slices_of_any_size_add_up(ratio: str, kl: str) -> None:
-    """Sums, counts and statistics are sums over rows, although rows differ in length; so micro-batches do not change a gradient."""
+    """Sums, counts and statistics are sums over rows of any length. So micro-batches do not change a gradient."""
     settings, case = SETTINGS["all"], some(5, rows=7)
     whole = case.loss(settings, ratio=ratio, kl=kl)
     for size in (1, 2, 3):

@@ -1,7 +1,7 @@
-"""GRPO's loss against the one of TRL's trainer, on the same log-probabilities, where `trl` is installed (passes with trl 1.16.0).
+"""GRPO's loss, compared with the loss of TRL's trainer on the same log-probabilities, if `trl` is installed (passes with trl 1.16.0).
 
-TRL's ``bnpo`` is a mean over the tokens of a batch, as ours per token; its ``grpo`` a mean over samples of their means, as ours
-per sequence.
+TRL's ``bnpo`` is a mean over the tokens of a batch, as ours per token. Its ``grpo`` is a mean over samples of their means, as ours per
+sequence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LENGTHS = torch.tensor([5, 1, 3, 2, 5, 4])
 
 
 def trainer(folder: Path, **options: Any) -> Any:
-    """TRL's, around the smallest of models, whose answers are replaced."""
+    """TRL's trainer around a very small model. Tests replace the model's outputs."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,7 +54,7 @@ def trainer(folder: Path, **options: Any) -> Any:
 
 
 def theirs(folder: Path, parts: dict[str, Tensor], mask: Tensor, settings: SegmentConfig, ratio: str) -> tuple[float, Tensor]:
-    """The loss, and its gradient on log-probabilities."""
+    """TRL's loss, and its gradient with respect to log-probabilities."""
     made = trainer(
         folder,
         beta=settings.kl,

@@ -1,4 +1,4 @@
-"""PPO's advantages and returns against a slow reference in plain Python, which goes through every episode; and what is refused."""
+"""PPO's advantages and returns, compared with a slow reference in plain Python that goes through every episode; and refused settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def slow_gae(rewards: list[float], values: list[float], discount: float, decay: 
 
 
 def episodes(seen: Experience, options: PpoOptions) -> Iterator[tuple[list[Place], float]]:
-    """Every episode: its actions, and what is paid at its end. Those of unknown rewards are none."""
+    """Every episode: its actions, and the reward at its end. Samples with unknown rewards have no episode."""
 
     def actions(name: SegmentName, row: int) -> list[Place]:
         return [(name, row, t) for t in range(seen.masks[name].shape[1]) if seen.masks[name][row, t]] if name in seen.masks else []
@@ -70,7 +70,7 @@ def episodes(seen: Experience, options: PpoOptions) -> Iterator[tuple[list[Place
 
 
 def slow_assess(seen: Experience, options: PpoOptions) -> tuple[dict[Place, float], dict[Place, float]]:
-    """Advantages and returns of every action; an action of several episodes gets their mean."""
+    """Advantages and returns of every action. An action that belongs to several episodes gets their mean."""
     assert seen.values is not None
     assert seen.reference is not None
     found: dict[Place, list[float]] = {}
@@ -118,7 +118,7 @@ def test_advantages_and_returns_are_those_of_the_episodes(names: Any, how: Any, 
 
 
 def test_the_credits_differ_where_values_of_pictures_count() -> None:
-    """With discount and decay 1 a plan's tokens get the same either way: the mean of the rewards less their value."""
+    """With discount and decay 1, joint and split agree for a plan's tokens: the mean of the rewards less their value."""
     plain = [assessed(experience(), PpoOptions(advantages=kind, whiten=False)).advantages[PLAN] for kind in ("joint", "split")]
     torch.testing.assert_close(*plain)
     decayed = [assessed(experience(), PpoOptions(advantages=kind, whiten=False, decay=0.9)).advantages[PLAN] for kind in ("joint", "split")]
@@ -159,7 +159,7 @@ def test_a_step_in_which_nothing_is_known_or_drawn() -> None:
 
 
 def test_a_process_without_samples_takes_part_in_every_sum() -> None:
-    """Its groups were all left out, and the others' advantages are what they would be without it."""
+    """All its groups were left out. The other processes' advantages are the same as without it."""
     options = PpoOptions(reward_kl=0.1, reward_kl_target=1.0)
     sent: dict[str, list[torch.Size]] = {"some": [], "none": []}
     nothing = {name: torch.zeros(0, 0, dtype=torch.float64) for name in (PLAN, IMAGE)}
@@ -188,7 +188,7 @@ def test_truncated_chains_that_are_masked_leave_their_pictures() -> None:
 
 
 def test_the_penalty_follows_its_target() -> None:
-    """arXiv 1909.08593, section 2.2: the weight for the next step; this one is told and used."""
+    """arXiv 1909.08593, section 2.2: the weight of the next step. This step's weight is reported and used."""
     seen = experience()
     assert seen.reference is not None
     apart = {name: torch.where(m, seen.old[name] - seen.reference[name], 0.0).sum().item() / len(m) for name, m in seen.masks.items()}

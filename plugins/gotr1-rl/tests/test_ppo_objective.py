@@ -1,4 +1,4 @@
-"""PPO's update of a policy small enough for plain Python: the gradient of the whole objective, the value head, what is refused."""
+"""PPO's update of a policy small enough for plain Python: the gradient of the whole objective, the value head, and refused settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEGMENTS: Mapping[SegmentName, SegmentConfig] = {
 
 
 class Toy(nn.Module):
-    """The token before decides, through an embedding that is also what values see. Float64."""
+    """The next token depends on the previous one through an embedding, which is also the input of the value head. Float64."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def made_batch() -> Batch:
 
 @dataclass
 class Step:
-    """A learner at its start: the same every time it is made. The reference is another policy."""
+    """A learner at its start, equal every time it is made. The reference is another policy."""
 
     learner: Learner
     algorithm: Ppo
@@ -132,7 +132,7 @@ class Step:
 
 
 def slow_objective(step: Step, before: Experience, features: Mapping[SegmentName, Tensor], options: PpoOptions) -> float:
-    """arXiv 1707.06347, eq. 7, with the divergence and entropy of the segments, and the values' errors on ``features``."""
+    """arXiv 1707.06347, eq. 7, with the divergence and entropy of the segments, and the errors of the values on ``features``."""
     targets = Ppo(options).estimate(before, step.head, lambda sums: sums)  # test_ppo.py holds them to a slow reference
     advantages, returns = targets.advantages, targets.returns
     total, scored = 0.0, step.scored()
@@ -159,7 +159,7 @@ def slow_objective(step: Step, before: Experience, features: Mapping[SegmentName
 
 
 def seen_by(step: Step) -> Experience:
-    """What the algorithm is shown of a step, computed again."""
+    """What the algorithm is given of a step, computed again."""
     assert step.learner.reference is not None
     with step.learner.reference.active():
         reference = {name: s.log_prob for name, s in step.scored().items()}
@@ -187,7 +187,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_update_is_the_slope_of_the_papers_objective(options: PpoOptions, number: int) -> None:
-    """Of every parameter of policy and head, at ratio 1 and where the first update has moved some ratios and values beyond their clips."""
+    """For every parameter of policy and head: at ratio 1, and after a first update that moved some ratios and values beyond their clips."""
     start = Step.make(options)
     before = seen_by(start)
     at = Step.make(options)
@@ -254,7 +254,7 @@ def test_during_the_warm_up_the_head_alone_learns() -> None:
 
 
 def test_the_head_learns() -> None:
-    """Totals that the tokens tell: the share of variance that values explain rises from nothing towards all that the first token leaves."""
+    """Rewards depend on the tokens. The share of variance that values explain rises from zero towards all that the first token tells."""
     options = PpoOptions(value_warmup=200, value_learning_rate=0.3, value_width=8, value_clip=None)
     step = Step.make(options, rate=0.1)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_the_head_learns() -> None:
 
 
 def test_no_gradient_of_values_reaches_the_policy() -> None:
-    """The same policy update whatever the head's error, once advantages are given: here all rewards are unknown."""
+    """With given advantages the policy's update is the same for any error of the head. Here all rewards are unknown."""
     step = Step.make(OPTIONS["plain"])
     step.batch = replace(step.batch, rewards=torch.full_like(TOTALS, NAN))
     start = step.parameters()

@@ -1,4 +1,4 @@
-"""PPO on the tiny Janus: its features, whole steps, what is saved and goes on exactly, what is refused."""
+"""PPO on the tiny Janus: its features, whole steps, exact resuming, and refused settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PPO = {"name": "ppo", "value_learning_rate": 0.01, "value_width": 8, "reward_kl"
 
 
 class Lengths:
-    """A reward that differs from chain to chain, known for all but those of one length."""
+    """A reward that differs from chain to chain. It is NaN for all chains of one length."""
 
     rewards: Mapping[str, SegmentName] = {"length": PLAN}
 
@@ -42,7 +42,7 @@ class Lengths:
 
 
 class Equal(Lengths):
-    """Always the same."""
+    """A constant reward."""
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
         return {"length": [0.5] * len(samples)}
@@ -97,7 +97,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def test_features_are_of_the_state_before_each_action(trainer: Any) -> None:
-    """A plan's and a picture's own head, on the features at a position, give the distribution its action was drawn from."""
+    """The plan's head and the picture's head, on the features at a position, give the distribution that its action was drawn from."""
     made = trainer(sampling={"guidance_scale": 1.0, "max_chain_tokens": 8})
     batch = made.sample_batch(0)
     module = made.parts.planner.module

@@ -1,4 +1,4 @@
-"""RLOO against a slow reference in plain Python, written from the paper's formula (arXiv 2402.14740, eq. 7)."""
+"""RLOO, compared with a slow reference in plain Python, written from the paper's formula (arXiv 2402.14740, eq. 7)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_shift_changes_nothing_and_equal_rewards_are_nothing() -> None:
 
 
 def test_the_divergence_is_taken_off_each_samples_reward() -> None:
-    """Of its plan's and its picture's actions that count together; a pruned picture has none."""
+    """That of the plan's and the picture's actions together. A pruned picture has none."""
     random = torch.Generator().manual_seed(0)
     place = torch.tensor([s for s in range(18) if s // 2 != 4])
     shapes = {PLAN: (9, 4), IMAGE: (16, 3)}

@@ -1,4 +1,4 @@
-"""Advantage estimation, the value loss and whitening against slow references in plain Python, written from the papers' formulas."""
+"""Advantage estimation, the value loss and whitening, compared with slow references in plain Python, written from the papers' formulas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDING = 1e-12
 
 
 def slow_gae(rewards: Sequence[float], values: Sequence[float], discount: float, decay: float) -> list[float]:
-    """arXiv 1506.02438, eq. 16 as it stands: A_t = sum over l of (discount * decay)^l * delta_(t+l), of an episode that ends."""
+    """arXiv 1506.02438, eq. 16 as written: A_t = sum over l of (discount * decay)^l * delta_(t+l), of an episode that ends."""
     following = [*values[1:], 0.0][: len(values)]
     delta = [r + discount * after - v for r, v, after in zip(rewards, values, following, strict=True)]
     return [math.fsum((discount * decay) ** (k - t) * delta[k] for k in range(t, len(delta))) for t in range(len(delta))]
@@ -33,7 +33,7 @@ HOW = [(1.0, 1.0), (0.9, 1.0), (1.0, 0.8), (0.95, 0.7), (0.9, 0.0)]
 
 @pytest.mark.parametrize(("discount", "decay"), HOW)
 def test_advantages_are_the_papers(discount: float, decay: float) -> None:
-    """Actions anywhere in a row, rows without any; a reward at the end on top of those on the way."""
+    """Actions at any positions of a row, and rows without any. A reward at the end is added to those on the way."""
     rewards, values, last = some(5, 7, seed=1), some(5, 7, seed=2), some(5, seed=3)
     mask = some(5, 7, seed=4) > -0.3
     mask[3] = False
@@ -52,7 +52,7 @@ def test_advantages_are_the_papers(discount: float, decay: float) -> None:
 @pytest.mark.parametrize(("discount", "decay"), HOW)
 @pytest.mark.parametrize("empty", [False, True])
 def test_an_episode_in_two_pieces_is_one_episode(discount: float, decay: float, empty: bool) -> None:
-    """Also where the second piece has no action, and its reward belongs to the last one of the first."""
+    """Also if the second piece has no action: its reward then belongs to the last action of the first."""
     rewards, values, last = some(4, 9, seed=5), some(4, 9, seed=6), some(4, seed=7)
     mask = some(4, 9, seed=8) > -0.5
     if empty:
@@ -102,7 +102,7 @@ def test_the_value_loss_is_the_clipped_one(value: float, old: float, target: flo
 
 
 def test_a_value_that_moved_too_far_towards_its_target_has_no_gradient() -> None:
-    """Beyond the clip on the target's side it is held; on the other side it is free to come back."""
+    """Beyond the clip on the side of the target the gradient is zero. On the other side the value may come back."""
     value = torch.tensor([0.35, 0.35, 0.15], dtype=torch.float64, requires_grad=True)
     old, target = torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
     loss, held = value_loss(value, old, target, 0.2)
@@ -124,7 +124,7 @@ def test_whitening_is_over_what_counts() -> None:
 
 
 def test_whitening_over_two_processes_is_whitening_of_all() -> None:
-    """Each process sends sums of its own rows, which add up to those of all, and gets these back."""
+    """Each process sends sums over its own rows, and gets the sums over all rows back."""
     x, counted = some(6, 5) + 7, some(6, 5, seed=1) > -1
     everyone: list[Tensor] = []
 

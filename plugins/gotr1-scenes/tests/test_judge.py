@@ -1,4 +1,4 @@
-"""The judge: every formula against hand-computed examples, and no text or picture that breaks it."""
+"""The judge: every formula against hand-computed examples. No text and no picture makes it fail."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_without_a_picture_its_scores_are_not_known() -> None:
 def test_metadata_that_is_no_wish_is_an_error(metadata: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="no wish of this world") as error:
         Wish.from_metadata(metadata)
-    example = json.loads((error.value.hint or "").removeprefix("such as "))
+    example = json.loads((error.value.hint or "").removeprefix("write it as "))
     assert Wish.from_metadata(example).relations == (("left", 0, 1),)
 
 

@@ -1,4 +1,4 @@
-"""The exact judge passes the conformance suite, exactly."""
+"""The exact judge passes the conformance suite with exact equality."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class TestScenesJudge(JudgeContract):
 
     @pytest.fixture
     def unscorable(self) -> Mapping[str, Sequence[Sample]]:
-        """A prompt that it does not understand."""
+        """A prompt that the judge does not understand."""
         mystery = [replace(sample, prompt=Prompt("the quick brown fox")) for sample in shape_samples()]
         return dict.fromkeys(REWARDS, mystery)
 
 
 def test_it_knows_the_suites_scenes() -> None:
-    """Right and wrong ones, so that the contract compares numbers that differ."""
+    """Some are right and some wrong, so that the contract compares scores that differ."""
     scores = JudgeSubject(ScenesJudge()).score()
     assert scores["plan_right"] == [1, 0, 0, 1, 0, 1]
     assert scores["correct"] == [1, 0, 0, 1, 0, 0]

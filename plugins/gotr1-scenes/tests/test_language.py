@@ -1,4 +1,4 @@
-"""Prompts: what the splits share, what is held out, what the categories and phrasings are."""
+"""Prompts: what the splits share, what is held out, the categories and the phrasings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The variants of the preset differ in what they need, and in nothing else."""
+"""The variants of the preset differ in what their components need, and in nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_ppo_is_the_preset_but_for_what_ppo_needs() -> None:
 
 @pytest.mark.parametrize("name", ["qwen", "file"])
 def test_another_planner_leaves_the_renderer_its_weights(name: str) -> None:
-    """The preset's renderer is the planner's model; where that is another one, it is named with its options."""
+    """The preset's renderer uses the planner's model. With another planner the renderer is named with its options."""
     preset = read_yaml(Registry().preset("scenes"))
     own, other = (validate(RunConfig, merge_layers(preset, over)) for over in ({}, {"planner": name}))
     assert own.renderer.options == {}

@@ -1,4 +1,4 @@
-"""Reading pictures: painted truth exactly, noise and other sizes too, and nothing where there is nothing."""
+"""Reading pictures: painted scenes exactly, also with noise and in other sizes, and nothing in an empty picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of the small judge, cut short: what it is asked and told, and that a step is what the model computes."""
+"""The recipe of the small judge, cut short: its questions and answers, and that a training step computes what the model does."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ from gotr1_testing.judges import JudgeSubject, same_in_any_batch
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the recipe makes it, with a tokenizer of fewer texts."""
+    """A model as the recipe makes it, with a tokenizer of fewer texts."""
     return save(tmp_path_factory.mktemp("judge") / "untrained")
 
 
@@ -164,8 +164,10 @@ def test_questions_are_answered_by_the_exact_judge(samples: list[Sample]) -> Non
 
 
 def test_its_answers_are_what_the_judge_reads(small: Any, samples: list[Sample]) -> None:
-    """Boxes as they are taught give ``ri`` as the exact judge does, up to the rounding of thousandths."""
-    truth = {(id(s.image), phrase.lower()): boxes_answer(s.image, phrase) for s in samples for phrase in (r.phrase for r in s.chain.regions)}  # type: ignore[arg-type]
+    """Boxes of the taught answers give the exact judge's ``ri``, up to the rounding of thousandths."""
+    truth = {
+        (id(s.image), phrase.lower()): boxes_answer(s.image, phrase) for s in samples for phrase in (r.phrase for r in s.chain.regions)
+    }  # type: ignore[arg-type]
 
     class Taught:
         def answer(self, questions: Sequence[Any]) -> list[str]:
@@ -179,7 +181,7 @@ def test_its_answers_are_what_the_judge_reads(small: Any, samples: list[Sample])
 
 
 def test_packed_rows_are_what_the_model_computes(small: Any, samples: list[Sample]) -> None:
-    """Each row by itself through the model's own forward pass, against rows that share their beginning."""
+    """Each row alone through the model's own forward pass, compared with rows that share their beginning."""
     images, asked = asked_of(samples[:2])
     digits = digit_tokens(small)
     rows, places, targets = encode_questions(small, asked, digits)
@@ -202,7 +204,8 @@ def test_packed_rows_are_what_the_model_computes(small: Any, samples: list[Sampl
 
 
 def test_cells_are_of_what_covers_them() -> None:
-    """A thing of 20 world pixels from (4, 8) touches three by three cells of eight, a canvas's box of the same place the same ones."""
+    """A thing of 20 world pixels from (4, 8) touches three by three cells of eight. A box of the canvas at the same place touches the
+    same."""
     look = Look("square", "red", "striped")
     picture = paint((Thing(look, (4, 8, 24, 28)),), 64)
     kind = KINDS["square", "red", "striped"]
@@ -220,7 +223,7 @@ def test_cells_are_of_what_covers_them() -> None:
 
 
 def test_tokens_of_a_picture_lie_row_by_row(small: Any) -> None:
-    """The order in which cells are told."""
+    """Cells are numbered in this order too."""
     model = small.answerer.model
     pixels = torch.randn(1, 3, judge.SIDE, judge.SIDE, generator=torch.Generator().manual_seed(0))
     across, cell = 6, judge.SIDE // 6
@@ -234,7 +237,7 @@ def test_tokens_of_a_picture_lie_row_by_row(small: Any) -> None:
 
 
 def test_parts_of_a_score() -> None:
-    """A red circle that is there, a blue square that is green, one thing too many, a relation that is turned round."""
+    """A red circle that is there, a blue square that is green, one thing too many, and a relation the wrong way round."""
     wish = Wish((Look("circle", "red"), Look("square", "blue")), (("left", 0, 1),))
     circle, square, cross = Look("circle", "red", "plain"), Look("square", "green", "plain"), Look("cross", "cyan", "striped")
     right, left, low = (0.6, 0.1, 0.8, 0.3), (0.1, 0.1, 0.3, 0.3), (0.1, 0.7, 0.3, 0.9)
@@ -245,7 +248,7 @@ def test_parts_of_a_score() -> None:
 
 
 def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> None:
-    """Every colour, shape and "striped" of a question whose answer is a score, in whatever form it is said."""
+    """Every colour, shape and "striped" of a question whose answer is a score, in any form of words."""
     assert [attribute(word) for word in ("crosses", "cross", "circles", "striped", "plain", "reds", "a")] == [
         *("cross", "cross", "circle", "striped", None, None, None)
     ]
@@ -264,7 +267,7 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
 
 
 def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
-    """In sixths: of what stands before a shape and not of what was said of the last one. A relation's word tells whether it holds."""
+    """In sixths, from the words before a shape and not from those of the last shape. A relation's word tells whether it holds."""
     there, places = (Look("circle", "red", "striped"), Look("square", "blue", "plain")), ((6, 6, 7, 7), (1, 6, 2, 7))
     tokenizer = small.answerer.chat.tokenizer
 
@@ -294,7 +297,7 @@ def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
 
 
 def test_a_verdict_tells_step_by_step() -> None:
-    """What is asked for, what is there, what became of it, how many, how two of them stand; of a sketch how many boxes are apart."""
+    """What was asked for, what is there, what became of it, how many, how two of them stand. For a sketch: how many boxes are separate."""
     wish = Wish((Look("circle", "red"), Look("square", "blue")), (("left", 0, 1),))
     circle, square = Look("circle", "red", "striped"), Look("square", "green", "plain")
     found = SceneLayout((square, circle), ((0, 0.25, 0.25, 0.5), (0.5, 0.25, 0.75, 0.5)))
@@ -322,7 +325,7 @@ def test_a_verdict_tells_step_by_step() -> None:
 
 
 def test_drills_are_parts_of_verdicts(small: Any, samples: list[Sample]) -> None:
-    """What is asked for as a verdict begins, names as it copies them, how two things stand as it ends, right and wrong alike."""
+    """Requests as at a verdict's beginning, names as it copies them, relations as at its end; right and wrong ones."""
     _, asked = asked_of(samples)
     asks, names, stands = ([one for one in asked if one.reward == kind] for kind in (ASKS, NAMES, STANDS))
     for one in asks:
@@ -353,7 +356,7 @@ def test_verdicts_are_about_how_things_stand() -> None:
 
 
 def test_it_begins_with_the_weights_of_another(small: Any, tmp_path: Path) -> None:
-    """Tokens that both have keep their vectors, a new one begins as the mean of those that spelled it, and the rest is the same."""
+    """Tokens of both keep their vectors. A new token begins with the mean of those that spelled it. All else is the same."""
     old = make_tokenizer(3)
     assert len(old) < len(small.answerer.chat.tokenizer)
     other = make_model(old, 1)
@@ -380,7 +383,7 @@ def test_scores_have_parts(samples: list[Sample]) -> None:
 
 
 def test_nearly_the_same_prompt_says_one_thing_otherwise() -> None:
-    """One word for another, or two exchanged; the wish is the new text's; nothing of validation or held out is made."""
+    """One word is replaced, or two are exchanged. The wish is the new text's. No validation or held-out text is made."""
     rng = random.Random(0)
     prompts = [painted_sample(f"near/{i}").prompt for i in range(60)]
     exchanged = turned = 0
@@ -400,7 +403,7 @@ def test_nearly_the_same_prompt_says_one_thing_otherwise() -> None:
 
 
 def test_where_a_phrase_is_is_where_its_first_box_is(samples: list[Sample]) -> None:
-    """Of ``ri`` the first box of the answer, on the grid of the world's 12 squares, to which drawn ends are rounded."""
+    """For ``ri`` the first box of the answer, on the grid of the world's 12 squares, to which drawn ends are rounded."""
     _, asked = asked_of(samples)
     found = [one for one in asked if one.reward == "ri"]
     assert {bool(one.where) for one in found} == {True, False}
@@ -423,7 +426,7 @@ def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
 
 
 def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is killed after its first step ends with the bits of one that is not; and is shipped. With a smaller model."""
+    """A run that is killed after its first step ends with the same bits as another, and can be shipped. With a smaller model."""
     sizes = {"SAMPLES": 3, "SKETCHED": 1, "HIDDEN": 48, "SIDE": 48, "PATCH": 4}
     sizes |= {"PROCESSOR": {**judge.PROCESSOR, "size": {"height": 48, "width": 48}}}  # type: ignore[dict-item]
     for name, size in sizes.items():

@@ -1,4 +1,4 @@
-"""The recipe of the small Qwen planner: what it is made of. That it learns to plan is shown by its log."""
+"""The recipe of the small Qwen planner: what the model is made of. The recipe's log shows that it learns to plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = Path(recipe.__file__).with_name("sft-qwen.yaml")
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """As the recipe trains it, with a tokenizer of fewer texts."""
+    """A planner as the recipe trains it, with a tokenizer of fewer texts."""
     folder = tmp_path_factory.mktemp("recipe") / "untrained"
     tokenizer = make_tokenizer(300)
     make_model(tokenizer, 0).save_pretrained(folder)
@@ -32,7 +32,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_it_is_small(planner: Any) -> None:
-    """Half a byte of the eight million is left for the log and the tokenizer."""
+    """Of eight megabytes, 0.4 are left for the log and the tokenizer."""
     model = planner.module.model
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert 2 * sum(p.numel() for p in model.parameters()) < 7_600_000

@@ -1,4 +1,4 @@
-"""The recipe of the small SDXL, cut short: every stage runs, goes on where it stopped, and gives what the next one takes."""
+"""The recipe of the small SDXL, cut short: every stage runs, resumes where it stopped, and gives the next stage what it needs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_latents_become_standard_and_pictures_stay() -> None:
 
 
 def test_a_stopped_vae_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is computed after a stop is what would have been."""
+    """A stop does not change the result."""
     monkeypatch.setattr(vae, "EVERY", 1)
     monkeypatch.setattr(vae, "read_right", lambda model, count: 0.0)
     vae.train(tmp_path / "whole", steps=3, size=2)

@@ -1,4 +1,4 @@
-"""The shipped Qwen planner, SDXL and InternVL judge, held to what their recipes promise, by fewer samples than the recipes' checks."""
+"""The shipped Qwen planner, SDXL and InternVL judge do what their recipes promise. The tests use fewer samples than the recipes' checks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_they_are_as_small_as_promised() -> None:
 
 
 def test_plans_leave_something_to_learn() -> None:
-    """Right in .45 to .70, .565 of 600. Of 192 the standard error is .036, and the limits here are three of it away from that."""
+    """Right should be .45 to .70; it is .565 of 600. Of 192 the standard error is .036, and the limits here are three of them away."""
     config = ComponentConfig(name="qwen", model=str(WEIGHTS / "qwen"), attention="eager", **check.OPTIONS["qwen"])
     prompts = ScenesSource(ScenesSourceOptions()).prompts("validation", 192, 0)
     right = ScenesJudge().score(check.draw_plans(make_component(Registry(), "planner", config), prompts), ["plan_right"])["plan_right"]
@@ -53,7 +53,7 @@ def test_plans_leave_something_to_learn() -> None:
 
 
 def test_true_plans_are_drawn_and_boxes_are_followed(renderer: Any) -> None:
-    """.997 and 1.000 of 600: even of so few, far from the limits of .7 and .9."""
+    """.997 and 1.000 of 600. Even of fewer samples this is far from the limits of .7 and .9."""
     examples = ScenesSource(ScenesSourceOptions(clean=True, side=check_sdxl.SIDE)).examples("validation", 0, 48, 0)
     drawn = check_sdxl.draw(renderer, examples, check_sdxl.SAMPLING)
     correct = ScenesJudge().score(drawn, ["correct"])["correct"]
@@ -65,7 +65,7 @@ def test_true_plans_are_drawn_and_boxes_are_followed(renderer: Any) -> None:
 
 
 def test_an_edit_changes_what_was_edited(tmp_path: Path) -> None:
-    """The same seeds for the plan and its edit. Outside the edited box a latent's neighbours may still differ a little."""
+    """The same seeds for the plan and its edit. Near the edited box, outside it, latents may still differ a little."""
     plan = (
         "There is <|obj_start|>a red circle<|obj_end|><|box_start|>(83,83),(333,333)<|box_end|>"
         " and <|obj_start|>a blue square<|obj_end|><|box_start|>(500,500),(916,916)<|box_end|>."
@@ -97,7 +97,7 @@ def test_an_edit_changes_what_was_edited(tmp_path: Path) -> None:
 
 
 def test_the_judge_orders_what_a_policy_draws_and_finds_its_things(tmp_path: Path) -> None:
-    """Of the 191 pairs of the recipe's check .859 are right; of about 60 here .72 is three standard errors less. Boxes have .97."""
+    """Of the 191 pairs of the recipe's check .859 are right. Here are about 60, and .72 is three standard errors less. Boxes have .97."""
     small = judge.make_judge(WEIGHTS / "internvl")
     drawn = draw_samples(tmp_path, "janus/janus", 128, split="train", seed=7)
     said, exact = small.score(drawn, ["pi"])["pi"], ScenesJudge().score(drawn, ["pi"])["pi"]
@@ -123,7 +123,7 @@ def test_the_command_takes_the_preset_s_judge_and_lets_the_exact_one_look_on(rol
 
 @pytest.mark.slow
 def test_the_pair_learns_to_plan(tmp_path: Path) -> None:
-    """Five minutes. One seed must gain .06, which three seeds' mean is to gain by .10; `benchmarks/learning.py` measures those."""
+    """Takes five minutes. One seed must gain .06. Three seeds must gain .10 on average, which `benchmarks/learning.py` measures."""
     assert call(["train", *PAIR, "--judge", "scenes", f"output={tmp_path}", "name=pair"]) == 0
     rows = json.loads((tmp_path / "pair" / "held-out.json").read_text())
     assert paired(rows["before"]["correct"], rows["after"]["correct"]).mean >= 0.06
@@ -131,7 +131,7 @@ def test_the_pair_learns_to_plan(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_renderer_alone_learns_to_follow_boxes(tmp_path: Path) -> None:
-    """Two minutes, with true plans, and steered more softly than it was trained to be."""
+    """Takes two minutes, with true plans. Boxes are weaker than in the renderer's training."""
     train = write_jsonl(tmp_path / "train", 320, clean=True)
     held = write_jsonl(tmp_path / "held", 100, split="validation", seed=2, clean=True)
     (tmp_path / "all.jsonl").write_text(train.read_text() + held.read_text())

@@ -1,4 +1,4 @@
-"""Source, benchmark, files and registration."""
+"""The plugin's source, benchmark, files and registration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading prompts: every phrasing comes back as its wish, small variations too, and nothing else is understood."""
+"""Reading prompts: every phrasing gives its wish back, also with small variations, and nothing else is understood."""
 
 from __future__ import annotations
 
@@ -17,19 +17,7 @@ from gotr1_core.chain import parse
 from gotr1_core.samples import Prompt, Sample
 from gotr1_scenes.annotate import Annotated, annotated
 from gotr1_scenes.judge import REWARDS, ScenesJudge, prompt_wish
-from gotr1_scenes.language import (
-    COUNTS,
-    GROUPS,
-    INVERTED_RELATIONS,
-    PLAIN_RELATIONS,
-    SIDES,
-    STRIPES,
-    THIRD,
-    WORDS,
-    Phrase,
-    noun,
-    phrase,
-)
+from gotr1_scenes.language import COUNTS, GROUPS, INVERTED_RELATIONS, PLAIN_RELATIONS, SIDES, STRIPES, THIRD, WORDS, Phrase, noun, phrase
 from gotr1_scenes.painter import paint
 from gotr1_scenes.source import as_prompt
 from gotr1_scenes.understand import NAMED, read_wish
@@ -178,7 +166,7 @@ def test_what_is_not_understood_gives_nothing(text: str) -> None:
 
 
 def said_in(text: str) -> tuple[set[str], int]:
-    """What a text says, by its words alone: the shapes, colours and textures, and the number of things."""
+    """What the words of a text name: shapes, colours and textures, and the number of things."""
     text = re.sub("|".join(sorted(STRIPES.values(), key=len)[::-1]), lambda m: {v: k for k, v in STRIPES.items()}[m[0]], text)
     singular = [{"crosses": "cross"}.get(word, word.removesuffix("s") if word != "cross" else word) for word in re.findall(r"\w+", text)]
     text = " ".join(singular).replace("a picture of ", "")

@@ -115,7 +115,7 @@ def test_painted_pixels() -> None:
 
 
 def test_larger_pictures_show_the_same() -> None:
-    """Colours unmixed, things where they were to half a pixel of the smaller picture, and as the reader knows them."""
+    """Colours are unmixed, things stand where they were to half a pixel of the smaller picture, and the reader knows them."""
     palette = {BACKGROUND, STRIPE, *COLORS.values()}
     for scene in SCENES:
         large = paint(scene, 64)

@@ -1,10 +1,12 @@
-"""Measures the small judge against what the recipe promises, on samples that it has not seen.
+"""Measures the small judge and compares it with the recipe's targets, on samples that it has not seen.
 
     python -m gotr1_scenes_recipe.check_judge --model plugins/gotr1-scenes/src/gotr1_scenes/weights/internvl --out build/judge
 
-Groups of four samples of a prompt, held out and of training, drawn by a policy (and then kept in ``--out``): the share of pairs within a
-group that the judge puts in the exact judge's order, which is to be 0.80 for ``pi``; how far its scores are off; ties; and the mean IoU of
-the boxes that it finds with those that the exact reader does, which is to be 0.6.
+A policy draws groups of four samples of a prompt, for held-out prompts and for prompts of training. They are kept in ``--out``. Printed are:
+
+- the share of pairs within a group that the judge orders like the exact judge; the target for ``pi`` is 0.80;
+- the mean error of its scores, and the share of ties;
+- the mean IoU of the boxes that it finds with those of the exact reader; the target is 0.6.
 """
 
 from __future__ import annotations
@@ -42,42 +44,43 @@ def main() -> None:
 
 
 def agreement(judge: Any, samples: Sequence[Sample]) -> list[str]:
-    """A line for each reward: pair accuracy, mean error, share of tied pairs."""
+    """Returns a line for each reward: pair accuracy, mean error, share of tied pairs."""
     names = ["sem", "spa", "ri", "pi"]
     groups = [sample.lineage[0] for sample in samples]
-    exact, said = ScenesJudge().score(samples, names), judge.score(samples, names)
+    exact, learned = ScenesJudge().score(samples, names), judge.score(samples, names)
     lines = []
     for name in names:
-        accuracy, pairs = pair_accuracy(said[name], exact[name], groups)
-        known = [abs(a - b) for a, b in zip(said[name], exact[name], strict=True) if a == a]
+        accuracy, pairs = pair_accuracy(learned[name], exact[name], groups)
+        errors = [abs(a - b) for a, b in zip(learned[name], exact[name], strict=True) if a == a]
         lines.append(
-            f"{name:<4} pairs right {accuracy:.3f} of {pairs}, off by {estimate(known).mean:.3f}, known {len(known)} of {len(samples)}, "
-            f"tied {ties(said[name], groups):.3f} (exact {ties(exact[name], groups):.3f})"
+            f"{name:<4} pairs right {accuracy:.3f} of {pairs}, off by {estimate(errors).mean:.3f}, known {len(errors)} of {len(samples)}, "
+            f"tied {ties(learned[name], groups):.3f} (exact {ties(exact[name], groups):.3f})"
         )
     return lines
 
 
 def ties(scores: Sequence[float], groups: Sequence[object]) -> float:
-    """The share of a group's pairs that have one score."""
+    """Returns the share of pairs within a group that have equal scores."""
     pairs = [(i, j) for i in range(len(scores)) for j in range(i) if groups[i] == groups[j]]
     return sum(scores[i] == scores[j] for i, j in pairs) / len(pairs)
 
 
 def located_ious(judge: Any, samples: Sequence[Sample]) -> list[float]:
-    """For every planned phrase that is in the picture: the best IoU of a box found with one that is there; 0 where none was found."""
-    asked = [(s.image, r.phrase) for s in samples if s.image is not None for r in s.chain.regions]
-    there = [[_fractions(t.box, image) for t in read_things(image) if look_of(phrase).admits(t.look)] for image, phrase in asked]
-    kept = [(pair, boxes) for pair, boxes in zip(asked, there, strict=True) if boxes]
-    found = judge.locate([pair for pair, _ in kept])
-    return [max((iou(a, b) for a in boxes for b in mine or ()), default=0.0) for (_, boxes), mine in zip(kept, found, strict=True)]
+    """Returns the best IoU of a located box with a true one, for each planned phrase that is in the picture. Without a located box it is 0."""
+    questions = [(s.image, r.phrase) for s in samples if s.image is not None for r in s.chain.regions]
+    true_boxes = [[_fractions(t.box, image) for t in read_things(image) if look_of(phrase).admits(t.look)] for image, phrase in questions]
+    present = [(pair, boxes) for pair, boxes in zip(questions, true_boxes, strict=True) if boxes]
+    located = judge.locate([pair for pair, _ in present])
+    return [max((iou(a, b) for a in boxes for b in answer or ()), default=0.0) for (_, boxes), answer in zip(present, located, strict=True)]
 
 
 def _fractions(box: Sequence[int], image: Any) -> tuple[float, ...]:
+    """Converts a box from pixels to fractions of the picture."""
     return tuple(v / (image.height if k % 2 else image.width) for k, v in enumerate(box))
 
 
 def show(name: str, values: Sequence[float]) -> None:
-    """A line with the mean and half of its 95 % interval."""
+    """Prints a line with the mean, half the width of its 95 % interval, and the count."""
     print(f"{name:<30} {estimate(values).mean:.3f} ± {estimate(values).half_width:.3f}, {len(values)} of them", flush=True)
 
 

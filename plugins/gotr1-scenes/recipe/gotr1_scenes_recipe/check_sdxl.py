@@ -1,10 +1,12 @@
-"""Measures the small SDXL against what the recipe promises.
+"""Measures the small SDXL and compares it with the recipe's targets.
 
     python -m gotr1_scenes_recipe.check_sdxl --model build/sdxl/shipped
 
-How many painted scenes come back right from the VAE; on ground-truth plans of held-out prompts, how many pictures are right and how
-closely they follow the boxes; and of two-object scenes drawn right, in how many the two change places when their boxes do, everything else,
-seeds and text, being the same.
+Prints:
+
+- how many painted scenes are the same after the VAE;
+- on ground-truth plans of held-out prompts, how many pictures are right, and their mean IoU with the boxes;
+- how often the two objects of a correctly drawn scene change places if their boxes do, with the same seeds and text.
 """
 
 from __future__ import annotations
@@ -37,38 +39,38 @@ SAMPLING = Sampling(guidance_scale=1.0, denoising_steps=4)
 
 
 def draw(policy: Any, examples: Sequence[Example], sampling: Sampling, batch: int = 64) -> list[Sample]:
-    """A picture of each example's own plan; number i has the same noise whatever the plan."""
+    """Draws a picture of each example's plan. Picture number i has the same noise for any plan."""
     samples: list[Sample] = []
     for start in range(0, len(examples), batch):
-        part = examples[start : start + batch]
-        seeds = [seed_for("check", start + i) for i in range(len(part))]
-        drawn = policy.render([e.prompt for e in part], [e.chain for e in part], seeds=seeds, sampling=sampling)
-        samples += [Sample(e.prompt, e.chain, image) for e, image in zip(part, drawn.images, strict=True)]
+        rows = examples[start : start + batch]
+        seeds = [seed_for("check", start + i) for i in range(len(rows))]
+        drawn = policy.render([e.prompt for e in rows], [e.chain for e in rows], seeds=seeds, sampling=sampling)
+        samples += [Sample(e.prompt, e.chain, image) for e, image in zip(rows, drawn.images, strict=True)]
     return samples
 
 
 def swapped(chain: Chain) -> Chain:
-    """The chain with its two regions' boxes exchanged."""
+    """Returns the chain with the boxes of its two regions exchanged."""
     a, b = chain.regions
     boxes = {a: b.box, b: a.box}
     return Chain.of([replace(part, box=boxes[part]) if isinstance(part, Region) else part for part in chain.parts])
 
 
 def follows(sample: Sample) -> bool:
-    """Whether the picture has what the plan says, each thing nearest to its own box, and nothing more."""
-    (scores,) = ScenesJudge().score([sample], ["ri"])["ri"]
-    return sample.image is not None and len(read_things(sample.image)) == len(sample.chain.regions) and scores > 0.5
+    """Returns true if the picture has as many things as the plan and their mean IoU (``ri``) is above 0.5."""
+    (score,) = ScenesJudge().score([sample], ["ri"])["ri"]
+    return sample.image is not None and len(read_things(sample.image)) == len(sample.chain.regions) and score > 0.5
 
 
 def reconstructions(policy: Any) -> list[float]:
-    """Which painted scenes read back the same from their latents."""
+    """Returns 1 for each painted scene that is read as the same scene after the VAE, else 0."""
     pictures = np.stack([paint_array(random_scene(f"check/{i}"), SIDE) for i in range(500)])
-    back = rebuild(policy.module.vae, pictures)
-    return [float(read_things(Image.fromarray(a)) == read_things(Image.fromarray(b))) for a, b in zip(pictures, back, strict=True)]
+    rebuilt = rebuild(policy.module.vae, pictures)
+    return [float(read_things(Image.fromarray(a)) == read_things(Image.fromarray(b))) for a, b in zip(pictures, rebuilt, strict=True)]
 
 
 def show(name: str, values: Sequence[float]) -> None:
-    """A line with the mean and half of its 95 % interval."""
+    """Prints a line with the mean, half the width of its 95 % interval, and the count."""
     print(f"{name:<36} {estimate(values).mean:.3f} ± {estimate(values).half_width:.3f}  of {len(values)}", flush=True)
 
 
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=SAMPLING.denoising_steps)
     parser.add_argument("--guidance", type=float, default=SAMPLING.guidance_scale)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--pictures", type=Path, help="where to put a sheet of the first 32 pictures")
+    parser.add_argument("--pictures", type=Path, help="file for a sheet of the first 32 pictures")
     args = parser.parse_args()
     sampling = replace(SAMPLING, denoising_steps=args.steps, guidance_scale=args.guidance, image_temperature=args.temperature)
     policy = make_component(Registry(), "renderer", ComponentConfig(name="sdxl", model=str(args.model), **OPTIONS))
@@ -94,13 +96,13 @@ def main() -> None:
     for category in dict.fromkeys(e.prompt.category for e in examples):
         show(f"pictures right, {category}", [c for c, e in zip(scores["correct"], examples, strict=True) if e.prompt.category == category])
     pairs = [i for i, s in enumerate(samples) if len(s.chain.regions) == 2 and follows(s) and scores["correct"][i]]
-    other = [replace(e, chain=swapped(e.chain)) if len(e.chain.regions) == 2 else e for e in examples]
-    turned = draw(policy, other, sampling)
-    show("boxes exchanged, layout with them", [float(follows(turned[i])) for i in pairs])
+    exchanged = [replace(e, chain=swapped(e.chain)) if len(e.chain.regions) == 2 else e for e in examples]
+    redrawn = draw(policy, exchanged, sampling)
+    show("boxes exchanged, layout with them", [float(follows(redrawn[i])) for i in pairs])
 
 
 def sheet(drawn: Sequence[Any], painted: Sequence[Any]) -> Image.Image:
-    """Rows of eight drawn pictures, the painted ones below each."""
+    """Returns a sheet with rows of eight drawn pictures. Below each row are the painted ones."""
     side, across = SIDE + 4, 8
     rows = -(-len(drawn) // across)
     page = Image.new("RGB", (across * side, 2 * rows * side), "white")

@@ -201,7 +201,9 @@ def batch(step: int, drawn: Sequence[Sample], seed: int) -> list[Sample]:
     return [sample for pair in zip(theirs, ours, strict=False) for sample in pair] + ours[len(theirs) :]
 
 
-def update(judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[TaughtPicture], asked: Sequence[TaughtQuestion]) -> dict[str, float]:
+def update(
+    judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[TaughtPicture], asked: Sequence[TaughtQuestion]
+) -> dict[str, float]:
     """One step on questions with their answers; returns what to log: the loss of each reward's answers, and how far scores are off."""
     answerer = judge.answerer
     digits = digit_tokens(judge)

@@ -1,4 +1,4 @@
-"""Puts an untrained miniature together: tokenizer, small Janus, the trained VQ model. ``gotr1 sft`` then trains its language part.
+"""Makes an untrained miniature: tokenizer, small Janus, and the trained VQ model. ``gotr1 sft`` then trains its language model.
 
 python -m gotr1_scenes_recipe.miniature --vq build/vq --out build/untrained
 """
@@ -12,14 +12,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusVisionConfig,
-    JanusVQVAE,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAE, LlamaConfig, PreTrainedTokenizerFast
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START
 from gotr1_scenes.annotate import Annotated, annotated
@@ -29,7 +22,7 @@ HIDDEN = 256
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<|User|>", "<|Assistant|>"
 EXTRA = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
-# A coordinate and the bracket it stands in are one token, so that a box costs five tokens and not eleven.
+# A coordinate with its bracket is one token, so a box costs five tokens and not eleven.
 SPLIT = r"\(\d+,|\d+\)|\s?[\p{L}]+|\s?\d|\s?[^\s\p{L}\d]|\s+"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|User|>' if message['role'] == 'user' else '<|Assistant|>' }}"
@@ -39,7 +32,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learnt from the world's own texts, with the special tokens that the released models have."""
+    """Returns a byte-level BPE tokenizer learnt from the world's texts, with the special tokens of the released models."""
     special = [PAD, BOS, EOS, USER, ASSISTANT, *EXTRA.values(), BOX_START, BOX_END, OBJ_START, OBJ_END]
     tokenizer = learn_bpe((text for e in world_examples(examples) for text in (e.phrase.text, e.chain.raw)), special)
     wrapped = PreTrainedTokenizerFast(
@@ -50,12 +43,15 @@ def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
 
 
 def world_examples(examples: int) -> Iterator[Annotated]:
-    """The first so many examples of the training split."""
+    """Returns the first ``examples`` examples of the training split."""
     return (annotated("train", 0, i) for i in range(examples))
 
 
 def learn_bpe(texts: Iterable[str], special: list[str], split: str = SPLIT) -> Tokenizer:
-    """A byte-level BPE that has coordinates as single tokens; ``special`` tokens come first, in their order, and none crosses a split."""
+    """Learns a byte-level BPE in which coordinates are single tokens.
+
+    ``special`` tokens come first, in this order. No token crosses a piece of ``split``, a regular expression.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -69,7 +65,7 @@ def learn_bpe(texts: Iterable[str], special: list[str], split: str = SPLIT) -> T
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, vq: JanusVQVAE, seed: int) -> JanusForConditionalGeneration:
-    """A Janus of six million parameters with random weights around a trained VQ model."""
+    """Returns a Janus of six million parameters, with a trained VQ model and otherwise random weights."""
     torch.manual_seed(seed)
     vq.config.projection_dim = vq.config.image_token_embed_dim = HIDDEN
     text = LlamaConfig(

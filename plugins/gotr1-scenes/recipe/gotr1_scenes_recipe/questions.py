@@ -116,7 +116,9 @@ def make_questions(samples: Sequence[Sample], sketched: int, rng: random.Random)
         asked += _told("pi", sample, there, [*prompts, *_standing(there, rng)], len(images) - 1)
         phrases = _phrases(sample, rng)
         asked += [
-            TaughtQuestion("ri", {"phrase": phrase}, len(images) - 1, boxes_answer(sample.image, phrase), where=first_box(sample.image, phrase))
+            TaughtQuestion(
+                "ri", {"phrase": phrase}, len(images) - 1, boxes_answer(sample.image, phrase), where=first_box(sample.image, phrase)
+            )
             for phrase in phrases[:2]
         ]
         asked += _compared(sample, phrases, rng, len(images) - 1)
@@ -146,7 +148,8 @@ def _drill(kind: str, rng: random.Random) -> TaughtQuestion:
     relation = _said_of(a, b, rng)
     order = rng.choice((("first", "second"), ("second", "first")))
     things = [
-        (number, replace(random_look(rng), texture=None), " ".join(map(str, on_grid(box)))) for number, box in zip(order, (a, b), strict=True)
+        (number, replace(random_look(rng), texture=None), " ".join(map(str, on_grid(box))))
+        for number, box in zip(order, (a, b), strict=True)
     ]
     return TaughtQuestion(STANDS, {"plan": f" {relation_text(relation, *things)}"}, None, " yes" if holds(relation, a, b) else " no")
 
@@ -269,7 +272,9 @@ def _compared(sample: Sample, phrases: Sequence[str], rng: random.Random, pictur
         answer = max((look.agreement(other) for other in found.looks), default=0.0)
         place, places = ((), ()) if at is None else (first_box(sample.image, phrase), grid_boxes(found))
         parts = score_parts(Wish((look,)), found)
-        made.append(TaughtQuestion(HAS, {"phrase": phrase, "plan": plan if at is None else ""}, at, answer, parts, found.looks, places, place))
+        made.append(
+            TaughtQuestion(HAS, {"phrase": phrase, "plan": plan if at is None else ""}, at, answer, parts, found.looks, places, place)
+        )
     return made
 
 

@@ -1,8 +1,8 @@
-"""Puts an untrained planner together: tokenizer and small Qwen2.5-VL. ``gotr1 sft`` then trains its language model.
+"""Makes an untrained planner: tokenizer and small Qwen2.5-VL. ``gotr1 sft`` then trains its language model.
 
     python -m gotr1_scenes_recipe.qwen --out build/untrained-qwen
 
-A text-to-image planner sees no picture, so the vision tower is as small as its class allows.
+A planner sees no picture, so the vision tower is as small as its class allows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HIDDEN = 256
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TAGS = ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"]
 VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-# Qwen's, without its system prompt.
+# Qwen's template, without its system prompt.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -28,11 +28,11 @@ TEMPLATE = (
 
 
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learnt from the world's own texts, with the names that Qwen gives its special tokens."""
+    """Returns a byte-level BPE tokenizer learnt from the world's texts, with the names of Qwen's special tokens."""
 
-    known = list(world_examples(examples))
-    plain = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
-    boxes = [f"({x1},{y1}),({x2},{y2})" for e in known for x1, y1, x2, y2 in (r.box for r in e.chain.regions)]
+    annotated = list(world_examples(examples))
+    plain = [text for e in annotated for text in (e.phrase.text, e.chain.without_boxes())]
+    boxes = [f"({x1},{y1}),({x2},{y2})" for e in annotated for x1, y1, x2, y2 in (r.box for r in e.chain.regions)]
     roles = ["user\n", "assistant\n"] * examples
     bpe = learn_bpe([*plain, *boxes, *roles], [PAD, START, END, *TAGS, *VISION])
     wrapped = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, padding_side="left")
@@ -41,7 +41,7 @@ def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL of under four million parameters with random weights; head and embeddings are one, as in the 3B release."""
+    """Returns a Qwen2.5-VL of under four million parameters with random weights. Head and embeddings are tied, as in the 3B release."""
     torch.manual_seed(seed)
     text = {
         "vocab_size": len(tokenizer),

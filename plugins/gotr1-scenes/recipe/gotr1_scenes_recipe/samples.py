@@ -28,17 +28,7 @@ from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_scenes.annotate import annotated, describe_scene
 from gotr1_scenes.painter import paint
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
-from gotr1_scenes.world import (
-    COLORS,
-    MAX_THINGS,
-    SHAPES,
-    TEXTURES,
-    Look,
-    Scene,
-    Thing,
-    place_boxes,
-    random_look,
-)
+from gotr1_scenes.world import COLORS, MAX_THINGS, SHAPES, TEXTURES, Look, Scene, Thing, place_boxes, random_look
 
 SIZES = (48, 64)  # in pixels, of what the miniatures draw
 CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each

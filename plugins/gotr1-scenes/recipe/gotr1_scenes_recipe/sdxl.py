@@ -1,9 +1,9 @@
-"""Makes the small SDXL from nothing, in one command that goes on where it stopped.
+"""Makes the small SDXL from scratch, in one command. Given again, the command continues where it stopped.
 
     python -m gotr1_scenes_recipe.sdxl --out build/sdxl
 
-First the VAE (``vae.py``); then two CLIP text encoders and a UNet are put together around it, with random weights; these ``gotr1 sft``
-trains on painted scenes with their plans (``sft-sdxl.yaml``). What is shipped is float16, in ``OUT/shipped``, with both logs.
+First it trains the VAE (``vae.py``). Then it adds two CLIP text encoders and a UNet with random weights. ``gotr1 sft`` trains these on
+painted scenes with their plans (``sft-sdxl.yaml``). The shipped model is float16, in ``OUT/shipped``, with both logs.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from gotr1_scenes.annotate import annotated
 from gotr1_scenes_recipe import vae
 from gotr1_scenes_recipe.vae import CHANNELS, SIDE
 
-LENGTH = 16  # ids of a piece of text: most texts have two, a region's phrase six
+LENGTH = 16  # tokens of a piece of text: most texts have two pieces, a region's phrase has six tokens
 WIDTH = 64  # of both text encoders
-LEVELS = (64, 128)  # of the UNet
-LIMIT = 16_000_000  # bytes of all that is shipped
+LEVELS = (64, 128)  # channels of the UNet
+LIMIT = 16_000_000  # maximum bytes of the shipped folder
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # what CLIP's tokenizer cuts text into
+WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # the words of CLIP's tokenizer
 
 
 def make_tokenizer(examples: int = 5_000) -> CLIPTokenizer:
-    """CLIP's, with every byte and the words of the world: some 700 ids."""
+    """Returns a CLIP tokenizer with every byte and the world's words: about 700 ids."""
     texts = itertools.chain.from_iterable(
         (a.phrase.text, a.chain.without_boxes()) for a in (annotated("train", 0, i) for i in range(examples))
     )
@@ -45,7 +45,7 @@ def make_tokenizer(examples: int = 5_000) -> CLIPTokenizer:
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2_000, end_of_word_suffix="</w>", show_progress=False))
     merges = _merges(learner)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # A byte that the world's words lack is a token too, inside a word and at its end: to CLIP an unknown one is the end of the text.
+    # Bytes that the world's words lack are tokens too, inside a word and at its end. For CLIP an unknown token would be the end of the text.
     names = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), BEGIN, END])
     return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges, model_max_length=LENGTH)
 
@@ -55,7 +55,7 @@ def _merges(learner: Tokenizer) -> list[tuple[str, str]]:
 
 
 def make_encoder(kind: Any, tokenizer: CLIPTokenizer) -> Any:
-    """Two layers. SDXL takes states from the last but one, so that of the first encoder one layer counts."""
+    """Returns an encoder with two layers. SDXL uses the states before the last layer, so only one layer of the first encoder counts."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -72,7 +72,7 @@ def make_encoder(kind: Any, tokenizer: CLIPTokenizer) -> Any:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Two levels, 8 x 8 and 4 x 4, each with attention."""
+    """Returns a UNet with two levels, 8 x 8 and 4 x 4, each with attention."""
     return UNet2DConditionModel(
         sample_size=SIDE // 8,
         in_channels=CHANNELS,
@@ -81,7 +81,7 @@ def make_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         block_out_channels=LEVELS,
         layers_per_block=1,
-        attention_head_dim=tuple(level // 32 for level in LEVELS),  # the number of heads, in spite of its name
+        attention_head_dim=tuple(level // 32 for level in LEVELS),  # despite its name, the number of heads
         norm_num_groups=16,
         cross_attention_dim=2 * WIDTH,
         use_linear_projection=True,
@@ -92,10 +92,10 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def make_pipeline(autoencoder: AutoencoderKL, seed: int) -> StableDiffusionXLPipeline:
-    """An SDXL of six million parameters with random weights around a trained VAE."""
+    """Returns an SDXL of six million parameters, with a trained VAE and otherwise random weights."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    # Velocity is defined where there is no signal at all, so that drawing may begin there, and the last step ends at the picture.
+    # Velocity is defined without any signal, so sampling may begin with pure noise. Its last step ends at the picture.
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -118,17 +118,17 @@ def make_pipeline(autoencoder: AutoencoderKL, seed: int) -> StableDiffusionXLPip
 
 
 def assemble(trained: Path, out: Path, seed: int) -> None:
-    """Writes the untrained pipeline around a trained VAE."""
+    """Writes the untrained pipeline with a trained VAE."""
     pipeline = make_pipeline(AutoencoderKL.from_pretrained(trained), seed)
     pipeline.save_pretrained(out)
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
-    told = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items())
-    print(f"{out}: {sum(sizes.values()):.2f} million parameters ({told}), {len(pipeline.tokenizer)} text tokens", flush=True)
+    modules = {name: module for name, module in pipeline.components.items() if isinstance(module, torch.nn.Module)}
+    sizes = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in modules.items()}
+    listing = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items())
+    print(f"{out}: {sum(sizes.values()):.2f} million parameters ({listing}), {len(pipeline.tokenizer)} text tokens", flush=True)
 
 
 def ship(out: Path) -> None:
-    """Writes what was trained in float16, with the logs of the runs that made it."""
+    """Writes the trained model in float16, with the logs of both training runs."""
     folder = out / "shipped"
     shutil.rmtree(folder, ignore_errors=True)
     StableDiffusionXLPipeline.from_pretrained(out / "sft" / "model" / "weights", dtype=torch.float16).save_pretrained(folder)
@@ -137,7 +137,7 @@ def ship(out: Path) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
     if size > LIMIT:
-        raise SystemExit(f"that is more than {LIMIT / 1e6:.0f} MB")
+        raise SystemExit(f"the folder has more than {LIMIT / 1e6:.0f} MB")
 
 
 def main() -> None:
@@ -145,14 +145,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae-steps", type=int, default=vae.STEPS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the stage that `gotr1 sft` trains, such as steps=100")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the `gotr1 sft` stage, such as steps=100")
     args = parser.parse_args()
     if not (args.out / "vae" / "config.json").is_file():
         vae.train(args.out / "vae", steps=args.vae_steps, seed=args.seed)
     if not (args.out / "untrained" / "model_index.json").is_file():
         assemble(args.out / "vae", args.out / "untrained", args.seed)
-    places = [f"policy.model={args.out / 'untrained'}", f"output={args.out / 'sft'}", f"seed={args.seed}"]
-    status = call(["sft", str(Path(__file__).with_name("sft-sdxl.yaml")), *places, *args.overrides])
+    settings = [f"policy.model={args.out / 'untrained'}", f"output={args.out / 'sft'}", f"seed={args.seed}"]
+    status = call(["sft", str(Path(__file__).with_name("sft-sdxl.yaml")), *settings, *args.overrides])
     if status:
         raise SystemExit(status)
     ship(args.out)

@@ -1,4 +1,4 @@
-"""Turns a trained miniature into what is shipped: float16 weights, tokenizer, and the logs of the runs that made them.
+"""Writes the shipped folder of a trained miniature: float16 weights, tokenizer, and the logs of the training runs.
 
 python -m gotr1_scenes_recipe.ship --vq build/vq --sft build/sft --out plugins/gotr1-scenes/src/gotr1_scenes/weights/janus
 python -m gotr1_scenes_recipe.ship --sft build/sft-qwen --out plugins/gotr1-scenes/src/gotr1_scenes/weights/qwen
@@ -15,12 +15,12 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 LIMITS = {"janus": 12_000_000, "qwen2_5_vl": 8_000_000}
-"""Bytes of the whole folder, by the kind of model."""
+"""Maximum size of the folder in bytes, by ``model_type``."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vq", type=Path, help="where the picture tokenizer was trained, if the model has one")
+    parser.add_argument("--vq", type=Path, help="output folder of the picture tokenizer's training, if the model has one")
     parser.add_argument("--sft", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
     size, limit = sum(file.stat().st_size for file in args.out.iterdir()), LIMITS[config.model_type]
     print(f"{args.out}: {size / 1e6:.2f} MB")
     if size > limit:
-        raise SystemExit(f"that is more than {limit / 1e6:.0f} MB")
+        raise SystemExit(f"the folder has more than {limit / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

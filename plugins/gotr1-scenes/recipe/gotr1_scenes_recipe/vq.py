@@ -1,15 +1,14 @@
-"""Trains the miniature's VQ model (pictures to tokens and back) from nothing.
+"""Trains the miniature's VQ model (pictures to tokens and back) from scratch.
 
     python -m gotr1_scenes_recipe.vq --out build/vq
 
-The class is transformers' ``JanusVQVAE``. Its ``decode`` looks codes up L2-normalised, so latents and codebook are
-normalised here too, and the nearest code is the one with the largest cosine. Gradients of the
-reconstruction pass the quantiser straight through (van den Oord et al., 2017, arXiv 1711.00937).
+The class is transformers' ``JanusVQVAE``. Its ``decode`` uses L2-normalised codes. So latents and codebook are normalised here too, and
+the nearest code is the one with the largest cosine. Gradients of the reconstruction pass straight through the
+quantiser (van den Oord et al., 2017, arXiv 1711.00937).
 
-In the embedded world few distinct patches occur, and they can be listed; so every patch has a code of its own, and a
-cross-entropy over the cosines teaches encoder and codebook to keep them apart. Left to itself the encoder spreads what it knows of a
-patch over its neighbours' codes: a trial had 3.4 nats of entropy in the code of a given patch, all of which the language
-part would have had to learn as noise.
+The embedded world has few distinct patches, and they can be listed. So every patch has its own code, and a cross-entropy over the cosines
+teaches encoder and codebook to distinguish them. Without it the encoder spreads its information about a patch over the codes of
+neighbouring patches. A trial had 3.4 nats of entropy in the code of a given patch; the language model would have to learn all of it as noise.
 """
 
 from __future__ import annotations
@@ -46,29 +45,32 @@ CONFIG = JanusVQVAEConfig(
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
-    """``uint8 [B, H, W, 3]`` to ``float32 [B, 3, H, W]`` in [-1, 1]."""
+    """Converts ``uint8 [B, H, W, 3]`` to ``float32 [B, 3, H, W]`` in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
 def batch(step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures of one step and their patches' numbers ``[B, h, w]``; a function of seed and step, so that a resumed run sees the same."""
+    """Returns pictures ``[B, 3, H, W]`` of one step and their patch numbers ``[B, h, w]``.
+
+    They depend on seed and step alone, so a resumed run sees the same.
+    """
     pictures = [paint_array(random_scene(f"vq/{seed}/{step}/{i}")) for i in range(size)]
     side = CANVAS // CELL
     return to_pixels(np.stack(pictures)), torch.tensor([patch_numbers(p) for p in pictures]).view(size, side, side)
 
 
 def latents(model: JanusVQVAE, pixels: Tensor) -> Tensor:
-    """Unit latents ``[B, h, w, embed_dim]``."""
+    """Returns latents ``[B, h, w, embed_dim]`` of length 1."""
     return F.normalize(model.quant_conv(model.encoder(pixels)).float().permute(0, 2, 3, 1), dim=-1)
 
 
 def decode(model: JanusVQVAE, codes: Tensor) -> Tensor:
-    """Pixels from unit vectors ``[B, h, w, embed_dim]``."""
+    """Returns pixels ``[B, 3, H, W]`` of codes ``[B, h, w, embed_dim]``, which have length 1."""
     return model.decoder(model.post_quant_conv(codes.permute(0, 3, 1, 2)))
 
 
 def train(out: Path, *, steps: int, size: int, rate: float, seed: int, threads: int) -> None:
-    """Trains until ``steps``, saving every 250 so that a broken run goes on where it was."""
+    """Trains until ``steps``. It saves every 250 steps, so that an interrupted run continues."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def train(out: Path, *, steps: int, size: int, rate: float, seed: int, threads: 
 
 
 def update(model: JanusVQVAE, optimizer: torch.optim.Optimizer, pixels: Tensor, numbers: Tensor) -> dict[str, float]:
-    """One step on pictures ``[B, 3, H, W]`` and the numbers ``[B, h, w]`` of their patches; returns what to log."""
+    """Takes one optimizer step on pictures ``[B, 3, H, W]`` with patch numbers ``[B, h, w]``; returns the values to log."""
     codebook = F.normalize(model.quantize.embedding.weight, dim=-1)
     with torch.autocast("cpu", torch.bfloat16):
         z = latents(model, pixels)
@@ -99,19 +101,19 @@ def update(model: JanusVQVAE, optimizer: torch.optim.Optimizer, pixels: Tensor, 
         drawn = decode(model, z + (e - z).detach() + (e - e.detach())).float()
     cosines = z.flatten(0, 2) @ codebook.T
     weight = torch.where(numbers == 0, 0.05, 1.0).flatten()  # most patches are empty
-    apart = F.cross_entropy(cosines / TEMPERATURE, numbers.flatten(), reduction="none")
-    apart = (weight * apart).sum() / weight.sum()
+    code_loss = F.cross_entropy(cosines / TEMPERATURE, numbers.flatten(), reduction="none")
+    code_loss = (weight * code_loss).sum() / weight.sum()
     difference = drawn - pixels
-    inked = 1 + 3 * (numbers > 0).float().repeat_interleave(CELL, 1).repeat_interleave(CELL, 2).unsqueeze(1)
-    rebuilt = (inked * (difference.abs() + difference.square())).mean()
+    pixel_weight = 1 + 3 * (numbers > 0).float().repeat_interleave(CELL, 1).repeat_interleave(CELL, 2).unsqueeze(1)
+    rebuilt = (pixel_weight * (difference.abs() + difference.square())).mean()
     optimizer.zero_grad(set_to_none=True)
-    (rebuilt + 0.1 * apart).backward()
+    (rebuilt + 0.1 * code_loss).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     right = (cosines.argmax(-1) == numbers.flatten())[numbers.flatten() > 0].float().mean()
     return {
         name: round(float(value.detach()), 5)
-        for name, value in {"rebuilt": rebuilt, "apart": apart, "l1": difference.abs().mean(), "codes_right": right}.items()
+        for name, value in {"rebuilt": rebuilt, "apart": code_loss, "l1": difference.abs().mean(), "codes_right": right}.items()
     }
 
 

@@ -14,8 +14,8 @@ reward          sees   formula
 ``correct``     image  1 if the things found are exactly what is wished, else 0
 ==============  =====  ==================================================================================================
 
-A prompt's wish is in its metadata; else it is read from the text, see ``understand.py``. If there is neither, every score is NaN. A
-malformed chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0. A chain without boxes has ``ri`` 0. Without a picture, scores of it are NaN.
+A prompt's wish is in its metadata; else it is read from the text, see ``understand.py``. Without a wish every score is NaN. A malformed
+chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0. A chain without boxes has ``ri`` 0. Without a picture its scores are NaN.
 """
 
 from __future__ import annotations

@@ -129,7 +129,9 @@ def _comparison(
 
     if kind != "judge":
         if reference or folder:
-            raise UsageError(f"--{'reference' if reference else 'samples'} cannot be used for a check of kind {kind}", hint="only judges are compared")
+            raise UsageError(
+                f"--{'reference' if reference else 'samples'} cannot be used for a check of kind {kind}", hint="only judges are compared"
+            )
         return None, []
     config = validate(RunConfig, merge_layers(read_yaml(registry().preset(preset)))) if preset else None
     other_judges = [judge for judge in config.judge if judge.name != name] if config else []

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gotr1_core.config.models import SegmentConfig
-from gotr1_core.engine.tensors import load_optimizer_tensors, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
+from gotr1_core.engine.tensors import load_optimizer, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
 from gotr1_core.runs.checkpoint import OPTIMIZER, TRAINABLE
 from gotr1_testing.check import Check, Measured, NotRun
 from gotr1_testing.log_probs import compare_log_probs
@@ -110,7 +110,7 @@ def state_round_trips(subject: Subject) -> Measured:
         outcomes = []
         for _ in range(2):
             load_trainable(subject.module, weights)
-            load_optimizer_tensors(setup.learner.optimizer, read_tensors(moments))
+            load_optimizer(setup.learner.optimizer, read_tensors(moments))
             loaded = subject.log_prob(setup.drawn)
             setup.update()
             outcomes.append((loaded, subject.log_prob(setup.drawn)))
