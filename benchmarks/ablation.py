@@ -1,9 +1,9 @@
-"""The paper's ablation in miniature: which rewards does planning need? Trains the default preset with other reward expressions.
+"""The paper's ablation in miniature: trains the default preset with other reward expressions, to see which rewards planning needs.
 
     python benchmarks/ablation.py --out build/ablation
 
-Five rewards x three seeds, a fixed number of steps each, the same held-out prompts and evaluation seeds everywhere, judged exactly. Run
-again, it goes on: a run that is done is not repeated, and one that was broken off is resumed. Writes ``table.md`` and ``plot.svg``.
+Five rewards x three seeds, with the same number of steps, held-out prompts and evaluation seeds. The exact judge scores. Given again, the
+command continues: finished runs are not repeated, and an interrupted one is resumed. Writes ``table.md`` and ``plot.svg``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIXED = ("steps=60", "evaluation.every=0", "evaluation.best_of=0", "evaluation.g
 
 
 def run(name: str, seed: int, out: Path, words: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Held-out scores before and after one training run, sample by sample."""
+    """Trains once if needed. Returns held-out scores before and after, sample by sample."""
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     rows = folder / "held-out.json"
     if not rows.is_file() or "after" not in json.loads(rows.read_text()):
@@ -47,7 +47,7 @@ def run(name: str, seed: int, out: Path, words: list[str]) -> dict[str, dict[str
 
 
 def changes(runs: list[dict[str, dict[str, list[float]]]], score: str) -> tuple[float, float]:
-    """Mean change over seeds, and the half width of its 95 % interval over prompts (each prompt's change averaged over seeds)."""
+    """Returns the mean change over seeds and half the width of its 95 % interval over prompts. A prompt's change is its mean over seeds."""
     count = len(runs[0]["before"][score])
     before, after = ([sum(r[model][score][i] for r in runs) / len(runs) for i in range(count)] for model in ("before", "after"))
     found = paired(before, after)
@@ -55,7 +55,7 @@ def changes(runs: list[dict[str, dict[str, list[float]]]], score: str) -> tuple[
 
 
 def table(results: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
-    """Markdown: means after training, and the change in ``correct`` with its interval and every seed's own."""
+    """Returns a Markdown table: means after training, the change in ``correct`` with its interval, and the change of each seed."""
     first = next(iter(results.values()))[0]["before"]
     lines = ["| rewards used | " + " | ".join(SHOWN) + " | change in correct | each seed |", "|---" * (len(SHOWN) + 3) + "|"]
     lines.append("| none (before) | " + " | ".join(f"{estimate(first[s]).mean:.3f}" for s in SHOWN) + " | | |")
@@ -68,7 +68,7 @@ def table(results: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Change in ``correct`` and ``plan_right`` with intervals, a row per reward."""
+    """Plots the change in ``correct`` and ``plan_right`` with intervals, a row for each reward."""
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     for offset, score, colour in ((0.12, "correct", "#00798c"), (-0.12, "plan_right", "#d1495b")):
         found = [changes(runs, score) for runs in results.values()]
@@ -85,10 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("words", nargs="*", help="KEY=VALUE for gotr1 train; none for what the docs state")
+    parser.add_argument("words", nargs="*", help="KEY=VALUE for gotr1 train; without any, the figures are those of the docs")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    # Seeds outside, so that what is done at any time compares all rewards.
+    # The outer loop is over seeds, so that the finished runs compare all rewards at any time.
     done = {(name, seed): run(name, seed, args.out, args.words) for seed in args.seeds for name in REWARDS}
     results = {name: [done[name, seed] for seed in args.seeds] for name in REWARDS}
     text = table(results)

@@ -1,10 +1,10 @@
-"""GRPO beside PPO: what each gains in the embedded world, of how many samples, in what time and memory. Reads what `learning.py` wrote.
+"""Compares GRPO and PPO in the embedded world: gain, samples, time and memory. Reads the output of `learning.py`.
 
     python benchmarks/learning.py --out build/grpo
     python benchmarks/learning.py --out build/ppo -- --algorithm ppo
     python benchmarks/algorithms.py GRPO=build/grpo PPO=build/ppo --out build/algorithms
 
-Writes ``table.md`` and ``plot.svg``: held-out ``correct`` over the samples that training drew, each seed and their mean.
+Writes ``table.md`` and ``plot.svg``: held-out ``correct`` against the samples drawn in training, for each seed and their mean.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gotr1_core.evaluation import paired
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
-    """Every seed's results, metrics and config."""
+    """Returns results, metrics and config of every finished seed."""
     found = []
     for done in sorted(folder.glob("seed-*/benchmark.json")):
         rows = [json.loads(line) for line in (done.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -33,7 +33,10 @@ def runs_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve(run: dict[str, Any], score: str = "correct") -> tuple[list[float], list[float]]:
-    """Samples drawn in training so far, and a score's mean over the held-out prompts that every evaluation draws, the first ones."""
+    """Returns two columns, a row per evaluation: samples drawn in training so far, and a score's mean.
+
+    The mean is over the first held-out prompts, which every evaluation uses.
+    """
     config = run["config"]
     each = config["groups"] * config["plans"] * config["images"]
     few = {name: mean(run["rows"][name][score][: config["evaluation"]["prompts"]]) for name in ("before", "after")}
@@ -42,7 +45,7 @@ def curve(run: dict[str, Any], score: str = "correct") -> tuple[list[float], lis
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row per algorithm, means over its seeds."""
+    """Returns a Markdown table with a row for each algorithm, means over its seeds."""
     names = ("samples a step", "steps", "change in correct", "each seed", "seconds a step", "peak GB")
     lines = ["| algorithm | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, runs in results.items():
@@ -62,7 +65,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Seeds thin, their mean thick."""
+    """Plots each seed as a thin line and the mean over seeds as a thick one."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for (name, runs), colour in zip(results.items(), ("#00798c", "#d1495b", "#edae49"), strict=False):
         curves = [curve(r) for r in runs]

@@ -1,4 +1,4 @@
-"""README's picture: the same held-out prompts and seeds before and after a run, plans drawn over the pictures.
+"""Draws the picture of README: the same held-out prompts and seeds before and after a run, with plans drawn over the pictures.
 
 python benchmarks/before_after.py runs/NAME docs/pictures/before-after.png
 """
@@ -16,7 +16,7 @@ TILE, GAP, TEXT, MARGIN = 230, 10, 92, 64
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
-    """The samples of one evaluation."""
+    """Returns the samples of one evaluation."""
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--columns", type=int, default=6, help="the first so many held-out prompts; none is picked")
+    parser.add_argument("--columns", type=int, default=6, help="number of held-out prompts; always the first ones, none is selected")
     args = parser.parse_args()
     font = ImageFont.load_default(size=15)
     width = MARGIN + args.columns * (TILE + GAP)

@@ -1,4 +1,4 @@
-"""Bytes that tensors hold, counted as they come and go: on meta tensors, which hold none, what a program would need of a GPU."""
+"""Counts the bytes of tensors as they are made and freed. With meta tensors, which have no memory, it counts what a GPU would need."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SUM = Tensor.sum
 
 
 class Allocations(TorchDispatchMode):
-    """Inside, the bytes of all tensors that operations made and that are still there: ``now``, and at most, ``peak``.
+    """A context that counts the bytes of all living tensors that operations made: ``now``, and ``peak``, the maximum so far.
 
-    What autograd keeps for a backward pass is among them, and what it makes in one. ``known`` tensors do not count.
+    It includes tensors that autograd keeps for the backward pass or makes in it. ``known`` tensors do not count.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -30,7 +30,7 @@ class Allocations(TorchDispatchMode):
         self._sizes = {t.untyped_storage()._cdata: 0 for t in known}
 
     def reset(self) -> None:
-        """From here on, the peak is another one."""
+        """Starts a new peak at the current number of bytes."""
         self.peak = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,12 +55,14 @@ class Allocations(TorchDispatchMode):
 
 @contextmanager
 def as_on_a_gpu(*, mixed: bool) -> Iterator[None]:
-    """Has functions make on meta tensors what they make on CUDA: attention by its kernels, which keep no scores, and, if ``mixed``, what
-    `torch.autocast` makes of their arguments. It knows no meta tensors; the lists are those of ATen's `autocast_mode.h`, as far as
-    the models here call what is in them.
+    """A context in which functions allocate on meta tensors what they allocate on CUDA.
+
+    Attention uses its kernels, which store no attention matrix. If ``mixed``, arguments are cast as `torch.autocast` casts them:
+    `torch.autocast` itself does not know meta tensors. The lists of functions are those of ATen's `autocast_mode.h` which the models here
+    call.
     """
     low, full = torch.bfloat16, torch.float32
-    casts: dict[Tensor, Tensor] = {}  # autocast keeps those of what trains until its end
+    casts: dict[Tensor, Tensor] = {}  # autocast keeps the casts of trained tensors until its end
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
@@ -89,7 +91,7 @@ def as_on_a_gpu(*, mixed: bool) -> Iterator[None]:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, is_causal: bool = False, **_: Any) -> Tensor:
-    """Flash attention, or, with a mask or in float32, the memory-efficient kernel."""
+    """Computes attention with the flash kernel. With a mask or in float32 it uses the memory-efficient kernel."""
     if attn_mask is None and query.dtype != torch.float32:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
     bias = None if attn_mask is None else attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
@@ -99,7 +101,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
 
 
 class Meter:
-    """Peaks of phases in bytes, which may lie within each other: of the GPU, or of what :class:`Allocations` sees."""
+    """Measures the peak of each phase in bytes: of the GPU, or of :class:`Allocations`. Phases may be nested."""
 
     def __init__(self, device: str) -> None:
         self.allocations = None if device == "cuda" else Allocations()
@@ -108,7 +110,7 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What is made inside counts."""
+        """A context in which allocations count."""
         with ExitStack() as stack:
             if self.allocations is not None:
                 stack.enter_context(self.allocations)
@@ -116,7 +118,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The inner one of two phases has the peak."""
+        """A context that is a phase. A peak inside two phases belongs to the inner one."""
         self._turn()
         self._open.append(name)
         yield
@@ -124,7 +126,7 @@ class Meter:
         self._open.pop()
 
     def around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as a phase."""
+        """Returns the function ``work`` as a phase."""
 
         def measured(*args: Any, **kwargs: Any) -> Any:
             with self.phase(name):
@@ -133,7 +135,7 @@ class Meter:
         return measured
 
     def _turn(self) -> None:
-        """The peak so far belongs to the phase that was under way."""
+        """Assigns the peak so far to the current phase and starts a new one."""
         peak = torch.cuda.max_memory_allocated() if self.allocations is None else self.allocations.peak
         if self._open:
             self.peaks[self._open[-1]] = max(peak, self.peaks.get(self._open[-1], 0))

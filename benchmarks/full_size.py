@@ -1,14 +1,14 @@
-"""Time and memory of Janus-Pro's true sizes, with random weights: nothing is downloaded.
+"""Measures time and memory of Janus-Pro in its true sizes, with random weights. Nothing is downloaded.
 
     python benchmarks/full_size.py --size 1b --out build/full-size-1b.json
     python benchmarks/full_size.py --size 7b --out build/full-size-7b.json
-    python benchmarks/full_size.py --size 1b --dtype float32 --pixels 64 --chain 8 --plans 4 --prompts 1      # what a CPU can do
-    python benchmarks/full_size.py --size 1b --arithmetic                                     # what it must cost, by counting
+    python benchmarks/full_size.py --size 1b --dtype float32 --pixels 64 --chain 8 --plans 4 --prompts 1      # small enough for a CPU
+    python benchmarks/full_size.py --size 1b --arithmetic                                     # counts the least possible cost
 
-The settings are those of the presets got-r1-1b and got-r1-7b: LoRA 32, bfloat16, guidance 5 in rollouts and in scoring, KL, gradient
-checkpointing. Measured are a rollout (plans, then pictures, `--prompts` groups of `--plans`), scoring and update of a step of the
-loop itself, with a judge that costs nothing; and, in the same run on the same device, the released inference's own loop. Random
-weights never end a chain, so every chain has `--chain` tokens.
+The settings are those of the presets got-r1-1b and got-r1-7b: LoRA 32, bfloat16, guidance 5 in rollouts and in log-probabilities, KL,
+gradient checkpointing. Measured are a rollout (plans, then pictures, `--prompts` groups of `--plans`), and log-probabilities and update of
+a step of the loop itself, with a judge that costs nothing. The released inference's loop is measured in the same run on the same device.
+Random weights never end a chain, so every chain has `--chain` tokens.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SPECIAL = ["<pad>", "<bos>", "<eos>", "<image_placeholder>", "<begin_of_image>",
 
 
 def make_tokenizer() -> Any:
-    """One token a byte, and those that Janus needs; the model has as many words as the real one."""
+    """Returns a tokenizer with one token for each byte, and the tokens that Janus needs. The model has as many tokens as the real one."""
     words = [*SPECIAL, *GOT_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -80,7 +80,7 @@ def make_tokenizer() -> Any:
 
 
 def make_model(size: str, pixels: int, dtype: torch.dtype, device: str) -> Any:
-    """Janus-Pro's architecture at a true size, or a tiny one to try this file with."""
+    """Returns Janus-Pro's architecture in a true size, or a tiny one for trying this script."""
     width, inner, layers, heads = SIZES[size]
     text = LlamaConfig(
         vocab_size=WORDS, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
@@ -100,20 +100,21 @@ def make_model(size: str, pixels: int, dtype: torch.dtype, device: str) -> Any:
 
 
 class Coin:
-    """A judge that costs nothing and whose groups differ."""
+    """A judge that costs nothing. Its scores differ within a group."""
 
     def __init__(self) -> None:
         self.rewards: Mapping[str, SegmentName] = {"coin": PLAN}
         self.tossed = 0
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        """Returns scores in [0,1] that depend on the samples' order and the number of calls."""
         del names
         self.tossed += 1
         return {"coin": [(i * 7 + self.tossed) % 16 / 15 for i in range(len(samples))]}
 
 
 def make_trainer(args: argparse.Namespace, policy: JanusPolicy) -> Trainer:
-    """The loop as a preset's run has it, judge and prompts aside."""
+    """Returns the trainer of a preset's run, with another judge and other prompts."""
     registry = Registry()
     name = "got-r1-7b" if args.size == "7b" else "got-r1-1b"
     over: dict[str, Any] = {
@@ -139,10 +140,10 @@ def make_trainer(args: argparse.Namespace, policy: JanusPolicy) -> Trainer:
 
 @torch.inference_mode()
 def released_loop(model: Any, asked: list[int], *, boi: int, pad: int, chain: int, images: int) -> Tensor:
-    """One chain, token by token, then ``images`` pictures of it, conditional and unconditional rows in turn; decoded pixels.
+    """Samples one chain, token by token, then ``images`` pictures of it; returns their pixels ``[images, 3, H, W]``.
 
-    As GoT-R1's inference does it: tokens drawn with ``multinomial``, the growing cache of transformers, the prompt read again for the
-    pictures.
+    It does so like GoT-R1's inference: tokens are drawn with ``multinomial``, the cache is the growing one of transformers, the prompt is
+    read again for the pictures, and conditional and unconditional rows alternate.
     """
     language, embed = model.model.language_model, model.get_input_embeddings()
     ids = torch.tensor([asked], device=model.lm_head.weight.device)
@@ -172,7 +173,7 @@ def released_loop(model: Any, asked: list[int], *, boi: int, pad: int, chain: in
 
 
 class Meter:
-    """Seconds and peak memory in GB, by what was done."""
+    """Measures seconds and peak memory in GB, by name of the work."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
@@ -180,6 +181,7 @@ class Meter:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
+        """A context whose time and memory are measured."""
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -192,17 +194,17 @@ class Meter:
         print(f"{name}: {self.found[name]}", flush=True)
 
     def best(self, name: str, work: Callable[[], Any], times: int) -> None:
-        """The quickest of several, the first of which warms up."""
-        every = []
+        """Measures several times and keeps the quickest. The first time warms up."""
+        results = []
         for _ in range(times):
             with self.measure(name):
                 work()
-            every.append(self.found[name])
-        self.found[name] = min(every, key=lambda one: one["seconds"])
+            results.append(self.found[name])
+        self.found[name] = min(results, key=lambda result: result["seconds"])
 
 
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything measured, and with what."""
+    """Returns all measurements, with settings and versions."""
     meter = Meter(args.device)
     with meter.measure("making the model"):
         model = make_model(args.size, args.pixels, getattr(torch, args.dtype), args.device)
@@ -229,7 +231,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": len(asked), "image_tokens": policy.image_tokens, "parameters": parameters,
         "trained": sum(p.numel() for p in policy.module.parameters() if p.requires_grad),
         "measured": meter.found,
-        "step": {key: value for key, value in metrics.items() if key.startswith("seconds") or "deviation" in key},
+        "step": {key: value for key, value in metrics.items() if key.startswith("seconds") or "sampler_gap" in key},
         "images_per_second": {"rollout": rate, "step": images / metrics["seconds"], "released, 1": one, "released, many": several},
         "ratio": {"to 1 image of a chain": rate / one, f"to {args.plans} images of a chain": rate / several},
         "with": {
@@ -244,10 +246,10 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def arithmetic(args: argparse.Namespace) -> dict[str, float]:
-    """What a step must read, compute and hold, by counting, in bfloat16: a bound that no program is better than.
+    """Counts what a step must at least read, compute and store in bfloat16. No program can do better.
 
-    Every decoding step reads the weights and the cache of its rows once; a token costs two operations per weight. An update with
-    gradient checkpointing is a forward pass, another one, and a backward pass to activations; the reference is one more.
+    Every decoding step reads the weights and the cache of its rows once. A token costs two operations per weight. An update with gradient
+    checkpointing is two forward passes and a backward pass to activations. The reference is another forward pass.
     """
     width, inner, layers, _ = SIZES[args.size]
     prompt, picture = 50, (args.pixels // 16) ** 2
@@ -303,7 +305,7 @@ def main() -> None:
     parser.add_argument("--rollout-groups", type=int, help="prompts sampled together; the preset's if not given")
     parser.add_argument("--repeat", type=int, default=2, help="times that sampling is measured; the quickest counts")
     parser.add_argument("--out", type=Path, default=Path("build/full-size.json"))
-    parser.add_argument("--arithmetic", action="store_true", help="measure nothing, count")
+    parser.add_argument("--arithmetic", action="store_true", help="count instead of measuring")
     args = parser.parse_args()
     if args.arithmetic:
         print("\n".join(f"{name}: {value:.3g}" for name, value in arithmetic(args).items()))

@@ -1,11 +1,11 @@
-"""A learned judge is bought: the planner is paid for the judge's weakest score alone, for long. And what stops that.
+"""Shows reward hacking: the planner is rewarded for long by a learned judge's weakest score alone. And shows what prevents it.
 
     python benchmarks/hacking.py --out build/hacking
-    python benchmarks/hacking.py --out build/hacking --only bought --seeds 0   # some of the runs; again without, and the table is written
+    python benchmarks/hacking.py --out build/hacking --only bought --seeds 0   # only some runs; omit both options to write the table
 
-Each run is one of `gotr1 train`, and one that is done is not run again. Writes ``table.md`` (300 held-out prompts, before and after,
-paired, and what the doctor said of the judges) and ``plot.svg``: over the run, `spa` by the judge that pays, and what is right by the
-exact one, which only looks on. ``--second`` is another small judge, for an ensemble of two.
+Each run is one of `gotr1 train`, and finished runs are not repeated. Writes ``table.md``: 300 held-out prompts before and after, paired,
+and what the doctor reports about the judges. Writes ``plot.svg``: during the run, `spa` by the judge that rewards, and `correct` by the
+exact judge, which only observes. ``--second`` is another small judge, for an ensemble of two.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ SHOWN = ("internvl.spa", "scenes.spa", "plan_right", "correct")
 
 
 def ensemble(second: Path) -> list[str]:
-    """The stricter of two judges pays. What the preset says for its judge is said for both, and for evaluations."""
+    """Returns settings in which the lower score of two judges is the reward. Both judges have the preset's settings."""
     home = Registry().preset("scenes").parent.parent
-    one = f"name: internvl, rubrics: '{home / 'rubrics'}', scoring: expected, answer_tokens: 192, batch: 64"
-    judges = f"{{{one}, model: '{home / 'weights' / 'internvl'}'}}, {{{one}, as: second, model: '{second}'}}, scenes"
-    looks = ["evaluation.best_of=0", "evaluation.greedy=false"]
-    return [f"judge=[{judges}]", "reward=min(internvl.spa, second.spa)", "segments.plan.kl=0", *looks]
+    options = f"name: internvl, rubrics: '{home / 'rubrics'}', scoring: expected, answer_tokens: 192, batch: 64"
+    judges = f"{{{options}, model: '{home / 'weights' / 'internvl'}'}}, {{{options}, as: second, model: '{second}'}}, scenes"
+    evaluation = ["evaluation.best_of=0", "evaluation.greedy=false"]
+    return [f"judge=[{judges}]", "reward=min(internvl.spa, second.spa)", "segments.plan.kl=0", *evaluation]
 
 
-def found(run: dict[str, Any]) -> str:
-    """What the doctor says of a run's judges, and at which step it said so first."""
-    told = [f for f in examine_run(run["metrics"], validate(RunConfig, run["config"])) if f.rule.name == "judges part"]
-    return f"step {told[0].step}: {told[0].metric}" if told else "nothing"
+def doctor_finding(run: dict[str, Any]) -> str:
+    """Returns the doctor's finding about a run's judges with the step at which it was first reported, or "nothing"."""
+    findings = [f for f in examine_run(run["metrics"], validate(RunConfig, run["config"])) if f.rule.name == "judges part"]
+    return f"step {findings[0].step}: {findings[0].metric}" if findings else "nothing"
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row per run and seed, what each score was after it and by how much it had changed, paired."""
+    """Returns a Markdown table with a row for each run and seed: each score after the run, and its paired change."""
     lines = ["| run | seed | " + " | ".join(f"`{name}`" for name in SHOWN) + " | the doctor |", "|---" * (len(SHOWN) + 3) + "|"]
     for name, runs in results.items():
         for run in runs:
             before, after = run["rows"]["before"], run["rows"]["after"]
             changes = [paired(before[score], after[score]) for score in SHOWN]
             cells = [f"{mean(after[s]):.3f}, {c.mean:+.3f} ± {c.half_width:.3f}" for s, c in zip(SHOWN, changes, strict=True)]
-            lines.append(f"| {name} | {run['seed']} | " + " | ".join(cells) + f" | {found(run)} |")
+            lines.append(f"| {name} | {run['seed']} | " + " | ".join(cells) + f" | {doctor_finding(run)} |")
     return "\n".join(lines)
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Every seed: what the judge says, and what is right."""
+    """Plots for every seed the judge's score, and `correct`."""
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
     for panel, score, what in zip(panels, ("internvl.spa", "correct"), ("which pays", "by the exact judge"), strict=True):
         for (name, runs), colour in zip(results.items(), ("#d1495b", "#00798c", "#edae49", "#66a182"), strict=False):
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/hacking"))
     parser.add_argument("--only", nargs="+", choices=[*RUNS, ENSEMBLE])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--second", type=Path, help="an InternVL of the recipe, for the run of two judges")
+    parser.add_argument("--second", type=Path, help="another InternVL made by the recipe, for the run with two judges")
     args = parser.parse_args()
     runs = RUNS if args.second is None else RUNS | {ENSEMBLE: ensemble(args.second.absolute())}
     if not runs.keys() >= {*(args.only or ())}:

@@ -1,9 +1,9 @@
-"""Kills a run at random moments (SIGKILL), also while it writes a checkpoint, and resumes it: does it always go on, and exactly?
+"""Kills a run at random moments (SIGKILL), also while it writes a checkpoint, and checks that it resumes exactly every time.
 
     python benchmarks/kill.py --kills 50 --out build/kill
 
-Trains the default preset, small, once without a disturbance and once killed again and again; then compares weights, optimizer state
-and metrics bit for bit. Prints where each kill fell.
+Trains the default preset, in a small size, once undisturbed and once with many kills. Then it compares weights, optimizer state and metrics
+bit for bit. It prints at which moment each kill was.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SMALL += ["evaluation.best_of=0", "save_samples=5", "checkpoint.every=1", "const
 
 
 def command(out: Path, name: str, steps: int) -> list[str]:
-    """Starts the run, or goes on with it."""
+    """Returns the command that starts the run, or resumes it if its folder exists."""
     train = [sys.executable, "-m", "gotr1_core.cli.main", "train"]
     folder = out / name
     return [*train, "--resume", str(folder)] if folder.exists() else [*train, *SMALL, f"steps={steps}", f"output={out}", f"name={name}"]
 
 
 def kill_once(out: Path, steps: int, rng: random.Random) -> str:
-    """Starts or resumes the run, kills it at a random moment, and says what it was doing; ``finished`` if it was faster."""
+    """Starts or resumes the run and kills it at a random moment. Returns what it was doing, or ``finished`` if it ended before."""
     folder = out / "killed"
     process = subprocess.Popen(command(out, "killed", steps), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -45,7 +45,7 @@ def kill_once(out: Path, steps: int, rng: random.Random) -> str:
             if line.startswith('{"run"'):
                 break
         time.sleep(rng.uniform(0, 4))
-        if rng.random() < 0.6:  # wait for a checkpoint being written, and strike somewhere in it
+        if rng.random() < 0.6:  # wait until a checkpoint is being written, and kill it then
             until = time.monotonic() + 10
             while time.monotonic() < until and process.poll() is None and not list((folder / CHECKPOINTS).glob("*.part")):
                 time.sleep(0.001)
@@ -61,7 +61,7 @@ def kill_once(out: Path, steps: int, rng: random.Random) -> str:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """Metrics without what time and memory say."""
+    """Returns the metrics without those of time."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in lines]
 

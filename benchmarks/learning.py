@@ -1,10 +1,10 @@
-"""Does `gotr1 train` learn? Runs it as a user would, for three seeds, and writes the table that README shows.
+"""Measures whether `gotr1 train` learns: runs it as a user would, for three seeds, and writes the table of README.
 
     python benchmarks/learning.py --out build/learning
 
-Each seed is a process of its own, timed from outside; a seed that is done is not run again. Held-out prompts and evaluation seeds are
-the same in every run and were fixed before any result was seen. Differences are paired, prompt by prompt. Scores are the exact judge's,
-even where another one teaches; `reward` is what the run was taught by.
+Each seed is a process of its own, timed from outside. A finished seed is not run again. Held-out prompts and evaluation seeds are the same
+in every run; they were fixed before any result was seen. Differences are paired, prompt by prompt. Scores are the exact judge's, even if
+another judge gives the reward; `reward` is what the run was trained with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
 
 
 def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
-    """One training run; its held-out scores, wall-clock seconds and peak memory in GB."""
+    """Trains once. Returns held-out scores, wall-clock seconds and peak memory in GB."""
     folder = out / f"seed-{seed}"
     done = folder / "benchmark.json"
     if done.is_file():
@@ -47,12 +47,12 @@ def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
 
 
 def column(rows: dict[str, Any], score: str) -> list[float]:
-    """A score of every prompt, NaN where it could not be had: the exact judge's own, where several judges offer it."""
+    """Returns a score of every prompt, NaN if it is not available. If several judges offer the score, it is the exact judge's."""
     return [nan_for_null(value) for value in rows.get(f"scenes.{score}", rows[score])]
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: means over seeds of every model compared, then each seed's change in `correct` with its paired interval."""
+    """Returns Markdown: means over seeds for each compared model, then each seed's changes with their paired intervals."""
     names = list(results[0]["rows"])
     lines = ["| model | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     for name in names:
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/learning"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("words", nargs="*", help="KEY=VALUE for gotr1 train; none for what README states")
+    parser.add_argument("words", nargs="*", help="KEY=VALUE for gotr1 train; without any, the figures are those of README")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results = [run(seed, args.out, args.words) for seed in args.seeds]

@@ -1,13 +1,13 @@
-"""Memory of Qwen2.5-VL-7B and SDXL in their true sizes, with random weights: nothing is downloaded.
+"""Measures or counts the memory of Qwen2.5-VL-7B and SDXL in their true sizes, with random weights. Nothing is downloaded.
 
-    python benchmarks/modular.py --arithmetic                                # what it must hold, by counting: docs/memory.md
-    python benchmarks/modular.py --out build/modular.json                    # peaks of a step on a GPU, beside what was counted
+    python benchmarks/modular.py --arithmetic                                # counts the memory that is needed: docs/memory.md
+    python benchmarks/modular.py --out build/modular.json                    # peaks of a step on a GPU, compared with the counts
     python benchmarks/modular.py micro_batch=1 offload=true                  # with other settings than `SETTINGS`
     python benchmarks/modular.py --device cpu --size tiny planner.dtype=float32 renderer.dtype=float32 mixed_precision=no
 
-Counted is what the classes themselves do with meta tensors, which have shapes and no memory: each phase of a step is run once, and the
-bytes of all tensors that exist at the same time are added up. Random weights never end a chain, so every chain is of the length that
-cuts it, the worst case; every plan has the same regions.
+Counts come from the classes themselves with meta tensors, which have shapes and no memory. Each phase of a step is run once, and the bytes
+of all tensors that exist at the same time are added up. Random weights never end a chain, so every chain has the maximum length, the worst
+case. Every plan has the same regions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GB = 1e9
 SETTINGS: dict[str, Any] = {
     "planner": {"name": "qwen", "dtype": "bfloat16"},
     "renderer": {"name": "sdxl", "dtype": "bfloat16"},
-    "judge": [],  # served elsewhere: here a coin
+    "judge": [],  # the judge runs elsewhere; here it is a coin
     "reward": "coin",
     "groups": 8,
     "plans": 16,
@@ -64,7 +64,7 @@ PHASES = {
     "plans": "the planner writes {together} chains",
     "drawing": "the renderer draws, {rows} rows in the UNet",
     "decoding": "the VAE decodes",
-    "planner": "the planner learns, chains in slices of {slice}",
+    "planner": "the planner learns, chains in micro-batches of {micro_batch}",
     "renderer": "the renderer learns, {learnt} rows in the UNet",
 }
 CARDS: list[tuple[int, dict[str, Any]]] = [
@@ -78,7 +78,7 @@ CARDS: list[tuple[int, dict[str, Any]]] = [
 
 
 def table(*rows: Any) -> None:
-    """Prints rows as a table in Markdown, the first one its head."""
+    """Prints rows as a Markdown table. The first row is its head."""
     for number, row in enumerate(rows):
         print("|", " | ".join(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row), "|")
         if not number:
@@ -87,7 +87,7 @@ def table(*rows: Any) -> None:
 
 
 def arithmetic(size: str, over: Mapping[str, Any]) -> None:
-    """What stays, each phase, and what fits where."""
+    """Prints tables of permanent memory, of each phase, and of settings for cards."""
     config = settings(over)
     parts = make_parts(SIZES[size], config, "meta")
     models = models_of(parts)
@@ -108,7 +108,7 @@ def arithmetic(size: str, over: Mapping[str, Any]) -> None:
 
 
 def fitting(size: str, over: Mapping[str, Any], made: dict[bool, Parts], found: dict[Any, Any]) -> None:
-    """Settings for cards; parts are made once with and once without checkpointing, and phases of a size are counted once."""
+    """Prints settings for cards. Components are made once with and once without checkpointing; phases of one size are counted once."""
     fits = []
     for card, changed in CARDS:
         variant = settings(merge(over, changed))
@@ -122,17 +122,17 @@ def fitting(size: str, over: Mapping[str, Any], made: dict[bool, Parts], found: 
 
 
 def phase_names(parts: Parts, config: RunConfig) -> dict[str, str]:
-    """Phases with their sizes."""
+    """Returns the phases' descriptions with their sizes."""
     counter = Counter(parts, config)
     guided = 2 if config.sampling.guidance_scale != 1 else 1
     rows = counter.together * config.images * guided
-    learnt = counter.slice * config.images * guided * counter.renderer.options.trained_steps
-    sizes = {"batch": counter.batch, "together": counter.together, "rows": rows, "slice": counter.slice, "learnt": learnt}
+    learnt = counter.micro_batch * config.images * guided * counter.renderer.options.trained_steps
+    sizes = {"batch": counter.batch, "together": counter.together, "rows": rows, "micro_batch": counter.micro_batch, "learnt": learnt}
     return {phase: text.format(**sizes) for phase, text in PHASES.items()}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as they are given on a command line."""
+    """Yields settings as keys and values of a command line."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -141,6 +141,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def settings(over: Mapping[str, Any]) -> RunConfig:
+    """Returns the config of `SETTINGS` with changes."""
     return validate(RunConfig, merge(SETTINGS, over))
 
 
@@ -148,7 +149,7 @@ def settings(over: Mapping[str, Any]) -> RunConfig:
 
 
 def measure(size: str, over: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Peaks of the phases of a run's second step, beside what was counted."""
+    """Returns the peaks of the phases of a run's second step, with the counts."""
     config = settings(over)
     on_meta = make_parts(SIZES[size], config, "meta")
     counted = bytes_by_phase(on_meta, config)
@@ -157,7 +158,7 @@ def measure(size: str, over: Mapping[str, Any], device: str) -> dict[str, Any]:
         parts = make_parts(SIZES[size], config, device)
         accelerator = make_accelerator(config.mixed_precision, cpu=device == "cpu")
         trainer = Trainer(config, parts, FilePrompts([PROMPT]), accelerator)
-        trainer.step(0)  # makes the moments
+        trainer.step(0)  # makes the optimizer's moments
         gc.collect()
         with watched(trainer, meter):
             metrics, _ = trainer.step(1)
@@ -182,7 +183,7 @@ def measure(size: str, over: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 @contextmanager
 def watched(trainer: Trainer, meter: Meter) -> Iterator[None]:
-    """Inside, a step's phases are measured."""
+    """A context in which a step's phases are measured."""
     planner, renderer = trainer.parts.planner, trainer.parts.renderer
     roles = {id(policy): role for role, policy in trainer.parts.policies().items()}
     plain = loop.update
@@ -203,10 +204,10 @@ def watched(trainer: Trainer, meter: Meter) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of a run's config, laid over the script's own")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of a run's config that replace the script's")
     parser.add_argument("--size", choices=SIZES, default="true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--arithmetic", action="store_true", help="measure nothing, count")
+    parser.add_argument("--arithmetic", action="store_true", help="count instead of measuring")
     parser.add_argument("--out", type=Path, default=Path("build/modular.json"))
     args = parser.parse_args()
     over = parse_overrides(args.settings)
@@ -214,7 +215,7 @@ def main() -> None:
         arithmetic(args.size, over)
         return
     if args.size == "true" and args.device == "cpu":
-        parser.error("the true size takes a GPU; --arithmetic counts without one")
+        parser.error("the true size needs a GPU; --arithmetic counts without one")
     result = measure(args.size, over, args.device)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

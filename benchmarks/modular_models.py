@@ -1,4 +1,4 @@
-"""Qwen2.5-VL-7B and SDXL base 1.0 in their true sizes, or tiny ones, with random weights, on any device; meta is one."""
+"""Makes Qwen2.5-VL-7B and SDXL base 1.0 in their true sizes, or tiny ones, with random weights, on any device, also on meta."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHAIN = parse(
 
 @dataclass(frozen=True)
 class Size:
-    """Configs as published with the checkpoints, and how many parameters (in millions) they make; ``filler`` letters of instruction."""
+    """The configs published with the checkpoints, the length of the instruction in letters (``filler``), and millions of parameters."""
 
     text: Mapping[str, Any]
     vision: Mapping[str, Any]
@@ -97,7 +97,7 @@ TEMPLATE = (
 
 
 def qwen_tokenizer() -> Any:
-    """One token a byte; the model has as many words as the real one."""
+    """Returns a tokenizer with one token for each byte. The model has as many tokens as the real one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate([*WORDS, *alphabet])}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -108,6 +108,7 @@ def qwen_tokenizer() -> Any:
 
 
 def clip_tokenizer() -> Any:
+    """Returns a CLIP tokenizer with one token for each byte."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<|startoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "<|endoftext|>"]
     vocab = {word: i for i, word in enumerate(words)}
@@ -116,7 +117,7 @@ def clip_tokenizer() -> Any:
 
 @contextmanager
 def made_as(dtype: str, device: str) -> Iterator[None]:
-    """Weights that are made inside are of a type, and on a device."""
+    """A context in which new weights have this type and device."""
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
     try:
@@ -127,7 +128,7 @@ def made_as(dtype: str, device: str) -> Iterator[None]:
 
 
 def make_planner(size: Size, options: Mapping[str, Any], device: str) -> QwenPlanner:
-    """Qwen2.5-VL with an instruction as long as v1 is in Qwen's own tokens, which plans what `CHAIN` says whatever it writes."""
+    """Returns Qwen2.5-VL as a planner. Its instruction has as many tokens as v1 in Qwen's tokens. Each of its plans is read as `CHAIN`."""
     text: dict[str, Any] = {**size.text, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, **size.text["rope_parameters"]}}
     marks = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": False}
     config = transformers.Qwen2_5_VLConfig(text_config=text | marks, vision_config=dict(size.vision), tie_word_embeddings=False)
@@ -138,17 +139,17 @@ def make_planner(size: Size, options: Mapping[str, Any], device: str) -> QwenPla
         instruction.write_text("." * size.filler + "{prompt}", encoding="utf-8")
         settings = QwenOptions.model_validate({**options, "model": "random", "instruction": str(instruction)})
         planner = QwenPlanner.from_model(model, qwen_tokenizer(), settings, device=device)
-    planner.text.decode_chain = _what_it_says
+    planner.text.decode_chain = _fixed_chain
     return planner
 
 
-def _what_it_says(ids: Any) -> Chain:
+def _fixed_chain(ids: Any) -> Chain:
     del ids
     return CHAIN
 
 
 def make_renderer(size: Size, options: Mapping[str, Any], device: str) -> SdxlPolicy:
-    """SDXL base 1.0, its VAE in float32."""
+    """Returns SDXL base 1.0 as a renderer, with its VAE in float32."""
     tokenizers = clip_tokenizer(), clip_tokenizer()
     ids = {f"{name}_token_id": getattr(tokenizers[0], f"{name}_token_id") for name in ("bos", "eos", "pad")}
     clips = [transformers.CLIPTextConfig(**_CLIP, **ids, **clip) for clip in size.clips]
@@ -181,9 +182,9 @@ def make_renderer(size: Size, options: Mapping[str, Any], device: str) -> SdxlPo
 
 
 def make_parts(size: Size, config: RunConfig, device: str) -> Parts:
-    """What a run has, with adapters and all."""
+    """Returns the components of a run, with adapters."""
     planner = make_planner(size, config.planner.options, device)
-    if config.offload and device != "meta":  # where nothing takes room
+    if config.offload and device != "meta":  # meta tensors take no memory
         planner.module.to("cpu")
     renderer = make_renderer(size, config.renderer.options, device)
     judges = Judges({"coin": Coin()}, Expression.parse("coin"))
@@ -197,7 +198,7 @@ def make_parts(size: Size, config: RunConfig, device: str) -> Parts:
 
 
 def models_of(parts: Parts) -> dict[str, nn.Module]:
-    """The models that there are, by what they are called."""
+    """Returns the models of a run by name."""
     planner, renderer = parts.planner.module, parts.renderer.module
     encoders: Any = renderer.text_encoders
     return {"Qwen2.5-VL": planner, "UNet": renderer.model, "CLIP-L": encoders[0], "CLIP-bigG": encoders[1], "VAE": renderer.vae}

@@ -1,4 +1,4 @@
-"""Memory of a step's phases by counting, on policies that are on meta; see modular.py."""
+"""Counts the memory of a step's phases, with policies on meta; see modular.py."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ PROMPT = Prompt("a red cube left of a sleeping cat")
 
 
 class Counter:
-    """Bytes that each phase of a step needs beside what stays on the device, of policies on meta.
+    """Counts the bytes that each phase of a step needs, besides what is always on the device. The policies are on meta.
 
-    They are those of :mod:`gotr1_core.rollout` and :mod:`gotr1_core.update` in short, without what looks at numbers, which there are none.
+    The phases are short versions of :mod:`gotr1_core.rollout` and :mod:`gotr1_core.update`, without code that reads numbers: meta tensors
+    have none.
     """
 
     def __init__(self, parts: Parts, config: RunConfig) -> None:
@@ -37,7 +38,7 @@ class Counter:
         self.known = [t for policy in parts.policies().values() for t in (*policy.module.parameters(), *policy.module.buffers())]
         self.together = min(config.rollout_groups, config.groups) * config.plans
         self.batch = config.evaluation.batch
-        self.slice = min(config.micro_batch, config.groups * config.plans)
+        self.micro_batch = min(config.micro_batch, config.groups * config.plans)
         self.prompt, self.chain = len(self.planner.text.encode_prompt(PROMPT.text)), config.sampling.max_chain_tokens
         inputs = self.renderer.condition_inputs([PROMPT], [CHAIN])
         self.seen = {name: tensor.shape[1] for name, tensor in inputs.items() if tensor.dim() > 1}
@@ -48,8 +49,8 @@ class Counter:
             yield allocations
 
     def phases(self, found: dict[Any, Any]) -> dict[str, int]:
-        """All of them. ``found`` remembers those of the same sizes."""
-        learning = self.slice, self.config.gradient_checkpointing
+        """Returns the bytes of all phases. ``found`` caches results of phases with the same sizes."""
+        learning = self.micro_batch, self.config.gradient_checkpointing
         works: dict[Any, Any] = {
             ("prompts", self.batch): self.prompts,
             ("plans", self.together): self.plans,
@@ -63,14 +64,14 @@ class Counter:
 
     @torch.no_grad()
     def prompts(self) -> int:
-        """Those of an evaluation, each another one; the prompt of a group is read once."""
+        """Returns the peak of reading an evaluation's prompts, which are all different. The prompt of a group is read only once."""
         with self.counted() as allocations:
             self._read(self.batch, self.prompt, DynamicCache(config=self.planner.module.language.config))
             return allocations.peak
 
     @torch.no_grad()
     def plans(self) -> int:
-        """The last token of the longest chains: the cache is full."""
+        """Returns the peak of the last token of the longest chains, when the cache is full."""
         language, head, rows = self.planner.module.language, self.planner.module.model.lm_head, self.together
         with self.counted() as allocations:
             cache = DynamicCache(config=language.config)
@@ -81,8 +82,8 @@ class Counter:
             return allocations.peak
 
     def plan_update(self) -> int:
-        """One slice of several: there is a gradient of others already."""
-        module, rows = self.planner.module, self.slice
+        """Returns the peak of one micro-batch after others, when there are gradients already."""
+        module, rows = self.planner.module, self.micro_batch
         with self.counted() as allocations, gradients(module):
             module.language.train(module.checkpointing)
             hidden = self._read(rows, self.prompt + self.chain - 1, None)
@@ -94,7 +95,7 @@ class Counter:
             return allocations.peak
 
     def _read(self, rows: int, length: int, cache: Any) -> Tensor:
-        """The language model's states of so many tokens, with a mask, as where prompts differ in length."""
+        """Returns the language model's states ``[rows, length, D]``, with a mask, as for prompts of different lengths."""
         language = self.planner.module.language
         past = 0 if cache is None else cache.get_seq_length()
         mask = torch.empty(rows, 1, length, past + length, dtype=torch.bool)
@@ -110,7 +111,7 @@ class Counter:
 
     @torch.no_grad()
     def pictures(self) -> dict[str, int]:
-        """A denoising step, and the last of the pictures to be decoded, as many at a time as the VAE is given."""
+        """Returns the peaks of a denoising step, and of decoding the last pictures, as many at a time as the VAE takes."""
         rows, module = self.together * self.config.images, self.renderer.module
         channels, height, width = self.renderer.latent_shape
         with self.counted() as allocations:
@@ -128,10 +129,10 @@ class Counter:
             return {"drawing": drawing, "decoding": allocations.peak}
 
     def image_update(self) -> int:
-        """All trained steps of a slice's pictures at once."""
+        """Returns the peak of an update with all trained steps of a micro-batch's pictures at once."""
         module, sampling, steps = self.renderer.module, self.config.sampling, self.renderer.options.trained_steps
         guided = sampling.guidance_scale != 1 and sampling.log_prob == "guided"
-        rows = self.slice * self.config.images
+        rows = self.micro_batch * self.config.images
         with self.counted() as allocations, gradients(module):
             with torch.no_grad():
                 told = self._told(rows, guided, each=steps)
@@ -139,7 +140,7 @@ class Counter:
             return allocations.peak
 
     def _told(self, rows: int, guided: bool, each: int = 1) -> dict[str, Any]:
-        """What the UNet is told of so many pictures, ``each`` of them several times; the encoders are run."""
+        """Runs the text encoders and returns the UNet's conditions for ``rows`` pictures, ``each`` times each."""
         module, length = self.renderer.module, self.renderer.module.texts.length
         pieces = rows * (self.seen["text"] + self.seen["phrases"])
         found = [encoder(torch.empty(pieces, length, dtype=torch.long), output_hidden_states=True) for encoder in module.text_encoders]
@@ -158,7 +159,7 @@ class Counter:
         }
 
     def _denoise(self, rows: int, told: Mapping[str, Any], guided: bool) -> Tensor:
-        """The UNet's output for so many latents, twice as many with guidance."""
+        """Returns the UNet's output for ``rows`` latents, or twice as many with guidance."""
         module = self.renderer.module
         both = rows * (2 if guided else 1)
         output: Tensor = module.model(
@@ -174,7 +175,7 @@ class Counter:
 
 @contextmanager
 def gradients(module: nn.Module) -> Iterator[None]:
-    """Inside, what trains has gradients."""
+    """A context in which trained parameters have gradients."""
     for parameter in module.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     yield
@@ -186,7 +187,7 @@ def gradients(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that a policy has for good: weights, adapters, their moments and the copy of the reference."""
+    """Bytes that a policy needs throughout: weights, adapters, their moments, and the copy of the reference."""
 
     weights: int
     adapters: int
@@ -195,12 +196,12 @@ class Held:
 
     @property
     def module(self) -> int:
-        """What moves with the module."""
+        """Bytes that move with the module."""
         return self.weights + self.adapters
 
 
 def held(parts: Parts, config: RunConfig) -> dict[str, Held]:
-    """Of planner and renderer."""
+    """Returns the permanent bytes of planner and renderer."""
     found = {}
     for role, policy in parts.policies().items():
         every = [*policy.module.parameters(), *policy.module.buffers()]
@@ -211,10 +212,10 @@ def held(parts: Parts, config: RunConfig) -> dict[str, Held]:
 
 
 def stays(parts: Parts, config: RunConfig, phase: str) -> int:
-    """Bytes on the device during a phase whatever it does, from the second step on.
+    """Returns the permanent bytes on the device during a phase, from the second step on.
 
-    With `offload`, moments move when updates do, so the renderer's, which learns last, are there while the next step draws; references
-    stay where they were made: the planner was in main memory by then.
+    With `offload`, moments move when their policy is updated. The renderer is updated last, so its moments are on the device while the next
+    step samples. References stay where they were made: the planner was in main memory then.
     """
     planner, renderer = held(parts, config).values()
     if not config.offload:
@@ -225,7 +226,8 @@ def stays(parts: Parts, config: RunConfig, phase: str) -> int:
 
 
 def drawn(parts: Parts, config: RunConfig, phase: str) -> int:
-    """Bytes of the pictures' trained steps: latents before and after; in updates once more in slices, with the reference's means."""
+    """Returns the bytes of the pictures' trained steps: latents before and after each step. Updates have them a second time, in
+    micro-batches, with the reference's means."""
     renderer: Any = parts.renderer
     count = config.groups * config.plans * config.images * renderer.options.trained_steps
     copies = 2 if phase not in ("planner", "renderer") else 5 if config.segments.image.kl else 4
@@ -233,6 +235,6 @@ def drawn(parts: Parts, config: RunConfig, phase: str) -> int:
 
 
 def bytes_by_phase(parts: Parts, config: RunConfig, found: dict[Any, Any] | None = None) -> dict[str, tuple[int, int]]:
-    """By phase: bytes that it needs, and bytes on the device with what stays."""
+    """Returns for each phase the bytes that it needs, and the bytes on the device in all."""
     phases = Counter(parts, config).phases({} if found is None else found)
     return {phase: (mine, mine + stays(parts, config, phase) + drawn(parts, config, phase)) for phase, mine in phases.items()}

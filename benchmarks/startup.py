@@ -1,9 +1,9 @@
-"""How long the command line takes to answer: seconds of whole processes, beside those of importing Typer, which it cannot go below.
+"""Measures how long the command line takes: seconds of complete processes, compared with importing Typer, which is the lower bound.
 
 python benchmarks/startup.py --runs 20
 
-The minimum says what the program costs, the median what a user of this machine waits. Runs take turns, so that whatever else
-the machine does hits all of them. On a terminal the help is a picture of boxes, whose library takes its time; in a pipe it is text.
+The minimum is the cost of the program, the median is what a user of this machine waits. Runs take turns, so that other load on the machine
+affects all of them. On a terminal the help has boxes, and their library takes time; in a pipe the help is plain text.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TYPER = "import typer"
 
 
 def piped(command: Sequence[str]) -> float:
-    """Seconds until a process has ended."""
+    """Runs a command with its output in a pipe; returns its seconds."""
     begun = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - begun
 
 
 def on_terminal(command: Sequence[str]) -> float:
-    """The same, with a terminal to print to."""
+    """Runs a command with its output on a terminal; returns its seconds."""
     begun = time.perf_counter()
     here, there = os.openpty()
     process = subprocess.Popen(command, stdin=there, stdout=there, stderr=there)
@@ -37,7 +37,7 @@ def on_terminal(command: Sequence[str]) -> float:
     try:
         while os.read(here, 4096):
             pass
-    except OSError:  # how the end of a terminal shows
+    except OSError:  # the end of a terminal raises this
         pass
     os.close(here)
     if process.wait():
@@ -61,7 +61,7 @@ def main() -> None:
     for turn in range(runs + 1):
         for name, (measure, command) in CASES.items():
             taken = measure(command)
-            if turn:  # the first one writes bytecode
+            if turn:  # the first turn writes bytecode
                 seconds[name].append(taken)
     print(f"{'':<28} {'minimum':>9} {'median':>9} {'ratio':>7}")
     for name, values in seconds.items():

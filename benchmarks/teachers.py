@@ -1,9 +1,10 @@
-"""Which reward made of the small judge's scores tells what is right, and about what: how far a policy's samples can be learnt from.
+"""Compares reward expressions of the small judge's scores: how well each agrees with the exact judge within a prompt.
 
     python benchmarks/teachers.py --out build/judge
 
-Per reward, on samples of a policy, four of a prompt: the correlation within prompts between the reward and the exact judge's `correct`,
-over all prompts and over those of a category. Advantages are rewards within a prompt: this is the cosine of what is taught and the truth.
+For each reward, on samples of a policy, four of a prompt: the correlation within prompts of the reward and the exact judge's `correct`,
+over all prompts and over those of a category. Advantages compare rewards within a prompt, so this is the cosine of learned and true
+advantages.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ NAMES = ["sem", "spa", "ri", "pi"]
 
 
 def within(values: Sequence[float], groups: Sequence[int]) -> np.ndarray:
-    """Differences from the group's mean; 0 where there is no value, as such a sample teaches nothing."""
-    left = np.asarray(values, float)
+    """Returns differences from the group's mean; 0 for NaN, because such a sample teaches nothing."""
+    differences = np.asarray(values, float)
     for group in set(groups):
-        mine = np.asarray(groups) == group
-        left[mine] -= np.nanmean(left[mine])
-    return np.nan_to_num(left)
+        members = np.asarray(groups) == group
+        differences[members] -= np.nanmean(differences[members])
+    return np.nan_to_num(differences)
 
 
-def cosine(one: np.ndarray, other: np.ndarray) -> str:
-    return f"{(one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()):.2f}"
+def cosine(a: np.ndarray, b: np.ndarray) -> str:
+    """Returns the cosine of two vectors with two decimals."""
+    return f"{(a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()):.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rewards", nargs="*", default=REWARDS, help="expressions of sem, spa, ri, pi")
-    parser.add_argument("--out", type=Path, required=True, help="where drawn samples are kept")
+    parser.add_argument("--out", type=Path, required=True, help="folder that keeps drawn samples")
     parser.add_argument("--model", type=Path, default=Registry().preset("scenes").parent.parent / "weights" / "internvl")
     parser.add_argument("--draw", nargs="+", default=["qwen/sdxl", "janus/janus"], metavar="PLANNER/RENDERER", help="whose samples")
     parser.add_argument("--count", type=int, default=384)

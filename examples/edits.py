@@ -1,9 +1,9 @@
-"""A plan is edited and drawn again with the same seed (GoT's interactive generation, arXiv 2503.10639): only what was edited changes.
+"""Edits a plan and draws it again with the same seed: only the edited part changes (GoT's interactive generation, arXiv 2503.10639).
 
     python examples/edits.py edits.png
     python examples/edits.py edits.png --planner qwen --renderer sdxl
 
-Draws one sheet: the plan as it was, an object replaced, a box moved, an attribute changed. Takes seconds on a laptop.
+Draws one sheet with four pictures: the original plan, an object replaced, a box moved, an attribute changed. It takes seconds on a laptop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TILE, GAP, TEXT = 230, 10, 26
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", help="the sheet, a PNG")
+    parser.add_argument("out", help="PNG file for the sheet")
     parser.add_argument("--planner", default="janus")
     parser.add_argument("--renderer", default="janus")
     parser.add_argument("--seed", type=int, default=1)

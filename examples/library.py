@@ -1,8 +1,8 @@
-"""gotr1 as a library: a judge of one's own, a run from components, a trained run that draws.
+"""Uses gotr1 as a library: a judge of your own, a run from components, pictures of the trained policy.
 
     python examples/library.py
 
-Takes about a minute on a laptop; everything happens in a temporary folder.
+It takes about a minute on a laptop. It writes only to a temporary folder.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from gotr1_core import IMAGE, Prompt, Sample
 
 
 class Brightness:
-    """A judge is any object with ``rewards`` and ``score``."""
+    """A judge of your own. A judge is any object with ``rewards`` and ``score``."""
 
     rewards = {"bright": IMAGE}  # noqa: RUF012
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, list[float]]:
+        """Returns the mean brightness of each picture, in [0,1]."""
         return {"bright": [float(np.asarray(s.image).mean()) / 255 for s in samples]}
 
 
 def main(out: Path) -> None:
-    # The config of a preset, changed as on the command line.
+    # The config of a preset, with changes as on the command line.
     small = ["steps=2", "groups=2", "plans=4", "evaluation.every=0", "evaluation.best_of=0", "evaluation.greedy=false"]
     config = gotr1.load_config(preset="scenes", words=[*small, f"output={out}", "evaluation.metric=reward", "reward=bright"])
 
-    # Components on their own: a planner on a prompt, a renderer on the plan, a judge on the picture.
+    # Components without a run: a planner plans a prompt, a renderer draws the plan, a judge scores the picture.
     planner, renderer = gotr1.make_policies(gotr1.Registry(), config)
     prompts, sampling = [Prompt("a red circle above a blue square")], gotr1.Sampling(guidance_scale=1.0, max_chain_tokens=80)
     plans = planner.plan(prompts, seeds=[1], sampling=sampling)
@@ -40,10 +41,10 @@ def main(out: Path) -> None:
     print(plans.chains[0].raw)
     print(exact.score([Sample(prompts[0], plans.chains[0], drawn.images[0])], ["sem", "spa", "pi"]))
 
-    # A run from components: ten lines, the same functions as `gotr1 train`.
+    # A run from components, in ten lines. It uses the same functions as `gotr1 train`.
     parts = gotr1.Parts(
         planner=planner,
-        renderer=planner,  # one policy in both roles
+        renderer=planner,  # one policy has both roles
         judges=gotr1.Judges({"mine": Brightness()}, gotr1.Expression.parse("bright")),
         algorithm=gotr1.component("algorithm", "grpo", scale=False),
     )

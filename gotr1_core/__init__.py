@@ -7,8 +7,7 @@
     run = gotr1.train(gotr1.load_config(preset="scenes", words=["steps=20"]))
     print(run.folder, run.records.held_out["after"]["correct"])
 
-What is listed in ``__all__`` is the public API. Each name is imported when it is first used (PEP 562), so that importing this package
-costs nothing.
+``__all__`` lists the public API. Each name is imported when it is first used (PEP 562), so that importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and the API referen
     from gotr1_core.api import component as component, load_config as load_config, load_run as load_run
     from gotr1_core.chain import Chain as Chain, Region as Region, parse as parse
     from gotr1_core.components.build import make_policies as make_policies
+    from gotr1_core.components.function_judge import judge as judge
     from gotr1_core.components.prompts import FilePrompts as FilePrompts
     from gotr1_core.config.models import RunConfig as RunConfig, SamplingConfig as SamplingConfig, SftConfig as SftConfig
     from gotr1_core.errors import Gotr1Error as Gotr1Error, UsageError as UsageError
@@ -62,6 +62,7 @@ _HOME = {
     "api": "component load_config load_run",
     "chain": "Chain Region parse",
     "components.build": "make_policies",
+    "components.function_judge": "judge",
     "components.prompts": "FilePrompts",
     "config.models": "RunConfig SamplingConfig SftConfig",
     "errors": "Gotr1Error UsageError",

@@ -69,6 +69,3 @@ def load_run(path: Path | str, *, registry: Registry | None = None, device: str 
         UsageError: no run or complete checkpoint is there, or it is damaged.
     """
     return restore(registry or Registry(), Path(path), device=device)
-
-
-__all__ = ["component", "load_config", "load_run"]

@@ -92,12 +92,9 @@ class MicroBatch:
         segments: the rollouts.
         advantages: ``[B]``, or ``[B, T]`` from an advantage estimator.
         masks: bool ``[B, T]``, the actions that count.
-        old: log-probabilities ``[B, T]`` before the update, where they were asked for.
-        reference: log-probabilities ``[B, T]`` of the reference, where they were asked for.
-        values: a critic's values ``[B, T]`` before the update.
-        returns: ``[B, T]``, what the values learn.
-        old_means: means ``[B, T, ...]`` of Gaussian actions before the update.
-        reference_means: means ``[B, T, ...]`` of Gaussian actions of the reference.
+        old, reference: log-probabilities ``[B, T]`` before the update and of the reference, where they were asked for.
+        values, returns: a critic's values ``[B, T]`` before the update, and what they learn ``[B, T]``.
+        old_means, reference_means: means ``[B, T, ...]`` of Gaussian actions, likewise.
         idle: passes through the module only because other processes do, and adds nothing.
     """
 

@@ -1,8 +1,7 @@
 """Generation chains: prose with named regions. Parses them, formats them and strips their boxes.
 
-A chain is prose in which `<|obj_start|>phrase<|obj_end|>` marks an object, which
-`<|box_start|>(x1,y1),(x2,y2)<|box_end|>` may follow (after optional whitespace): integers 0-999, x of the
-width and y of the height.
+A chain is prose in which `<|obj_start|>phrase<|obj_end|>` marks an object, which `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` may follow
+(after optional whitespace): integers 0-999, x of the width and y of the height.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Chain:
     @classmethod
     def of(cls, parts: Iterable[Part]) -> Chain:
         """A chain of these parts. Neighbouring prose is joined; an impossible part shows up in `problems`."""
-        return parse(_join(parts))
+        return parse("".join(part if isinstance(part, str) else part.text for part in parts))
 
     @property
     def well_formed(self) -> bool:
@@ -146,10 +145,6 @@ def _area(box: Sequence[float]) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
-def _join(parts: Iterable[Part]) -> str:
-    return "".join(part if isinstance(part, str) else part.text for part in parts)
-
-
 def _flush(prose: list[str], parts: list[Part]) -> None:
     """Moves gathered prose into the parts as one string."""
     if text := "".join(prose):
@@ -172,12 +167,11 @@ def _read(pieces: list[str], at: int, problems: _Problems) -> tuple[Mention | Re
     """Reads what starts at the tag `pieces[at]`; returns it (None: it stays prose) and the index of the prose after it."""
     tag = pieces[at]
     if tag not in _END:
-        problems.add(f"{tag} without {_start_of(tag)}.")
+        problems.add(f"{tag} without {OBJ_START if tag == OBJ_END else BOX_START}.")
         return None, at + 1
-    if _tag_at(pieces, at + 2) != _END[tag]:
-        following = _tag_at(pieces, at + 2)
-        nested = following in _END
-        problems.add(f"nested tag: {following} inside {tag}." if nested else f"{tag} without {_END[tag]}.")
+    following = _tag_at(pieces, at + 2)
+    if following != _END[tag]:
+        problems.add(f"nested tag: {following} inside {tag}." if following in _END else f"{tag} without {_END[tag]}.")
         return None, at + 1
     if tag == BOX_START:
         problems.add(f"box without a phrase directly before it: {_short(pieces[at + 1])}.")
@@ -192,20 +186,14 @@ def _read_object(pieces: list[str], at: int, problems: _Problems) -> tuple[Menti
     if not phrase.strip():
         problems.add("empty phrase.")
         return None, at + 3
-    boxed = not gap.strip() and _tag_at(pieces, at + 4) == BOX_START and _tag_at(pieces, at + 6) == BOX_END
-    if not boxed:
+    if gap.strip() or _tag_at(pieces, at + 4) != BOX_START or _tag_at(pieces, at + 6) != BOX_END:
         return Mention(phrase), at + 3
     box = _box(pieces[at + 5], problems)
     if box is None:
-        # Step over the bad box here, or it would be reported again as one without a phrase.
-        return _keep_mention(pieces, at)
+        # The bad box becomes prose here, or it would be reported again as one without a phrase.
+        pieces[at + 7] = "".join(pieces[at + 3 : at + 8])
+        return Mention(phrase), at + 7
     return Region(phrase, box, gap), at + 7
-
-
-def _keep_mention(pieces: list[str], at: int) -> tuple[Mention, int]:
-    """A mention whose box could not be read: the box becomes part of the prose that follows."""
-    pieces[at + 7] = "".join(pieces[at + 3 : at + 8])
-    return Mention(pieces[at + 1]), at + 7
 
 
 def _box(text: str, problems: _Problems) -> Box | None:
@@ -227,10 +215,6 @@ def _box(text: str, problems: _Problems) -> Box | None:
 
 def _tag_at(pieces: list[str], at: int) -> str | None:
     return pieces[at] if at < len(pieces) else None
-
-
-def _start_of(end: str) -> str:
-    return OBJ_START if end == OBJ_END else BOX_START
 
 
 def _short(text: str) -> str:

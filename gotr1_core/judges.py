@@ -45,18 +45,19 @@ def judge_reward(judge: str, reward: str) -> str:
     return f"{judge.rpartition(':')[2]}.{reward}"
 
 
-def check_rewards(expression: Expression, rewards: Mapping[str, Mapping[str, SegmentName]]) -> None:
-    """Refuses an expression with a name that these judges do not offer. ``judge.reward`` is allowed even if one judge alone offers it."""
+def check_rewards(expression: Expression, rewards: Mapping[str, Mapping[str, SegmentName]]) -> dict[str, SegmentName]:
+    """Returns :func:`offers`. Refuses an expression with another name; ``judge.reward`` is allowed even if one judge alone offers it."""
+    offered = offers(rewards)
     own_names = {judge_reward(judge, name) for judge, names in rewards.items() for name in names}
-    expression.check([*offers(rewards), *(own_names & expression.names)])
+    expression.check([*offered, *(own_names & expression.names)])
+    return offered
 
 
 def averaged(scores: Sequence[Sequence[float]], groups: Sequence[int]) -> list[float]:
     """The mean over judges of their scores of one reward. Within a group it is always of the same judges.
 
     A judge that lacks a score for one sample drops out for the whole group. If it dropped out for one sample alone, the difference
-    between judges would look like a difference between samples. If every judge lacks some scores, the one that lacks fewest is used
-    alone, with NaN where it has none.
+    between judges would look like one between samples. If every judge lacks some scores, the one that lacks fewest is used alone.
 
     Args:
         scores: ``scores[judge][sample]``, NaN where a judge has none.
@@ -75,12 +76,7 @@ def averaged(scores: Sequence[Sequence[float]], groups: Sequence[int]) -> list[f
 
 @dataclass(frozen=True)
 class Judges:
-    """The judges of a run, and the expression that makes a reward of their scores.
-
-    Attributes:
-        judges: by name.
-        expression: the reward.
-        also: scores wanted besides those that the reward needs.
+    """The judges of a run by name, the expression that makes a reward of their scores, and other scores that are wanted (``also``).
 
     Raises:
         UsageError: a name that no judge offers.
@@ -91,10 +87,9 @@ class Judges:
     also: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        check_rewards(self.expression, {name: judge.rewards for name, judge in self.judges.items()})
-        unknown = self.also - self.offered().keys()
-        if unknown:
-            raise UsageError(f"no judge scores {sorted(unknown)[0]!r}", hint=f"offered: {', '.join(sorted(self.offered()))}")
+        offered = check_rewards(self.expression, {name: judge.rewards for name, judge in self.judges.items()})
+        if unknown := self.also - offered.keys():
+            raise UsageError(f"no judge scores {sorted(unknown)[0]!r}", hint=f"offered: {', '.join(sorted(offered))}")
 
     def offered(self) -> dict[str, SegmentName]:
         """The rewards that can be had, with the stage of each."""

@@ -60,19 +60,15 @@ class Recorder(Protocol):
 
     def stepped(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
         """Step number ``step``, counted from 1, is done."""
-        ...
 
     def evaluated(self, name: str, step: int, samples: Sequence[Sample]) -> None:
         """Held-out samples were drawn and judged after ``step`` steps."""
-        ...
 
     def has_evaluation(self, name: str) -> bool:
         """True if this evaluation was recorded, by this process or before a resume."""
-        ...
 
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint of the trainer as it is."""
-        ...
 
 
 class Trainer:
@@ -191,13 +187,8 @@ class Trainer:
         """Held-out samples under the evaluation's settings, or with other ``sampling``; of ``best_of`` the one with the largest reward."""
         evaluation = self.config.evaluation
         chunk = max(1, evaluation.batch // best_of)  # the same chunks for any number of processes
-        settings = RolloutSettings(
-            make_sampling(sampling or evaluation.sampling or self.config.sampling),
-            seed=(evaluation.seed,),
-            plans=best_of,
-            chunk=chunk,
-            offload=self.offload,
-        )
+        chosen = make_sampling(sampling or evaluation.sampling or self.config.sampling)
+        settings = RolloutSettings(chosen, seed=(evaluation.seed,), plans=best_of, chunk=chunk, offload=self.offload)
         self._seed("evaluation")
         own: dict[int, list[Sample]] = {}
         parts, processes = self.parts, self.accelerator.num_processes
@@ -252,9 +243,8 @@ def run_loop(trainer: Trainer, held_out: Sequence[Prompt], run: Recorder) -> Non
                 _evaluate(trainer, held_out, run)
             if saving:
                 run.save(trainer)
-            if stopping or (
-                saving and at.step < config.steps and any_process(trainer.accelerator, stop.requested)
-            ):  # asked while it evaluated
+            # The user may also have asked while it evaluated.
+            if stopping or (saving and at.step < config.steps and any_process(trainer.accelerator, stop.requested)):
                 raise Interrupted(f"interrupted after step {at.step} of {config.steps}", hint=f"gotr1 train --resume {run.folder} goes on")
 
 

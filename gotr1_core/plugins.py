@@ -21,8 +21,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pluggy
@@ -43,6 +44,12 @@ class Provided:
     component: Component
     distribution: str
     version: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Kind, name, distribution, version and summary, for JSON."""
+        c = self.component
+        return {"kind": c.kind, "name": c.name, "distribution": self.distribution, "version": self.version, "summary": c.summary}
 
 
 @dataclass(frozen=True)
@@ -82,19 +89,16 @@ class Registry:
         self.commands: dict[str, str] = {}  # by command of the command line, the id of its plugin
         self.strict = _switch(STRICT)
         for point in _chosen(entry_points(group=GROUP) if points is None else points):
-            self._load(point)
+            distribution, version = _distribution(point)
+            try:
+                self.add(point.load(), distribution, version, name=point.name)
+            except RAISED as error:
+                self.fail(point.name, distribution, "does not load", error)
 
     @property
     def provided(self) -> list[Provided]:
         """Every component, in the order of the plugins."""
         return [Provided(c, plugin.distribution, plugin.version) for plugin in self.loaded for c in plugin.components]
-
-    def _load(self, point: EntryPoint) -> None:
-        distribution, version = _distribution(point)
-        try:
-            self.add(point.load(), distribution, version, name=point.name)
-        except RAISED as error:
-            self.fail(point.name, distribution, "does not load", error)
 
     def fail(self, name: str, distribution: str, what: str, error: BaseException) -> None:
         """Notes a broken plugin and warns on stderr; the other plugins go on.
@@ -116,10 +120,14 @@ class Registry:
         try:
             self.manager.register(plugin, f"{distribution}:{name or distribution}")
             self.manager.check_pending()  # a hook that does not exist, such as a misspelt one
-            components = tuple(implementation() if implementation else ())
+            components = (*(implementation() if implementation else ()), *_decorated(plugin))
             invalid = [c for c in components if not _is_component(c)]
             if invalid:
                 raise TypeError(f"registers {invalid[0]!r}, which is no Component")
+            names = [(c.kind, c.name) for c in components]
+            repeated = [f"{kind} {name!r}" for kind, name in names if names.count((kind, name)) > 1]
+            if repeated:
+                raise ValueError(f"registers the {repeated[0]} twice")
         except RAISED:
             if self.manager.is_registered(plugin):  # pluggy keeps what it had accepted before it found a wrong hook
                 self.manager.unregister(plugin)
@@ -193,6 +201,15 @@ class Registry:
         module = _module(package)
         assert module.__file__ is not None
         return Path(module.__file__).parent / path
+
+
+def _decorated(plugin: object) -> list[Component]:
+    """The components of a module's own functions with a decorator such as ``@judge``. Imported functions do not count."""
+    if not isinstance(plugin, ModuleType):
+        return []
+    own = [thing for thing in vars(plugin).values() if isinstance(thing, FunctionType) and thing.__module__ == plugin.__name__]
+    components = [getattr(function, "gotr1_component", None) for function in own]
+    return list(dict.fromkeys(component for component in components if isinstance(component, Component)))
 
 
 def _is_component(thing: object) -> bool:
@@ -314,14 +331,14 @@ def _is_taken(name: str, path: Path) -> bool:
 
 
 def load(target: str) -> Any:
-    """The object that ``module:name`` names.
+    """The object that ``module:name`` or ``module:name.attribute`` names.
 
     Raises:
         Gotr1Error: the module cannot be imported, or has no such object.
     """
     module, _, name = target.partition(":")
     try:
-        return getattr(_module(module), name)
+        return attrgetter(name)(_module(module))
     except AttributeError as error:
         raise Gotr1Error(f"{target} cannot be loaded: {error}", hint=_REINSTALL) from error
 

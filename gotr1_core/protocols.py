@@ -25,8 +25,7 @@ class Loss:
     """Sums over actions, not means, with the counts to divide by. So neither micro-batches nor processes change a gradient.
 
     Attributes:
-        sums: scalars by segment.
-        counts: what to divide each sum by, scalars by segment.
+        sums, counts: scalars by segment, and what to divide each by.
         statistics: ``(value, weight)`` pairs, scalars, which are sums too.
         actions: numbers ``[B, T]`` of every action, detached. Where actions are denoising steps, each step is reported alone.
     """
@@ -44,12 +43,8 @@ class Policy(Protocol):
     itself is called, never one of its methods, so that wrappers such as FSDP take part. Which of its parts run, and how often, may depend
     on which segments there are, but not on their content: processes that share the weights would wait for each other.
 
-    Attributes:
-        module: what trains.
-        lora_prefix: the part of the module that LoRA adapts.
-
-    A policy whose :class:`ActionStats` has features says in an attribute ``features`` how wide they are; algorithms with a critic
-    (``ppo``) need them.
+    ``lora_prefix`` names the part of ``module`` that LoRA adapts. If its :class:`ActionStats` have features, an attribute ``features`` says
+    how wide they are; algorithms with a critic (``ppo``) need them.
     """
 
     module: nn.Module
@@ -57,19 +52,15 @@ class Policy(Protocol):
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
         """The loss of stage one (SFT): -log p, or a diffusion model's own loss. ``module`` is the wrapped module to call."""
-        ...
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes activations in the backward pass instead of keeping them."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Writes the whole model, adapters merged, where its library can load it from."""
-        ...
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the trained adapters alone, in the format of the library that loads them onto the same base model."""
-        ...
 
 
 class Preflight(Protocol):
@@ -77,19 +68,13 @@ class Preflight(Protocol):
 
     @staticmethod
     def preflight(options: Any, *, key: str) -> Mapping[str, int]:
-        """Refuses what cannot work, and returns the sizes it knows (it may know none).
+        """Refuses what cannot work. Returns the sizes it knows: ``image_tokens`` of a picture, ``context`` in positions, ``parameters``.
 
-        Args:
-            options: the component's options.
-            key: the component's place in the config, such as ``planner``.
-
-        Returns:
-            ``image_tokens`` of a picture, ``context`` in positions, ``parameters`` as a number.
+        ``options`` are the component's; ``key`` is its place in the config, such as ``planner``.
 
         Raises:
             UsageError: the component could not be made.
         """
-        ...
 
 
 @runtime_checkable
@@ -98,7 +83,6 @@ class Planner(Policy, Protocol):
 
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
         """One chain per prompt and seed (repeat a prompt for its group), in ``.chains`` of the result, malformed ones included."""
-        ...
 
 
 @runtime_checkable
@@ -118,15 +102,12 @@ class Renderer(Policy, Protocol):
         """One picture per prompt, chain and seed.
 
         Args:
-            prompts: one per picture.
-            chains: one per picture.
-            seeds: one per picture.
+            prompts, chains, seeds: one per picture.
             sampling: temperature, guidance, steps.
             plans: the rollout of the chains, where the renderer wrote them itself (one unified policy).
             groups: seeds too, one per picture and equal within a prompt's group. What is drawn for a group as a whole, such as which
                 denoising steps train, comes from them. Without them all pictures are one group.
         """
-        ...
 
 
 @runtime_checkable
@@ -137,7 +118,6 @@ class RewardJudge(Protocol):
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
         """For each name one number in [0, 1] per sample; NaN where it could not be had."""
-        ...
 
 
 @runtime_checkable
@@ -146,11 +126,9 @@ class RLAlgorithm(Protocol):
 
     def advantages(self, rewards: Tensor) -> Advantages:
         """Advantages from rewards ``[P, N, M]``, NaN where there is none."""
-        ...
 
     def count(self, mask: Tensor) -> Tensor:
         """What the sums of a segment's loss are divided by, a scalar, from its mask ``[B, T]``: tokens, or sequences."""
-        ...
 
     def loss(
         self,
@@ -167,13 +145,11 @@ class RLAlgorithm(Protocol):
         Args:
             segment: ``plan`` or ``image``.
             stats: log-probabilities and entropies ``[B, T]`` of the policy, with gradient.
-            old: log-probabilities ``[B, T]`` of the policy before the update.
-            reference: log-probabilities ``[B, T]`` of the reference; None where the segment has no KL term.
+            old, reference: log-probabilities ``[B, T]`` before the update and of the reference; None where the segment has no KL term.
             advantages: ``[B]``, or ``[B, T]`` from an :class:`AdvantageEstimator`.
             mask: bool ``[B, T]``, the actions that count.
             settings: clip widths, KL and entropy coefficients.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -184,8 +160,7 @@ class Experience:
         rewards: ``[P, N, M]``, NaN where there is none. Plans lie in the order of ``rewards``.
         place: ``[K]``, the position in the flattened rewards of each image row. Pruned images have no row.
         masks: bool ``[B, T]`` by segment that trains, ``[0, 0]`` where nothing of it was drawn; so are the following.
-        old: log-probabilities, float64.
-        reference: log-probabilities of the reference, float64, where the run has a reference.
+        old, reference: log-probabilities of policy and reference, float64; the latter where the run has a reference.
         values: values of the states before the actions, float64, where the algorithm has a critic.
     """
 
@@ -222,22 +197,14 @@ class AdvantageEstimator(RLAlgorithm, Protocol):
     needs_reference: bool
 
     def estimate(self, seen: Experience, critic: nn.Module | None, total: Callable[[Tensor], Tensor]) -> Estimates:
-        """Advantages of the whole step.
-
-        ``total`` sums a tensor of any shape over processes. Each process must call it equally often.
-        """
-        ...
+        """Advantages of the whole step. ``total`` sums a tensor of any shape over processes; each must call it equally often."""
 
 
 @dataclass(frozen=True)
 class Critic:
     """Estimates values ``[K]`` from features ``[K, H]`` of states. Its whole state goes into checkpoints.
 
-    Attributes:
-        module: the network.
-        learning_rate: at its peak; the schedule is the policy's.
-        max_grad_norm: limit of its gradient norm.
-        warmup: in so many first steps the critic learns and the policy does not.
+    ``learning_rate`` is the peak; the schedule is the policy's. In the first ``warmup`` steps the critic learns and the policy does not.
     """
 
     module: nn.Module
@@ -248,18 +215,13 @@ class Critic:
 
 @runtime_checkable
 class ActorCritic(AdvantageEstimator, Protocol):
-    """An advantage estimator with a critic for each policy that trains.
-
-    The policy's attribute ``features`` says how wide :attr:`ActionStats.features` are.
-    """
+    """An advantage estimator with a critic for each policy that trains. These policies need an attribute ``features``."""
 
     def critic(self, width: int) -> Critic:
         """A new critic for features of ``width`` numbers."""
-        ...
 
     def value_loss(self, values: Tensor, old: Tensor, returns: Tensor) -> tuple[Tensor, Mapping[str, tuple[Tensor, Tensor]]]:
         """The loss of values ``[K]`` against returns ``[K]``, a scalar sum, and its statistics; ``old [K]`` are earlier values."""
-        ...
 
 
 @runtime_checkable
@@ -268,11 +230,9 @@ class PromptSource(Protocol):
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
         """``count`` prompts of a split, ``train`` or ``validation``, from number ``start`` on."""
-        ...
 
     def examples(self, split: str, start: int, count: int, seed: int) -> Sequence[Example]:
         """Supervised examples ``start`` to ``start + count`` of a split."""
-        ...
 
 
 @runtime_checkable
@@ -281,26 +241,6 @@ class Benchmark(Protocol):
 
     def prompts(self, count: int | None) -> Sequence[Prompt]:
         """The benchmark's prompts, or the first ``count``."""
-        ...
 
     def measure(self, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
         """By name, one number per sample."""
-        ...
-
-
-__all__ = [
-    "ActorCritic",
-    "AdvantageEstimator",
-    "Benchmark",
-    "Critic",
-    "Estimates",
-    "Experience",
-    "Loss",
-    "Planner",
-    "Policy",
-    "Preflight",
-    "PromptSource",
-    "RLAlgorithm",
-    "Renderer",
-    "RewardJudge",
-]

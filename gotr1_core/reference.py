@@ -14,8 +14,7 @@ from gotr1_core.engine.dtensor import local_tensor
 class Reference:
     """Keeps copies of a module's trainable parameters, and swaps them in when the reference is needed.
 
-    Switching the adapter off would not do: an adapter that continues an earlier training does not begin at zero, and heads may train
-    beside it.
+    Switching the adapter off would not do: one that continues an earlier training does not begin at zero, and heads may train beside it.
     """
 
     def __init__(self, module: nn.Module) -> None:

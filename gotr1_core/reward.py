@@ -4,14 +4,13 @@
     term       = unary (("*" | "/") unary)*         atom  = number | name | "(" expression ")"
     unary      = "-" unary | power                          | function "(" expression ("," expression)* ")"
 
-Precedence is Python's. Functions are min, max, mean (of one or more) and clip(x, low, high). A name is letters,
-digits and `_`, beginning with a letter; a judge's name may stand before it with a dot, and may contain `-` and
-`.`: `qwen2.5-vl.pi`. (So write spaces around a minus before a dotted name.) Text is parsed here and run by a
-small stack machine: it is never Python, and cannot call or reach anything.
+Precedence is Python's. Functions are min, max, mean (of one or more) and clip(x, low, high). A name is letters, digits and `_`, beginning
+with a letter; a judge's name may stand before it with a dot, and may contain `-` and `.`: `qwen2.5-vl.pi`. (So write spaces around a minus
+before a dotted name.) Text is parsed here and run by a small stack machine: it is never Python, and cannot call or reach anything.
 
-Missing scores are NaN, and so is a reward that needs one, with one exception: a factor of 0 (also a numerator
-of 0) makes the product 0 whatever the rest. Nothing is ever infinite: a division by 0, an overflow or a root of
-a negative number is NaN, a reward that could not be had. 0/0 is 0, because the numerator already decides.
+Missing scores are NaN, and so is a reward that needs one, with one exception: a factor of 0 (also a numerator of 0) makes the product 0
+whatever the rest. Nothing is ever infinite: a division by 0, an overflow or a root of a negative number is NaN, a reward that could not be
+had. 0/0 is 0, because the numerator already decides.
 """
 
 from __future__ import annotations
@@ -61,10 +60,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class Expression:
-    """A parsed reward expression. `text` is as written, `names` the scores it needs.
-
-    Parsing needs no torch; `evaluate` and `settled` do.
-    """
+    """A parsed reward expression. `text` is as written, `names` the scores it needs. Only evaluating it needs torch."""
 
     text: str
     names: frozenset[str]
@@ -75,8 +71,7 @@ class Expression:
         """Reads an expression.
 
         Raises:
-            UsageError: it is malformed, longer than `MAX_LENGTH` or nested deeper than `MAX_DEPTH`. The message
-                names the position and the hint points at it.
+            UsageError: it is malformed, longer than `MAX_LENGTH` or nested deeper than `MAX_DEPTH`. The hint points at the place.
         """
         steps = _Parser(text).steps()
         return cls(text, frozenset(step.name for step in steps if step.kind == "name"), steps)
@@ -99,12 +94,8 @@ class Expression:
     def evaluate(self, scores: Mapping[str, Tensor]) -> Tensor:
         """The rewards, elementwise, float64 ``[*S]`` and without gradient, each finite or NaN.
 
-        Args:
-            scores: tensors of one shape ``[*S]``, for every name of the expression; others are ignored. A score that could
-                not be had is NaN (an infinite one counts as NaN).
-
-        Returns:
-            A tensor of the scores' shape; of an expression without names, of the first score's shape, or a scalar.
+        ``scores`` are tensors of one shape ``[*S]``, for every name of the expression; others are ignored. One that could not be had is NaN
+        (an infinite one counts as NaN). Without names in the expression, the result has the first score's shape, or is a scalar.
 
         Raises:
             UsageError: a name without scores.
@@ -120,16 +111,12 @@ class Expression:
     def settled(self, scores: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         """True where a sample's reward is exactly 0 whatever the missing scores turn out to be.
 
-        Why this is sound: missing scores are set to NaN, and every step but two gives NaN if it sees one. The two are
-        a product with a factor 0 and a quotient with a numerator 0, which are 0 for *every* other operand (finite,
-        NaN, even 0). So a reward of 0 here depends on no missing score.
+        Why this is sound: missing scores are set to NaN, and every step but two gives NaN if it sees one. The two are a product with a
+        factor 0 and a quotient with a numerator 0, which are 0 for *every* other operand (finite, NaN, even 0). So a reward of 0 here
+        depends on no missing score.
 
-        Args:
-            scores: what is known so far, NaN where it could not be had; names may be missing.
-            shape: of the scores, and of the result.
-
-        Returns:
-            Bool of `shape` ``[*S]``. False does not mean that the reward is not 0.
+        ``scores`` are what is known so far, NaN where it could not be had; names may be missing. They have the shape ``[*S]``, and so has
+        the result, bool. False does not mean that the reward is not 0.
 
         Raises:
             ValueError: scores of another shape.
@@ -228,7 +215,10 @@ class _Parser:
         token = self._token
         if token.kind == "number":
             self._index += 1
-            self._number(token)
+            value = float(token.text)
+            if not math.isfinite(value):
+                self._fail("number too large", token.at)
+            self._steps.append(_Step("number", value=value))
         elif token.kind == "name":
             self._index += 1
             self._name(token)
@@ -237,12 +227,6 @@ class _Parser:
             self._expect(")", f"expected ')' for the '(' at position {token.at + 1}")
         else:
             self._fail("expected a name, a number or '('")
-
-    def _number(self, token: _Token) -> None:
-        value = float(token.text)
-        if not math.isfinite(value):
-            self._fail("number too large", token.at)
-        self._steps.append(_Step("number", value=value))
 
     def _name(self, token: _Token) -> None:
         if token.text in FUNCTIONS:
@@ -306,22 +290,9 @@ def _apply(kind: str, operands: list[Tensor]) -> Tensor:
     """Applies one operator or function. Operands are finite or NaN; the caller turns infinities into NaN."""
     import torch
 
+    a, b = operands[0], operands[-1]
     if kind == "negate":
-        return -operands[0]
-    if kind in _BINARY:
-        return _binary(kind, *operands)
-    if kind == "clip":
-        # Not torch.clamp: its treatment of NaN bounds is not documented.
-        return torch.minimum(torch.maximum(operands[0], operands[1]), operands[2])
-    if kind == "mean":
-        return functools.reduce(torch.add, operands) / len(operands)
-    return functools.reduce(torch.minimum if kind == "min" else torch.maximum, operands)  # both keep NaN
-
-
-_BINARY: Final = frozenset({"+", "-", "*", "/", "**"})
-
-
-def _binary(kind: str, a: Tensor, b: Tensor) -> Tensor:
+        return -a
     if kind == "+":
         return a + b
     if kind == "-":
@@ -330,5 +301,10 @@ def _binary(kind: str, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).where((a != 0) & (b != 0), 0.0)
     if kind == "/":
         return (a / b).where(a != 0, 0.0)
-    # IEEE has nan ** 0 = 1 and 1 ** nan = 1; here a reward that needs a missing score is missing.
-    return (a**b).masked_fill(a.isnan() | b.isnan(), math.nan)
+    if kind == "**":  # IEEE has nan ** 0 = 1 and 1 ** nan = 1; here a reward that needs a missing score is missing
+        return (a**b).masked_fill(a.isnan() | b.isnan(), math.nan)
+    if kind == "clip":  # not torch.clamp: its treatment of NaN bounds is not documented
+        return torch.minimum(torch.maximum(a, operands[1]), b)
+    if kind == "mean":
+        return functools.reduce(torch.add, operands) / len(operands)
+    return functools.reduce(torch.minimum if kind == "min" else torch.maximum, operands)  # both keep NaN

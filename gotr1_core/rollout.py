@@ -14,6 +14,9 @@ from gotr1_core.protocols import Planner, Policy, Renderer, RLAlgorithm
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, SegmentName
 from gotr1_core.sampling import seed_for
 
+SEGMENTS: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
+"""The segments that train, by a config's ``train``."""
+
 
 @dataclass(frozen=True)
 class RolloutSettings:
@@ -22,8 +25,7 @@ class RolloutSettings:
     Attributes:
         sampling: temperatures, guidance and lengths.
         seed: the beginning of every sample's lineage, such as (run seed, step). A sample's own seed is made of it and the sample's place.
-        plans: plans of a prompt (N).
-        images: images of a plan (M).
+        plans, images: plans of a prompt (N), images of a plan (M).
         chunk: prompt groups that are drawn together. Memory depends on it, samples do not.
         prune: does not draw a picture whose reward is 0 whatever the picture.
         needless: no score needs a picture and no renderer learns from one; with ``prune`` no picture is drawn.
@@ -60,14 +62,9 @@ class Parts:
 
     def trained(self, train: str) -> dict[str, tuple[Policy, tuple[SegmentName, ...]]]:
         """By role, the policies that train with their segments that train, under a config's ``train``."""
-        segments: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
         if self.unified:
-            return {"planner": (self.planner, segments[train])}
-        roles: dict[str, tuple[Policy, tuple[SegmentName, ...]]] = {
-            "planner": (self.planner, (PLAN,)),
-            "renderer": (self.renderer, (IMAGE,)),
-        }
-        return {role: pair for role, pair in roles.items() if train in (role, "both")}
+            return {"planner": (self.planner, SEGMENTS[train])}
+        return {role: (policy, SEGMENTS[role]) for role, policy in self.policies().items() if train in (role, "both")}
 
 
 def swap(device: torch.device, working: Policy, *, idle: Policy) -> None:

@@ -69,10 +69,8 @@ class Rollout:
         sampling: how it was sampled.
         tensors: rows first. Always there: ``log_prob [B, T]``, the sampler's own, and bool ``mask [B, T]``, true where an action was
             sampled (an appended token is none). Plans have bool ``truncated [B]``, chains that were cut. Images have ``parent [B]``, the
-            row of the plan that each was drawn from. Denoising steps have ``step [B, T]``, their numbers from 0. The rest is the
-            policy's own.
-        chains: one per row, of plans.
-        images: one per row, of images.
+            row of each one's plan. Denoising steps have ``step [B, T]``, their numbers from 0. The rest is the policy's own.
+        chains, images: one per row, in a rollout of plans or of images.
     """
 
     segment: SegmentName
@@ -100,13 +98,12 @@ class ActionStats:
     """What a policy computes about actions that were sampled. Of Gaussian actions all numbers are means over latent dimensions.
 
     Attributes:
-        log_prob: ``[B, T]``, nats.
-        entropy: ``[B, T]``, nats.
+        log_prob, entropy: ``[B, T]``, nats.
         features: ``[B, T, H]``, the states before the actions, where the policy has them.
         mean: ``[B, T, ...]``, of Gaussian actions such as denoising steps.
         std: ``[B, T]``, of Gaussian actions.
-        kl: ``[B, T]``, the closed-form divergence of Gaussian actions from the reference; the update adds it.
-        moved: ``[B, T]``, the same from the policy as it was when it sampled; the update adds it.
+        kl, moved: ``[B, T]``, closed-form divergences of Gaussian actions from the reference and from the policy that sampled. The update
+            adds them.
     """
 
     log_prob: Tensor

@@ -73,7 +73,6 @@ def decode(
     Args:
         advance: ``advance(None)`` gives the first logits ``[B, V]``, ``advance(tokens [B])`` those after these tokens.
         uniform: random numbers ``[B, T]``.
-        temperature: of the tokens.
         stop: the token that ends a row. A row that has stopped is fed it, masked, until the last row has stopped.
         keep: gets the positions of the rows that go on, and drops the others. It is called when a quarter of the rows have stopped.
     """
@@ -121,11 +120,8 @@ def token_stats(
 
     Args:
         head: maps features to logits ``[N, V]``.
-        hidden: features ``[N, H]`` that the tokens were predicted from.
-        tokens: ``[N]``.
-        temperature: the sampler's. For greedy decoding, 0, temperature 1 is used.
-        unconditional: features ``[N, H]`` of the unconditional rows, under guidance.
-        guidance_scale: the sampler's.
+        hidden, unconditional: features ``[N, H]`` that the tokens were predicted from; under guidance, those of the unconditional rows too.
+        temperature, guidance_scale: the sampler's. For greedy decoding, 0, temperature 1 is used.
         chunk: logits exist for so many positions at a time, and are computed again in the backward pass.
     """
 

@@ -63,7 +63,7 @@ def update(
     working = any_process(accelerator, bool(micro_batches))  # then every process takes part, with whatever it has
     critic_only = learner.critic is not None and learner.updates < learner.critic.warmup * config.updates
     for number in range(config.updates if working else 0):
-        set_learning_rate(learner.optimizer, learning_rate_at(learner.settings, learner.updates, all_updates))
+        set_learning_rate(learner.optimizer, learner.settings, learner.updates, all_updates)
         for micro_batch in micro_batches:
             with accelerator.autocast():
                 with clock.phase("forward"), torch.set_grad_enabled(not critic_only):
@@ -148,7 +148,8 @@ def _prepare(
         micro_batches = align_micro_batches(accelerator, micro_batches)
     if learner.reference is not None:
         with learner.reference.active():
-            micro_batches = [_as_reference(m) for m in with_log_probs(accelerator, learner, micro_batches)]
+            filled = with_log_probs(accelerator, learner, micro_batches)
+            micro_batches = [replace(m, reference=m.old, reference_means=m.old_means, old={}, old_means={}) for m in filled]
     if config.updates > 1 or estimator is not None:
         micro_batches = with_log_probs(accelerator, learner, micro_batches, critic=learner.critic)
     if estimator is not None:
@@ -157,11 +158,6 @@ def _prepare(
         micro_batches = [m if m.idle else busy.pop(0) for m in micro_batches]
         sums.extend(statistics)
     return micro_batches
-
-
-def _as_reference(micro_batch: MicroBatch) -> MicroBatch:
-    """Moves log-probabilities and means that the reference gave from ``old`` to ``reference``."""
-    return replace(micro_batch, reference=micro_batch.old, reference_means=micro_batch.old_means, old={}, old_means={})
 
 
 def _segment_loss(

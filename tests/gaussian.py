@@ -52,7 +52,7 @@ class GaussianModule(nn.Module):
         return ALPHAS[step + 1] if step + 1 < STEPS else LAST
 
     def distribution(self, x: Tensor, step: int, asked: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Mean ``[B, 4]`` and deviation of the next latents."""
+        """Mean ``[B, 4]`` and standard deviation of the next latents."""
         now, then = ALPHAS[step], self.previous(step)
         epsilon = self.epsilon(x, step, asked, scale)
         start = (x - math.sqrt(1 - now) * epsilon) / math.sqrt(now)

@@ -56,7 +56,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "all constant": {**NO_KL, "prompts": ["flat a", "flat b"], "reward": "value"},
     "missing": {**MISSING, **NO_KL},
     "pruned": {**PRUNED, **NO_KL},
-    # What follows is the same up to rounding: processes have other chunks or slices than one has, or numbers are made of all samples.
+    # Equal only up to rounding: two processes have other chunks or micro-batches than one, or sums go over all samples.
     "one update": {"updates": 1, **NO_KL},
     "recorded, uneven": UNEVEN,
     "drawn, uneven": UNEVEN,
@@ -73,7 +73,7 @@ JANUS: Mapping[str, Mapping[str, Any]] = {
     "janus, recorded, uneven": UNEVEN,
     "janus, checkpointed": {"gradient_checkpointing": True},
 }
-# Also with the weights spread over the processes. In some of these the first process has no slice, no picture, or fewer slices.
+# Also run with weights sharded over the processes. In some, the first process has no micro-batch, no picture, or fewer micro-batches.
 SPREAD = ["full", "plan alone", "constant", "constant, skipped", "all constant", "missing", "pruned", "one update", "recorded, uneven"]
 SPREAD += ["ppo, uneven", "ppo, pruned", "ppo, skipped"]
 SPREAD_JANUS = ["janus, recorded, uneven", "janus, checkpointed"]

@@ -157,7 +157,7 @@ def test_missing_samples_might_as_well_not_exist(rewards: Tensor, scale: bool) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_infinite_totals_count_as_missing(method: Callable[..., Advantages]) -> None:
+def test_infinite_rewards_count_as_missing(method: Callable[..., Advantages]) -> None:
     rewards = torch.tensor([[[0.1, 0.5, NAN], [0.2, NAN, 0.9]]])
     infinite = rewards.clone()
     infinite[0, 0, 2], infinite[0, 1, 1] = math.inf, -math.inf
@@ -172,7 +172,7 @@ def test_all_missing_is_zero(method: Callable[..., Advantages]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_prompts_no_credit(method: Callable[..., Advantages]) -> None:
+def test_no_prompts_give_no_advantages(method: Callable[..., Advantages]) -> None:
     advantages = method(torch.zeros(0, 3, 4))
     assert advantages.plan.shape == (0, 3) and advantages.image.shape == (0, 3, 4)
 
@@ -184,7 +184,7 @@ def test_split_needs_siblings() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (1, 2, 3, 4), (2, 0, 3), (2, 3, 0)])
-def test_totals_of_another_shape(shape: tuple[int, ...]) -> None:
+def test_rewards_of_another_shape(shape: tuple[int, ...]) -> None:
     for function in (joint, split, constant_groups):
         with pytest.raises(ValueError, match=r"\[P, N, M\]"):
             function(torch.zeros(shape))

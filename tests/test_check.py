@@ -161,7 +161,7 @@ def test_a_large_component_is_not_checked_in_silence() -> None:
     }
 
 
-def test_too_little_memory_is_no_verdict() -> None:
+def test_too_little_memory_gives_no_verdict() -> None:
     class Large(HonestJudge):
         def score(self, samples: Any, names: Any) -> Any:
             raise MemoryError("of 80 GB")

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_trainable(make(), path)
 
 
-def test_an_optimizer_goes_on_exactly() -> None:
+def test_an_optimizer_resumes_exactly() -> None:
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.1)
     one = make()
     first = make_optimizer(one, config)
@@ -252,8 +252,8 @@ def test_learning_rates() -> None:
     assert [learning_rate_at(wave, s, 10) for s in (2, 6, 10)] == pytest.approx([1.0, 0.5, 0.0])
     assert learning_rate_at(OptimizerConfig(warmup=5), 3, 2) > 0  # a warm-up longer than the run
     optimizer = make_optimizer(make(), flat)
-    set_learning_rate(optimizer, 0.25)
-    assert all(group["lr"] == 0.25 for group in optimizer.param_groups)
+    assert set_learning_rate(optimizer, flat, 1, 10) == 1.0
+    assert all(group["lr"] == 1.0 for group in optimizer.param_groups)
 
 
 def test_clipping_returns_the_norm_before() -> None:

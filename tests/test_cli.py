@@ -168,7 +168,7 @@ def test_the_version_is_printed(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"gotr1 {version('gotr1')}\n"
 
 
-def test_a_bug_is_told_from_a_mistake(toy: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+def test_a_bug_is_reported_otherwise_than_a_users_mistake(toy: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def broken(*_: Any) -> None:
         raise ValueError("no\n  idea")
 
@@ -259,7 +259,7 @@ def test_scenes_is_taken_where_nothing_else_is_named() -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_own_prompts_lie_over_the_presets_and_keep_its_held_out_ones() -> None:
+def test_own_prompts_replace_the_presets_and_keep_its_held_out_ones() -> None:
     found = loaded(None, "toy", prompts={"file": "mine.txt"})
     assert found["prompts"] == {"source": "scenes", "held_out": 4, "file": "mine.txt"}
     assert loaded(None, "toy", "prompts.file=other.txt", prompts={"file": "mine.txt"})["prompts"]["file"] == "other.txt"

@@ -163,7 +163,7 @@ def test_generate_draws_a_chain_that_was_written(toy: Path, trained: Path, capsy
         (f"{CHAIN} <|box_start|>(1,2)".encode(), "--chain: chain.txt: "),
     ],
 )
-def test_generate_refuses_what_is_no_chain(toy: Path, refused: Refused, text: bytes | None, error: str) -> None:
+def test_generate_refuses_an_invalid_chain(toy: Path, refused: Refused, text: bytes | None, error: str) -> None:
     if text is not None:
         (toy / "chain.txt").write_bytes(text)
     message, hint = refused(["generate", "a cat", "--preset", "toy", "--chain", "chain.txt"])

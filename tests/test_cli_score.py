@@ -210,7 +210,7 @@ class Seen:
         return {name: [math.nan if sample.prompt.text == "hard" else 1.0 for sample in samples] for name in names}
 
 
-def test_a_judge_sees_plans_where_they_are_known_and_pictures_where_they_are_there(tmp_path: Path) -> None:
+def test_a_judge_gets_plans_and_pictures_where_there_are_any(tmp_path: Path) -> None:
     file, judge = picture(tmp_path / "a.png", 3), Seen()
     pictures = [Picture(file, Prompt("x"), None), Picture(None, Prompt("y"), parse("a")), Picture(file, Prompt("hard"), parse("b"))]
     found = list(score_pictures({"seen": judge}, pictures, Expression.parse("plan * both"), batch=5))  # type: ignore[dict-item]

@@ -180,7 +180,7 @@ def test_variants_of_a_preset(over: list[dict[str, Any]], expected: dict[str, An
 
 
 @pytest.mark.parametrize("variants", [[], {"prompts": {"two": {}}}, {"planner": ["two"]}, {"planner": {"two": "three"}}, "two"])
-def test_variants_that_are_none(variants: Any) -> None:
+def test_invalid_variants(variants: Any) -> None:
     with pytest.raises(UsageError, match="variants"):
         merge_layers({"planner": "one", "variants": variants})
 
@@ -312,7 +312,7 @@ def test_a_wrong_value_is_named_with_its_key(word: str, part: str) -> None:
         (SftConfig, {"data": "x", "weights": {"plam": 1}}, "weights.plam: Input should be 'plan' or 'image', not 'plam'"),
     ],
 )
-def test_a_complaint_has_a_place_in_the_config_and_no_other(model: Any, data: dict[str, Any], message: str) -> None:
+def test_an_error_names_its_place_in_the_config_and_no_other(model: Any, data: dict[str, Any], message: str) -> None:
     """pydantic also names members of a union and classes. The error does not."""
     error = refused({**(LEAST if model is RunConfig else {"policy": "x"}), **data}, model)
     assert error.message == message
@@ -392,7 +392,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: bytes, par
     assert "\n" not in caught.value.message
 
 
-def test_a_key_may_lie_over_a_merged_one(tmp_path: Path) -> None:
+def test_a_key_overrides_a_merged_one(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: *b\n")
     assert read_yaml(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}, "d": {"x": 3, "y": 2}}

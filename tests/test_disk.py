@@ -105,7 +105,7 @@ def undisturbed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("moment", [("started", 0), ("evaluated", 0), ("stepped", 1), ("saved", 1), ("evaluated", 2), ("evaluated", 3)])
-def test_a_run_goes_on_when_there_is_room_again(make: Make, disk: Disk, undisturbed: str, moment: tuple[str, int]) -> None:
+def test_a_run_resumes_when_there_is_room_again(make: Make, disk: Disk, undisturbed: str, moment: tuple[str, int]) -> None:
     """Metrics, held-out scores, pictures or a checkpoint cannot be written. Each time the run ends with an error of two lines."""
     run, heard = disk.folder / "run", Filling(moment, disk.fill)
     with pytest.raises(Gotr1Error, match=r"cannot be written: No space left on device") as caught:
@@ -163,7 +163,7 @@ def test_the_command_line_says_it_in_two_lines(make: Make, disk: Disk, capsys: p
     assert found == (1, f"error: {out} cannot be written: No space left on device", "hint: make room, then draw again")
 
 
-def test_stage_one_goes_on_when_there_is_room_again(make: Make, disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_one_resumes_when_there_is_room_again(make: Make, disk: Disk, capsys: pytest.CaptureFixture[str]) -> None:
     policy = json.dumps(make().planner.model_dump())
     words = ["sft", f"policy={policy}", "data=scenes", "batch=2", "micro_batch=2", "save_every=1", f"output={disk.folder}"]
     assert call([*words, "steps=1"]) == 0

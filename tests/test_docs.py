@@ -300,7 +300,7 @@ def test_an_algorithm_has_a_page_with_its_formula_and_all_its_options(name: str)
     assert "arXiv" in docs(name)
 
 
-def test_settings_of_segments_are_all_told() -> None:
+def test_settings_of_segments_are_all_documented() -> None:
     told = section(docs("grpo"), "## Options")
     assert [setting for setting in SegmentConfig.model_fields if f"`segments.S.{setting}`" not in told] == []
 

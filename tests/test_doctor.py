@@ -157,13 +157,13 @@ def test_float16_may_look_for_its_scale() -> None:
         ({"mixed_precision": "bf16", "sampler_gap_limit": 0.5}, 0.5),
     ],
 )
-def test_the_deviation_s_limit_is_the_precision_s(settings: Any, limit: float) -> None:
+def test_the_limit_of_the_sampler_gap_depends_on_the_precision(settings: Any, limit: float) -> None:
     assert causes([{**HEALTHY, "plan.sampler_gap": 0.99 * limit}], **settings) == []
     assert causes([{**HEALTHY, "plan.sampler_gap": 1.01 * limit}], **settings) == [("sampler gap", "plan.sampler_gap", 1)]
 
 
 @pytest.mark.parametrize("lost", [None, math.inf])
-def test_a_deviation_that_is_no_number_is_the_worst(lost: float | None) -> None:
+def test_a_sampler_gap_that_is_not_a_number_is_the_worst(lost: float | None) -> None:
     assert causes([{**HEALTHY, "image.sampler_gap": lost}]) == [("sampler gap", "image.sampler_gap", 1)]
 
 
@@ -175,12 +175,12 @@ def test_constant_rewards_count_steps_in_a_row() -> None:
     assert causes([{**HEALTHY, "idle": 0.5}] * 5, constant_limit=3) == []
 
 
-def test_groups_without_a_difference_are_not_told_twice() -> None:
+def test_groups_without_a_difference_are_not_reported_twice() -> None:
     constant = {**HEALTHY, "constant_groups": 1.0, "group_std": 0.0}
     assert causes([constant] * 9) == [("constant groups", "constant_groups", 5)]
 
 
-def test_a_group_of_one_is_none() -> None:
+def test_a_group_of_one_sample_is_not_a_constant_group() -> None:
     """PPO allows groups of one sample."""
     assert causes([{**HEALTHY, "constant_groups": 1.0}] * 5, plans=1) == []
 
@@ -194,7 +194,7 @@ def test_steps_that_lack_a_number_do_not_count() -> None:
     assert causes([{"reward": 0.5, "seconds": 1.0}] * 30) == []
 
 
-def test_every_metric_is_told_once_and_under_its_own_name() -> None:
+def test_every_metric_is_reported_once_and_under_its_own_name() -> None:
     sick = {**HEALTHY, "planner.plan.sampler_gap": 1.0, "renderer.image.sampler_gap": 2.0, "renderer.image.clipped": 1.0}
     found = [
         ("sampler gap", "planner.plan.sampler_gap", 1),
@@ -244,7 +244,7 @@ def test_judges_that_part(now: Mapping[str, float | None], found: list[str]) -> 
     assert examine_run(evaluations(now, now), judges) == []
 
 
-def test_judges_that_part_are_told_while_the_run_goes_on(tmp_path: Path, capsys: Captured) -> None:
+def test_judges_that_part_are_reported_during_the_run(tmp_path: Path, capsys: Captured) -> None:
     """One warning at the evaluation. `gotr1 doctor` reports it too, for the folder."""
     settings = config(judge=["a", "b"])
     (tmp_path / "config.yaml").write_text(dump(settings))
@@ -378,7 +378,7 @@ BOTH = {"plan.sampler_gap": "sampler gap", "image.sampler_gap": "sampler gap"}
     ("sabotage", "found"),
     [(honest, {}), (colder, BOTH), (dropping, BOTH), (one_sided, {"image.sampler_gap": "sampler gap"}), (blind, BOTH)],
 )
-def test_what_is_not_scored_as_it_was_sampled(examined: Examined, sabotage: Any, found: dict[str, str]) -> None:
+def test_a_scorer_unlike_its_sampler_is_found(examined: Examined, sabotage: Any, found: dict[str, str]) -> None:
     assert named(examined(sabotage), "sampler gap") == found
 
 

@@ -81,7 +81,7 @@ def test_the_weights_come_back_also_after_an_error() -> None:
     assert target.trained.tolist() == [2.0, -1.0]
 
 
-def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_it_resumes_where_it_stopped(tmp_path: Path) -> None:
     one = module([1.0])
     whole = EMA(one, 0.9)
     walk(one, whole, [0.5, 0.25])

@@ -51,7 +51,7 @@ def test_the_default_run_learns(tmp_path: Path) -> None:
     assert ri.mean >= -ri.half_width
 
 
-def test_sft_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_sft_resumes_where_it_stopped(tmp_path: Path) -> None:
     weights = Registry().preset("scenes").parent.parent / "weights" / "janus"
     policy = f"policy={{name: janus, model: '{weights}', instruction: '{{prompt}}', attention: eager}}"
     words = [policy, "data=scenes", "batch=4", "micro_batch=4", "save_every=2", f"output={tmp_path}"]

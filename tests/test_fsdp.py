@@ -30,21 +30,21 @@ BOTH: PassKind = ("image", "plan")
         ({"mixed_precision": "fp16"}, 3, "shard=true and mixed_precision=fp16 do not go together", "mixed_precision=bf16"),
     ],
 )
-def test_what_cannot_be_spread(make: Make, changed: Any, processes: int | None, message: str, hint: str) -> None:
+def test_what_cannot_be_sharded(make: Make, changed: Any, processes: int | None, message: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_limits(make(shard=True, **changed), processes)
     assert caught.value.message == message
     assert hint in str(caught.value.hint)
 
 
-def test_a_torch_that_is_too_old(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_that_is_too_old_is_reported(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.12.1+cu128")
     with pytest.raises(UsageError, match=r"shard=true needs torch 2.13 or newer, not 2.12.1\+cu128"):
         check_limits(make(shard=True), 3)
     check_limits(make(), 3)
 
 
-def test_where_nobody_trains_shares_do_not_matter(registry: Registry, make: Make) -> None:
+def test_sharding_does_not_matter_where_nothing_trains(registry: Registry, make: Make) -> None:
     """`gotr1 evaluate` and `export` build a run's components in one process, whether the run was sharded or not."""
     check(registry, make(shard=True))
 

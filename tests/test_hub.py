@@ -178,7 +178,7 @@ def lengthen(folder: Path) -> None:
         (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}'), "without a weight_map"),
     ],
 )
-def test_a_folder_that_is_not_whole(checkpoint: Path, damage: Any, said: str) -> None:
+def test_an_incomplete_folder(checkpoint: Path, damage: Any, said: str) -> None:
     damage(checkpoint)
     error = refusal(checkpoint)
     assert re.search(said, error.message)
@@ -222,7 +222,7 @@ def test_a_file_is_no_folder(checkpoint: Path) -> None:
     assert "neither a folder" in refusal_of_text(str(checkpoint / "config.json")).message
 
 
-def test_what_a_component_cannot_load_is_told_before_weights_are_looked_at(checkpoint: Path, server: Hub) -> None:
+def test_what_a_component_cannot_load_is_reported_before_weights_are_read(checkpoint: Path, server: Hub) -> None:
     def check(config: Any) -> None:
         raise UsageError(f"not {config['model_type']}")
 
@@ -244,7 +244,7 @@ def test_the_cache_is_enough(cache: Path, checkpoint: Path, server: Hub) -> None
     assert not server.asked
 
 
-def test_half_a_copy_in_the_cache_is_none(cache: Path, checkpoint: Path, server: Hub) -> None:
+def test_half_a_copy_in_the_cache_does_not_count(cache: Path, checkpoint: Path, server: Hub) -> None:
     (fill(cache, checkpoint) / SECOND).unlink()
     server.knows({"model.safetensors": 1})
     assert find_weights(NAME, key=KEY).folder is None
@@ -316,7 +316,7 @@ def test_offline(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not server.asked
 
 
-def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
         monkeypatch.setattr(hub, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")

@@ -187,7 +187,7 @@ def test_handlers_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("first", StopRequest.signals)
-def test_sigterm_is_no_second_ctrl_c(first: signal.Signals) -> None:
+def test_sigterm_does_not_count_as_a_second_ctrl_c(first: signal.Signals) -> None:
     """torchrun sends SIGTERM after a SIGINT, and schedulers send it more than once."""
     with StopRequest() as stop:
         for number in (first, signal.SIGTERM, signal.SIGTERM):
@@ -223,7 +223,7 @@ def test_last_words_are_not_cut_short() -> None:
     assert handlers() == before
 
 
-def test_in_another_thread_signals_are_not_ours() -> None:
+def test_in_another_thread_signals_are_not_handled() -> None:
     """As in a worker of a notebook or a server: training works, and Ctrl-C keeps its meaning."""
     before, seen = handlers(), []
 

@@ -85,7 +85,7 @@ def test_a_mean_for_whole_groups(pair: tuple[Table, Table]) -> None:
     assert judges.score([], PLAN) == []
 
 
-def test_told_apart(pair: tuple[Table, Table]) -> None:
+def test_rewards_named_with_their_judge(pair: tuple[Table, Table]) -> None:
     judges = Judges({"qwen-vl": pair[0], "internvl": pair[1]}, Expression.parse("qwen-vl.sem - 2 * internvl.pi"))
     rows = judges.score(samples("ab"), PLAN)
     assert rows == [{"qwen-vl.sem": 0.5}] * 2
@@ -101,7 +101,7 @@ def test_a_judges_own_name_settles_a_total(pair: tuple[Table, Table]) -> None:
     assert judges.settled(judges.score(samples("ab"), PLAN)).tolist() == [True, False]
 
 
-def test_names_that_are_known(pair: tuple[Table, Table]) -> None:
+def test_names_that_are_accepted_and_listed(pair: tuple[Table, Table]) -> None:
     """A name such as qwen-vl.pi is accepted even if no other judge offers the reward. The list of names then has only the short form."""
     one = Judges({"qwen-vl": pair[0]}, Expression.parse("qwen-vl.pi"))
     assert one.offered().keys() == {"sem", "pi"}
@@ -127,7 +127,7 @@ def test_pictures_of_one_prompt_are_a_group(pair: tuple[Table, Table], tmp_path:
     assert found[0].scores.keys() == {"pi", "qwen-vl.pi", "moody.pi"}
 
 
-def test_totals_need_every_name_of_theirs(pair: tuple[Table, Table]) -> None:
+def test_rewards_need_every_name_of_the_expression(pair: tuple[Table, Table]) -> None:
     judges = Judges({"qwen-vl": pair[0], "internvl": pair[1]}, Expression.parse("pi"))
     rewards = judges.total_rewards(judges.score(samples("cd"), IMAGE))
     assert torch.equal(rewards, torch.tensor([0.5, 0.5], dtype=torch.float64))

@@ -23,7 +23,7 @@ from gotr1_core.plugins import Registry
 
 Make = Callable[..., RunConfig]
 
-# 6 prompts x 4 plans x 2 images in chunks of 4 prompts and slices of 5 plans.
+# 6 prompts x 4 plans x 2 images in chunks of 4 prompts and micro-batches of 5 plans.
 TREE: dict[str, Any] = {"groups": 6, "plans": 4, "images": 2, "micro_batch": 5, "rollout_groups": 4, "updates": 2, "steps": 7}
 SHAPE = {
     "prompts": 6,
@@ -174,7 +174,7 @@ def test_trees_without_a_difference(make: Make, changed: Any, message: str, hint
         {"plans": 2, "images": 2, "algorithm": {"name": "grpo", "advantages": "split"}},
     ],
 )
-def test_trees_with_one(make: Make, changed: Any) -> None:
+def test_sizes_that_are_enough(make: Make, changed: Any) -> None:
     config = make(**changed)
     check_groups(make_component(Registry(), "algorithm", ComponentConfig(**config.algorithm.model_dump())), config)
 

@@ -86,6 +86,6 @@ def test_one_policy_in_both_roles_has_nothing_to_offload(registry: Registry, mak
         check(registry, make(offload=True))
 
 
-def test_shares_are_not_moved(registry: Registry, make: Any) -> None:
+def test_shards_are_not_moved(registry: Registry, make: Any) -> None:
     with pytest.raises(UsageError, match="shard=true and offload=true"):
         check(registry, make(offload=True, shard=True, lora=None), 2)

@@ -348,7 +348,7 @@ def test_options_of_what_has_none_are_refused() -> None:
 
 
 @pytest.mark.parametrize("target", ["gotr1_nothing.judge:Judge", f"{__name__}:Nothing", "gotr1_exits:Judge"])
-def test_a_target_that_is_not_there_is_said(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_does_not_exist_is_reported(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gotr1_exits.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     found = registry(providing(Component("judge", "toy", target)))

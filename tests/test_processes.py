@@ -128,7 +128,7 @@ def apart(one: Result, other: Result) -> float:
 
 
 @pytest.mark.parametrize("name", driver.CASES)
-def test_two_processes_are_one(results: Path, name: str) -> None:
+def test_two_processes_train_as_one(results: Path, name: str) -> None:
     """Parameters after five steps, samples, metrics and updates. In some cases the first process has nothing to learn from, or no pictures.
 
     If a process's groups are one chunk and one micro-batch, everything is equal to the bit. Otherwise sums of float64 have another order:
@@ -147,7 +147,7 @@ def test_two_processes_are_one(results: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", driver.SPREAD)
-def test_a_model_spread_over_two_processes_is_one(results: Path, name: str) -> None:
+def test_a_model_sharded_over_two_processes_trains_as_one(results: Path, name: str) -> None:
     """Shards of gradients are the same sums. Only the norm for gradient clipping is summed in another order. Tolerances as above."""
     one, two = result(results, 1, name), result(results, 2, f"spread {name}")
     tolerance = 1e-6 if "ppo" in name else 1e-12
@@ -161,7 +161,7 @@ def test_a_model_spread_over_two_processes_is_one(results: Path, name: str) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_of_janus_are_one(tiny_janus: Path, tmp_path: Path) -> None:
+def test_two_processes_of_janus_train_as_one(tiny_janus: Path, tmp_path: Path) -> None:
     """A transformer in float32: equal to the bit if chunks and micro-batches are the same. Otherwise Adam divides rounding errors by their
     own size."""
     for name in driver.JANUS:
@@ -235,7 +235,7 @@ def test_runs_and_checkpoints_are_those_of_one_process(results: Path, other: str
 
 
 @pytest.mark.parametrize("other", ["spread-1", "spread-2"])
-def test_checkpoints_of_a_spread_model_are_those_of_a_whole_one(results: Path, other: str) -> None:
+def test_checkpoints_of_a_sharded_model_are_those_of_an_unsharded_one(results: Path, other: str) -> None:
     """Begun by one process and finished by two with a sharded model, and the reverse: equal files up to rounding, with Adam's moments."""
     whole, run = results / "runs" / "whole-1", results / "runs" / other
     one, two = files(whole / CHECKPOINTS, "manifest.json"), files(run / CHECKPOINTS, "manifest.json")
@@ -255,7 +255,7 @@ def test_checkpoints_of_a_spread_model_are_those_of_a_whole_one(results: Path, o
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_weights_are_spread_in_mixed_precision(tiny_janus: Path, tmp_path: Path, device: str) -> None:
+def test_weights_are_sharded_in_mixed_precision(tiny_janus: Path, tmp_path: Path, device: str) -> None:
     """The same processes with sharded and with replicated weights, on as many GPUs as there are: two updates on one rollout.
 
     Samples are the same, as both draw with unsharded weights. Gradients differ in float32's last digits. The second update's forward pass
@@ -432,12 +432,12 @@ def test_processes_that_hear_nothing_are_killed_by_a_third_ctrl_c(launched: Any,
         ("1 known", 1, ["error: the judge is asleep", "hint: wake it"]),
     ],
 )
-def test_an_error_of_one_process_is_told_once(launched: Any, tmp_path: Path, failing: str, status: int, error: list[str]) -> None:
+def test_an_error_of_one_process_is_reported_once(launched: Any, tmp_path: Path, failing: str, status: int, error: list[str]) -> None:
     one = launched(*PLUGINS, *FAILING, f"output={tmp_path}", *TWO, GOTR1_TEST_FAIL=failing)
     assert one.finish(status)[-2:] == error
 
 
-def test_what_a_process_has_to_say_is_there_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_file_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """torchrun ends a process whose peer died, and reads the file that it left. Half a file would look like a launch that failed."""
     left = tmp_path / "error.json"
     monkeypatch.setenv(LAUNCHED, "1")
@@ -458,7 +458,7 @@ def test_what_a_process_has_to_say_is_there_whole_or_not_at_all(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_an_error_of_all_processes_is_told_once(launched: Any, tmp_path: Path) -> None:
+def test_an_error_of_all_processes_is_reported_once(launched: Any, tmp_path: Path) -> None:
     """The doctor ends the run in all processes. The one that writes still has time for the report."""
     one = launched(*PLUGINS, *FAILING, "constant_limit=3", f"output={tmp_path}", "name=run", *TWO)
     said = one.finish(1)
@@ -511,14 +511,14 @@ def test_what_cannot_be_started_is_refused(refused: Any, tmp_path: Path, words: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_shows_the_share_of_a_process(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_the_prompts_of_a_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["train", *PLUGINS, *SMALL, "groups=4", "--dry-run", "--json", *TWO]) == 0
     shape = json.loads(capsys.readouterr().out)["sizes"]
     assert (shape["processes"], shape["prompts"], shape["prompts per process"]) == (2, 4, 2)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_accelerate_may_not_spread_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_accelerate_may_not_shard_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     """`accelerate launch --use_fsdp` asks for it by an environment variable."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(UsageError, match=f"accelerate was asked for {name}, but gotr1 shards"):
@@ -526,7 +526,7 @@ def test_accelerate_may_not_spread_a_model(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_made_by_hand_is_shared_as_well() -> None:
+def test_a_config_is_checked_beside_components_of_the_callers() -> None:
     """The config's numbers are checked even if its components were made by the caller."""
     settings = driver.config(groups=4, evaluation={"best_of": 3, "batch": 2, "prompts": 4})
     with pytest.raises(UsageError, match="cannot hold best_of=3"):

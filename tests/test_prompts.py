@@ -45,7 +45,7 @@ def test_prompts_of_a_jsonl_file(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "a", "category": null}', "line 1: category must be a text and metadata an object"),
     ],
 )
-def test_prompt_files_that_are_none(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_invalid_prompt_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(UsageError, match=message) as caught:

@@ -112,7 +112,7 @@ def test_the_outcome_of_a_run_that_ends_early(config: RunConfig, error: BaseExce
     assert again.names == ["started", *EVERYTHING[3:]]
 
 
-def test_a_listener_that_fails_hears_no_more(config: RunConfig, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_listener_that_fails_is_not_called_again(config: RunConfig, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     """A listener that fails is not called again in this run, even if its plugin is installed. Others are, and the run continues. In the
     next run it is called again."""
     broken, other, plugin = Heard("evaluated"), Heard(), Heard()

@@ -94,7 +94,7 @@ def test_an_overlay_is_the_picture_enlarged_with_boxes(size: tuple[int, int]) ->
     assert plain[:, half + half // 4 :].all()  # and nothing far to the right of it
 
 
-def test_a_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "in"):
         with pytest.raises(UsageError, match="cannot make the folder"):
@@ -121,7 +121,7 @@ def test_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert sorted(folder.parent.iterdir()) == sorted([folder, unnamed])
 
 
-def test_two_that_ask_for_a_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_that_ask_for_a_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name was free when it was asked for, and is taken when the folder is made. The first run keeps it."""
     chosen = config(tmp_path, name="one")
     first = new_folder(Registry(), chosen)
@@ -138,7 +138,7 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
         pass
 
 
-def test_an_output_that_is_a_file_is_said(tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     for output in (tmp_path / "runs", tmp_path / "runs" / "deeper"):
         with pytest.raises(UsageError, match="cannot make") as caught:
@@ -192,7 +192,7 @@ def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
         assert math.isnan(again.held_out["before"]["pi"][1])
 
 
-def test_records_go_on_where_a_checkpoint_was(records: Records) -> None:
+def test_records_resume_at_a_checkpoint(records: Records) -> None:
     """Complete rows up to the checkpoint are kept. Later and half-written rows are dropped."""
     for step in range(5):
         records.add_metrics({"step": step})
@@ -225,7 +225,7 @@ def test_records_start_over_without_a_checkpoint(records: Records) -> None:
     ("name", "text"),
     [("metrics.jsonl", '{"step"\n{"step": 2}\n'), ("metrics.jsonl", "3\n"), ("held-out.json", "{"), ("held-out.json", "[]")],
 )
-def test_damaged_records_are_said(tmp_path: Path, name: str, text: str) -> None:
+def test_damaged_records_are_reported(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=f"{name} is damaged"):
         Records(tmp_path)

@@ -83,7 +83,7 @@ def killed(config: RunConfig, folder: Path, moment: str) -> Path:
 
 
 @pytest.mark.parametrize(("lora", "moment", "last"), [({"rank": 2}, "step 5", 4), (None, "checkpoint 6", 4)], ids=["lora", "full"])
-def test_a_killed_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, lora: Any, moment: str, last: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(make: Make, tmp_path: Path, lora: Any, moment: str, last: int) -> None:
     """The run is killed after four saved steps and one or two unsaved ones. Resumed, it makes six more, and equals a run of ten steps."""
     config = make(**TEN, lora=lora)
     whole = started(config.model_copy(update={"output": tmp_path, "name": "whole"}))
@@ -222,7 +222,7 @@ def test_every_fixed_key_is_refused(stopped: Path) -> None:
         assert caught.value.hint == "start a new run with it"
 
 
-def test_sampling_is_fixed_where_evaluation_draws_with_it(make: Make, stopped: Path, tmp_path: Path) -> None:
+def test_sampling_is_fixed_if_evaluation_draws_with_it(make: Make, stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^sampling\.temperature cannot change"):
         start.resumed_config(stopped, ["sampling.temperature=0.5"])
     own = make(evaluation={"sampling": {"temperature": 0.0}})
@@ -259,7 +259,7 @@ def test_what_is_refused_leaves_no_trace(run: Path, words: list[str]) -> None:
 # -- what is not as it was --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="is not a run"):
             start.resume(folder)

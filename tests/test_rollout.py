@@ -79,7 +79,7 @@ def test_chunks_do_not_change_the_samples(policy: Any, letters_judge: Any, chunk
     assert torch.equal(whole.images.tensors["tokens"], parts.images.tensors["tokens"])
 
 
-def test_a_share_of_the_prompts_draws_its_share_of_the_samples(policy: Any, letters_judge: Any) -> None:
+def test_some_of_the_prompts_draw_their_own_samples(policy: Any, letters_judge: Any) -> None:
     """As two processes do: ``first`` is the number of a process's first prompt."""
     whole = tree(policy, letters_judge)
     shares = [tree(policy, letters_judge, prompts=PROMPTS[:2]), tree(policy, letters_judge, prompts=PROMPTS[2:], first=22)]
@@ -148,7 +148,7 @@ def test_pictures_that_no_score_needs_are_drawn_for_a_renderer_that_learns(polic
     assert seen.images is not None
 
 
-def test_missing_scores_make_missing_totals(policy: Any, letters_judge: Any) -> None:
+def test_missing_scores_make_missing_rewards(policy: Any, letters_judge: Any) -> None:
     batch = tree(policy, letters_judge, reward="letters * broken * bright")
     kinds = set()
     for sample in batch.samples:

@@ -58,7 +58,7 @@ def test_every_number_by_hand() -> None:
     found = numbers(batch([one, two], cut=2))
     assert found == {
         "reward": pytest.approx(0.6 / 5),
-        "group_std": pytest.approx((0.02**0.5 + 0) / 2),  # of 0.2 and 0.4 the sample deviation is the root of 0.02
+        "group_std": pytest.approx((0.02**0.5 + 0) / 2),  # of 0.2 and 0.4 the standard deviation is the root of 0.02
         "constant_groups": 0.5,
         "idle": 0.0,
         "nan": pytest.approx(1 / 6),
@@ -100,7 +100,7 @@ def test_a_group_of_one_repeats_nothing() -> None:
     assert not {"duplicates.plan", "duplicates.image", "group_std"} & found.keys()
 
 
-def test_rounds_of_refill_are_told_together() -> None:
+def test_rounds_of_refill_are_reported_together() -> None:
     alike, other = [(RED, 1, 0.0, {}), (RED, 1, 0.0, {})], [(RED, 1, 0.0, {}), (BLUE, 2, 1.0, {})]
     found = numbers(join_batches([batch([alike]), batch([other, other])]))
     assert found["constant_groups"] == found["duplicates.plan"] == found["duplicates.image"] == pytest.approx(1 / 3)

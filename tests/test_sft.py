@@ -46,7 +46,7 @@ def parameters(policy: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_it_goes_on_bit_for_bit(tiny_janus: Path, tmp_path: Path, lora: dict[str, int] | None) -> None:
+def test_it_resumes_bit_for_bit(tiny_janus: Path, tmp_path: Path, lora: dict[str, int] | None) -> None:
     torch.manual_seed(1)  # peft draws A from the global generator
     whole, all_rows = run(config(tiny_janus, tmp_path / "whole", lora=lora), 6)
     parts = config(tiny_janus, tmp_path / "parts", lora=lora)
@@ -81,7 +81,7 @@ def test_a_save_that_was_killed_between_its_renames_is_put_back(tiny_janus: Path
 
 
 @pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_save_is_said(tiny_janus: Path, tmp_path: Path, name: str) -> None:
+def test_a_damaged_save_is_reported(tiny_janus: Path, tmp_path: Path, name: str) -> None:
     settings = config(tiny_janus, tmp_path, save_every=1)
     run(settings, 1)
     path = tmp_path / "model" / name

@@ -135,7 +135,7 @@ def test_a_mistake_is_caught_by_its_check(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", [broken.ConditionalScoring, broken.DividedGuidance, broken.MispairedRows])
-def test_the_ratio_does_not_tell(module: type[broken.TinyModule]) -> None:
+def test_the_ratio_does_not_show_the_mistake(module: type[broken.TinyModule]) -> None:
     """With one update the ratio is 1 whatever the scorer computes; the sampler gap shows the mistake."""
     wrong = broken.tiny(module)
     batch = with_rewards(make_tree(wrong), example_rewards())

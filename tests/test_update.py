@@ -223,7 +223,7 @@ def test_with_two_updates_the_ratio_leaves_one(recorded: Recorded) -> None:
     assert large["plan.worst_sampler_gap"] <= 1e-4
 
 
-def test_what_was_not_sampled_is_not_scored_alike(recorded: Recorded) -> None:
+def test_the_sampler_gap_shows_another_temperature(recorded: Recorded) -> None:
     """The sampler gap shows whether the scorer's distribution is the sampler's. Here the temperature was another."""
     warmer = replace(recorded.batch.plans, sampling=replace(recorded.batch.plans.sampling, temperature=1.2))
     recorded.batch = replace(recorded.batch, plans=warmer)

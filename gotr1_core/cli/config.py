@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,8 +43,6 @@ def show(
     as_json: common.Json = False,
 ) -> None:
     """Prints the config that `gotr1 train` would run. Takes the same arguments."""
-    import json
-
     path, words = common.config_or_words(config, override or [])
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
     prompts_key = {"prompts": {"file": str(prompts)} if prompts else None}
@@ -57,8 +56,6 @@ def show(
 @app.command("schema")
 def print_schema(stage: StageOption = Stage.train) -> None:
     """Prints the JSON Schema of a config. `gotr1 show KIND NAME --json` has that of a component's options."""
-    import json
-
     from gotr1_core.config.models import RunConfig, SftConfig
 
     schema = SftConfig.model_json_schema() if stage is Stage.sft else RunConfig.model_json_schema()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +28,6 @@ def command(
 
 def _examine_installation(*, as_json: bool) -> bool:
     """Prints every diagnosis. True if one is unhealthy."""
-    import json
-    from dataclasses import asdict
-
     from gotr1_core.cli.tables import format_table
     from gotr1_core.doctor.environment import diagnose
 
@@ -43,31 +42,17 @@ def _examine_installation(*, as_json: bool) -> bool:
 
 def _examine_run(folder: Path, *, as_json: bool) -> bool:
     """Prints every finding. True if there is one."""
-    import json
-
-    from gotr1_core.config.merge import read_yaml
-    from gotr1_core.config.models import RunConfig, validate
     from gotr1_core.doctor.rules import examine_run
-    from gotr1_core.runs.records import CONFIG
+    from gotr1_core.runs.records import run_config
 
-    if not (folder / CONFIG).is_file():
-        raise UsageError(f"{folder} is not a run", hint="give the folder that `gotr1 train` named")
-    config = validate(RunConfig, read_yaml(folder / CONFIG))
+    config = run_config(folder)
     rows = _read_metrics(folder)
     steps = sum("evaluation" not in row for row in rows)
     findings = examine_run(rows, config)
     if as_json:
         facts = [
-            {
-                "step": f.step,
-                "rule": f.rule.name,
-                "metric": f.metric,
-                "measured": f.measured,
-                "limit": f.rule.limit,
-                "stops": f.rule.stops,
-                "explanation": f.rule.explanation,
-                "hint": f.rule.hint,
-            }
+            {"step": f.step, "rule": f.rule.name, "metric": f.metric, "measured": f.measured}
+            | {key: getattr(f.rule, key) for key in ("limit", "stops", "explanation", "hint")}
             for f in findings
         ]
         print(json.dumps({"steps": steps, "findings": facts}, ensure_ascii=False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,9 +26,6 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Draws the prompts of a benchmark and measures the samples. Means come with their 95 % intervals."""
-    import json
-    from collections import defaultdict
-
     from gotr1_core.cli.tables import format_table
     from gotr1_core.components.build import make_component
     from gotr1_core.config.models import ComponentConfig
@@ -48,9 +47,8 @@ def command(
         print(json.dumps({"benchmark": benchmark, "count": len(samples), "scores": scores}))
         return
     title = f"{benchmark}, {len(samples)} prompts, mean ± half of the 95 % interval"
-    print(
-        format_table(("category", *measured), [(category, *map(_cell, cells.values())) for category, cells in rows.items()], title), end=""
-    )
+    lines = [(category, *map(_cell, cells.values())) for category, cells in rows.items()]
+    print(format_table(("category", *measured), lines, title), end="")
 
 
 def _cell(estimate: Estimate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,6 @@ def command(
     merge: Annotated[bool, typer.Option("--merge", help="Export the full model with merged adapters, not the adapters alone.")] = False,
 ) -> None:
     """Writes the weights that a run trained, so that peft or transformers can load them, and a model card."""
-    import json
-
     from gotr1_core.workflows.export import export
 
     checkpoint, step = export(registry(), run, out, merged=merge)

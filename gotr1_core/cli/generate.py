@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,8 +30,6 @@ def command(
     preset: PresetName = None,
 ) -> None:
     """Plans and draws a prompt, or draws your own chain. Writes PNG files, chains as JSON, and pictures with the boxes drawn over them."""
-    import json
-
     from gotr1_core.cli.progress import progress
     from gotr1_core.pictures.sample_files import write_samples
     from gotr1_core.runs.checkpoint import explain_full_disk
@@ -78,9 +78,6 @@ def _check_free(out: Path, number: int) -> None:
 
 def _remove_older_pictures(out: Path) -> None:
     """Removes the pictures that an earlier call wrote. Other files in the folder stay."""
-    import json
-    from contextlib import suppress
-
     rows = out / "samples.jsonl"
     for line in rows.read_text(encoding="utf-8", errors="replace").split("\n") if rows.is_file() else ():
         with suppress(ValueError, KeyError, TypeError):  # the row has no picture, or gotr1 did not write it

@@ -165,8 +165,7 @@ def _forward_signals() -> Iterator[list[int]]:
 
     received: list[int] = []
 
-    def forward(number: int, frame: object) -> None:
-        del frame
+    def forward(number: int, _: object) -> None:
         processes = psutil.Process().children()
         if not processes:
             raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from gotr1_core.cli.common import Json, registry
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 def command(as_json: Json = False) -> None:
     """Lists the plugins and what each provides. Plugins that fail are listed with their error."""
-    import json
-
     from gotr1_core.cli.tables import format_table
 
     plugins = registry()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,9 +35,6 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Scores pictures with judges. Without a chain, only scores of the picture are printed."""
-    import json
-    import sys
-
     paths = [Path(word) for word in override if "=" not in word or _exists(Path(word))]
     if not paths:
         raise UsageError("there are no pictures", hint="give PNG or JPEG files, or a folder of them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,14 +25,11 @@ def command(
     override: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as steps=20 or policy=janus.")] = None,
 ) -> None:
     """Stage one: trains on prompts, chains and pictures. Run the command again to continue a stopped training."""
-    import json
-    import sys
-
     from gotr1_core.cli.progress import progress
     from gotr1_core.components.build import make_component
     from gotr1_core.config.merge import merge, parse_overrides, read_yaml
     from gotr1_core.config.models import SftConfig, validate
-    from gotr1_core.engine.files import write_atomically
+    from gotr1_core.engine.files import read_lines, write_atomically
     from gotr1_core.runs.checkpoint import explain_full_disk
     from gotr1_core.workflows.sft import train_supervised
 
@@ -42,7 +41,7 @@ def command(
     torch.manual_seed(settings.seed)  # for the random initial values of LoRA
     policy = make_component(registry(), settings.kind, settings.policy, key="policy", device=device())
     log = _log_file(settings.output)
-    rows = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    rows = [row for _, row in read_lines(log, hint="restore the file, or remove it")] if log.is_file() else []
     with (
         progress("training", settings.steps) as report,
         explain_full_disk(settings.output, again="run it again: it continues from its last save"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +25,6 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Shows a component and its options. Of a preset, it prints the config."""
-    import json
-
     provided = registry().find(parse_kind(kind), name)
     if as_json:
         print(json.dumps(_facts(provided), ensure_ascii=False))
@@ -64,15 +63,7 @@ def _facts(provided: Provided) -> dict[str, Any]:
     from gotr1_core.config.merge import read_yaml
 
     component = provided.component
-    facts: dict[str, Any] = {
-        "kind": component.kind,
-        "name": component.name,
-        "distribution": provided.distribution,
-        "version": provided.version,
-        "summary": component.summary,
-        "target": component.target,
-        "options": schema_of(component),
-    }
+    facts = {**provided.facts, "target": component.target, "options": schema_of(component)}
     if component.kind == "judge":
         facts["rewards"] = _rewards(component)
     if component.kind == "preset":

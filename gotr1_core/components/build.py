@@ -26,13 +26,8 @@ def make_component(
 ) -> Any:
     """Makes one component from its registered name and its options, which are checked.
 
-    Args:
-        registry: the plugins.
-        kind: such as ``judge``.
-        config: the component's name and options.
-        key: its key in the config, for messages; ``kind`` if not given.
-        preflight: calls the class's ``preflight`` first. False if it was called already.
-        arguments: arguments of the class besides its options, such as ``device``.
+    ``key`` is its key in the config, for messages; ``kind`` if not given. The class's ``preflight`` is called first, unless ``preflight``
+    is False because it was called already. ``arguments`` are those of the class besides its options, such as ``device``.
 
     Raises:
         UsageError: there is no such component, an option is wrong, or weights are missing.
@@ -66,15 +61,10 @@ def build(
     preflight: bool = True,
     algorithm: RLAlgorithm | None = None,
 ) -> Parts:
-    """Makes the components of a run: weights loaded, adapters added, everything else frozen.
+    """Makes the components of a run: weights loaded on ``device``, adapters added, everything else frozen.
 
-    Args:
-        registry: the plugins.
-        config: the run's config.
-        device: the device for weights.
-        with_judges: makes the judges. Without them every reward is unknown (NaN).
-        preflight: calls each component's ``preflight`` first. False if the config was checked already.
-        algorithm: the algorithm, if the check of the config made it already.
+    Without ``with_judges`` every reward is unknown (NaN). If the config was checked already, ``preflight`` is False, and ``algorithm`` is
+    what the check made.
 
     Raises:
         UsageError: a component cannot be made, or no judge scores ``evaluation.metric``.
@@ -139,10 +129,8 @@ def make_policies(
 
 def make_renderer(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu") -> Renderer:
     """Makes only the renderer, for pictures of given chains. If planner and renderer are one policy, the planner's options count."""
-    unified = is_unified(registry, config)
-    renderer: Renderer = make_component(
-        registry, "planner" if unified else "renderer", config.planner if unified else config.renderer, device=device
-    )
+    kind: Kind = "planner" if is_unified(registry, config) else "renderer"
+    renderer: Renderer = make_component(registry, kind, getattr(config, kind), device=device)
     return renderer
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from gotr1_core.config.models import RunConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.protocols import RLAlgorithm
-from gotr1_core.samples import IMAGE, PLAN, SegmentName
+from gotr1_core.rollout import SEGMENTS
+from gotr1_core.samples import PLAN
 
 _TORCH = (2, 13)  # before, FSDP2 ignored dataclasses such as ActionStats in a module's output, without an error
 
@@ -84,10 +85,9 @@ def check_groups(algorithm: RLAlgorithm, config: RunConfig) -> None:
     """
     import torch
 
-    segments: dict[str, tuple[SegmentName, ...]] = {"planner": (PLAN,), "renderer": (IMAGE,), "both": (PLAN, IMAGE)}
-    training = [name for name in segments[config.train] if getattr(config.segments, name).weight > 0]
+    training = [name for name in SEGMENTS[config.train] if getattr(config.segments, name).weight > 0]
     if not training:
-        name = segments[config.train][0]
+        name = SEGMENTS[config.train][0]
         raise UsageError(f"train={config.train}, but no segment of it has a weight", hint=f"set segments.{name}.weight to more than 0")
     rewards = torch.linspace(0, 1, 2 * config.plans * config.images).pow(2).view(2, config.plans, config.images)
     advantages = algorithm.advantages(rewards)

@@ -22,9 +22,8 @@ from gotr1_core.samples import Prompt, Sampling
 class Checked:
     """Results of the check of a config, so that nothing is done twice.
 
-    Attributes:
-        sizes: what components reported: ``image_tokens`` of a picture, ``context`` in positions, ``parameters`` of all components.
-        algorithm: made to try it on made-up rewards; it has no weights.
+    ``sizes`` are what components reported: ``image_tokens`` of a picture, ``context`` in positions, ``parameters`` of all components.
+    ``algorithm`` was made to try it on made-up rewards; it has no weights.
     """
 
     sizes: Mapping[str, int]
@@ -69,16 +68,15 @@ def _check_options(registry: Registry, config: RunConfig) -> bool:
 
 
 def _check_judges(registry: Registry, config: RunConfig) -> None:
-    """Checks that judges have different labels and offer what reward and metric need. A class may not say what it offers before it is made;
-    then only the labels are checked."""
+    """Checks the judges' labels; and the names in reward and metric, if every class says what it offers before it is made."""
     check_labels(config.judge)
     expression = Expression.parse(config.reward)
     rewards_by_judge = {j.label: getattr(load(registry.find("judge", j.name).component.target), "rewards", None) for j in config.judge}
     known = {label: rewards for label, rewards in rewards_by_judge.items() if isinstance(rewards, Mapping)}
-    names = offers(known)
     if len(known) == len(rewards_by_judge):
-        check_rewards(expression, known)
-        check_metric(config, list(names))
+        check_metric(config, list(check_rewards(expression, known)))
+    else:
+        offers(known)
 
 
 def check_labels(judges: Sequence[JudgeConfig]) -> None:

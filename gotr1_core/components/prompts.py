@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import PromptsConfig
@@ -23,7 +24,6 @@ class FilePrompts:
 
     def prompts(self, split: str, count: int, seed: int, start: int = 0) -> Sequence[Prompt]:
         """``count`` prompts from number ``start`` on. ``split`` and ``seed`` change nothing."""
-        del split, seed
         return [self.all[i % len(self.all)] for i in range(start, start + count)]
 
     def examples(self, split: str, start: int, count: int, seed: int) -> Sequence[Example]:
@@ -32,7 +32,6 @@ class FilePrompts:
         Raises:
             UsageError: always.
         """
-        del split, start, count, seed
         raise UsageError("a file of prompts has no chains and pictures to learn from", hint="give gotr1 sft a source, or JSONL examples")
 
 
@@ -73,25 +72,17 @@ def prompts_of(registry: Registry, config: PromptsConfig) -> tuple[PromptSource,
     Raises:
         UsageError: there is neither a source nor a file, a file cannot be read, or ``prompts.held_out`` leaves none to train with.
     """
-    own = read_prompts(config.file) if config.file is not None else None
-    source = make_component(registry, "source", config.source) if config.source is not None else None
+    if config.file is None and config.source is None:
+        raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
+    own = read_prompts(config.file) if config.file is not None else []
+    source: Any = make_component(registry, "source", config.source) if config.source is not None else None
     if isinstance(config.held_out, Path):
         held_out = read_prompts(config.held_out)
     elif source is not None:
         held_out = list(source.prompts("validation", config.held_out, config.seed))
-    elif own is not None:
-        own, held_out = _split(own, config)
     else:
-        raise _no_prompts()
-    if own is not None:
-        return FilePrompts(own), held_out
-    if source is None:
-        raise _no_prompts()
-    return source, held_out
-
-
-def _no_prompts() -> UsageError:
-    return UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
+        own, held_out = _split(own, config)
+    return FilePrompts(own) if own else source, held_out
 
 
 def _split(prompts: list[Prompt], config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:

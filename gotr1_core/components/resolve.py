@@ -16,12 +16,8 @@ def resolve_config(
 ) -> dict[str, Any]:
     """The config as one mapping, not validated yet. Loads the plugin files that it names.
 
-    Args:
-        registry: the plugins.
-        config: a YAML file.
-        preset: name of a preset, which may have variants. ``scenes`` if no preset, file, planner, renderer or judge is given.
-        options: values by key, such as ``planner``; those that are None do not count.
-        words: KEY=VALUE words.
+    ``preset`` names a preset, which may have variants: ``scenes`` if no preset, file, planner, renderer or judge is given. ``options`` are
+    values by key, such as ``planner``; those that are None do not count.
     """
     from gotr1_core.config.merge import VARIANTS, merge_layers, parse_overrides, read_yaml
 

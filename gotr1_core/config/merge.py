@@ -113,8 +113,7 @@ def _read_variants(preset: Mapping[str, Any]) -> dict[Any, dict[str, dict[str, A
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """``a.b=VALUE`` words as nested mappings. Words are split at the first ``=``; values are read as YAML.
 
-    If two words set one key, the later one wins. ``a=NAME`` is merged before ``a.b=VALUE`` in any order of words, so that a component
-    keeps the options given with it.
+    If two words set one key, the later one wins. ``a=NAME`` is merged before ``a.b=VALUE`` in any order, so a component keeps its options.
 
     Raises:
         UsageError: a word is not KEY=VALUE, or its value is not YAML.
@@ -125,7 +124,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if not sign or not key:
             raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
         try:
-            pairs.append((key.split("."), _load_yaml(value)))
+            pairs.append((key.split("."), yaml.load(value, Loader=_Loader)))
         except _NOT_YAML as error:
             raise UsageError(f"the value of {key} is not YAML: {_first_line(value)} ({_yaml_problem(error)})", hint="quote it") from None
     tree: dict[str, Any] = {}
@@ -180,10 +179,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
 def _replace_here(value: Any, folder: str) -> Any:
     """Replaces ``${HERE}`` in every text of a parsed value. It runs after parsing, so that no folder's name is read as YAML."""
     if isinstance(value, str):
@@ -200,7 +195,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        data = _replace_here(_load_yaml(path.read_text(encoding="utf-8-sig")), str(path.parent.resolve()))
+        data = _replace_here(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader), str(path.parent.resolve()))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
     except _NOT_YAML as error:

@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from gotr1_core.config.merge import as_component, label_of
 from gotr1_core.config.messages import dotted_keys, explain
@@ -97,9 +87,7 @@ class SamplingConfig(Strict):
     """How to sample. :class:`gotr1_core.samples.Sampling` says more about each key."""
 
     temperature: float = Field(1.0, ge=0, description="Temperature of the plan's tokens; 0 decodes greedily.")
-    image_temperature: float = Field(
-        1.0, ge=0, description="Temperature of the picture's tokens; 0 decodes greedily. For denoising steps it scales the noise."
-    )
+    image_temperature: float = Field(1.0, ge=0, description="The same of the picture's tokens. For denoising steps it scales the noise.")
     guidance_scale: float = Field(5.0, ge=0, description="Scale w of classifier-free guidance, u + w (c - u); 1 means no guidance.")
     max_chain_tokens: int = Field(600, gt=0, description="Maximum length of a chain in tokens; a longer one is cut.")
     log_prob: Literal["guided", "conditional"] = Field("guided", description="Distribution of guided images' log-probabilities.")
@@ -132,9 +120,7 @@ class SegmentConfig(Strict):
 
     weight: float = Field(1.0, ge=0, description="Weight of the segment's loss; 0 does not train the segment.")
     clip_low: float = Field(0.2, gt=0, le=1, description="Ratios are clipped below 1 - clip_low.")
-    clip_high: float = Field(
-        0.2, gt=0, description="Ratios are clipped above 1 + clip_high (DAPO, arXiv 2503.14476: larger than clip_low)."
-    )
+    clip_high: float = Field(0.2, gt=0, description="Ratios are clipped above 1 + clip_high (in DAPO, arXiv 2503.14476, it is larger).")
     kl: float = Field(0.0, ge=0, description="KL coefficient, against the starting policy; 0 skips the reference forward pass.")
     entropy: float = Field(0.0, ge=0, description="Coefficient of the entropy bonus.")
 
@@ -151,9 +137,8 @@ class PromptsConfig(Strict):
 
     source: ComponentField | None = Field(None, description="Component that makes prompts.")
     file: Path | None = Field(None, description="Your own training prompts; they replace the source's.")
-    held_out: PositiveInt | Path = Field(
-        300,
-        description="Held-out prompts: a number of the source's validation split (without a source: the last of your file), or a file.",
+    held_out: Annotated[int, Field(gt=0)] | Path = Field(
+        300, description="Held-out prompts: a number of the source's validation split (without a source: the last of your file), or a file."
     )
     seed: int = Field(0, ge=0, description="Seed of the source.")
 
@@ -175,7 +160,7 @@ class CheckpointConfig(Strict):
     """When checkpoints are written and which are kept. Every evaluation and the end of a run write one too."""
 
     every: int = Field(10, ge=0, description="Steps between checkpoints; 0 writes them only after evaluations.")
-    keep: PositiveInt = Field(2, description="How many of the last checkpoints to keep; the best one is kept too.")
+    keep: int = Field(2, gt=0, description="How many of the last checkpoints to keep; the best one is kept too.")
 
 
 class RunConfig(Strict):
@@ -184,15 +169,11 @@ class RunConfig(Strict):
     plugins: Files = Field([], description="Single-file plugins, loaded before components are looked up. --plugin adds to them.")
     planner: ComponentField = Field(description="Component that writes the chain.")
     renderer: ComponentField = Field(description="Component that draws the picture; with the planner's name, the two are one policy.")
-    judge: JudgeList = Field(
-        description="Component that scores plans and pictures, or a list of them. If two have one name, give one a label with `as`."
-    )
+    judge: JudgeList = Field(description="Component that scores plans and pictures, or a list; two of one name need a label, `as`.")
     algorithm: Algorithm = Field(ComponentConfig(name="grpo"), description="Component that turns rewards into gradients.")
     prompts: PromptsConfig = PromptsConfig()
     reward: str = Field("pi * (sem + spa) / 2 * ri", description="Expression that makes a sample's reward from the judges' scores.")
-    train: Literal["planner", "renderer", "both"] = Field(
-        "both", description="Whose segments train: the planner's (plan), the renderer's (image), or both."
-    )
+    train: Literal["planner", "renderer", "both"] = Field("both", description="Who trains: planner (plan), renderer (image), or both.")
     steps: int = Field(1000, gt=0, description="Training steps: each is one rollout and its updates.")
     groups: int = Field(8, gt=0, description="Prompts in a step, over all processes.")
     plans: int = Field(16, gt=0, description="Plans per prompt (N).")
@@ -209,9 +190,7 @@ class RunConfig(Strict):
     mask_truncated: bool = Field(False, description="Chains that were cut get no gradient.")
     nan_limit: float = Field(0.5, gt=0, le=1, description="Stop the run if a larger fraction of samples has no reward.")
     sampler_gap_limit: float | None = Field(
-        None,
-        gt=0,
-        description="Stop the run if the mean sampler gap is larger. If not given, precision decides: 1e-4, or 2e-2.",
+        None, gt=0, description="Stop the run if the mean sampler gap is larger. If not given, precision decides: 1e-4, or 2e-2."
     )
     constant_limit: int = Field(20, gt=0, description="Stop the run after this many steps in a row with only constant groups.")
     seed: int = Field(0, ge=0, description="Seed of sampling and of LoRA's initial weights.")

@@ -42,8 +42,7 @@ def sampler_gap_limit(config: RunConfig) -> float:
     """Returns the largest gap between sampler and training pass that rounding explains, mean in nats per token.
 
     The config's own ``sampler_gap_limit`` wins. In float32 the two passes differ by the order of sums: 1e-7 is usual, and guidance
-    multiplies it by its scale. bfloat16 has eight bits: a cached decoding step and one pass over the sequence round logits of size 10
-    differently by a few hundredths.
+    multiplies it by its scale. bfloat16 has eight bits: the two passes round logits of size 10 differently by a few hundredths.
     """
     if config.sampler_gap_limit is not None:
         return config.sampler_gap_limit
@@ -91,8 +90,7 @@ def first_mean(rows: Sequence[Row], name: str) -> float:
 def share_above(ending: str, limit: float) -> Measure:
     """Returns a measure: the recent mean of a share is above ``limit``."""
 
-    def measure(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
-        del config
+    def measure(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
         for name in metrics_named(rows, ending):
             if (share := recent_mean(rows, name)) > limit:
                 yield name, f"{name} {share:.3g} over {RECENT} steps (limit {limit:g})"
@@ -103,8 +101,7 @@ def share_above(ending: str, limit: float) -> Measure:
 def length_changed(ending: str) -> Measure:
     """Returns a measure: the recent mean of a length is far from the mean of the first steps."""
 
-    def measure(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
-        del config
+    def measure(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
         for name in metrics_named(rows, ending):
             first, last = first_mean(rows, name), recent_mean(rows, name)
             if first > 0 and (last < SHORTER * first or last > LONGER * first):
@@ -139,35 +136,31 @@ def missing_rewards(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[st
         yield "nan", f"{share:.0%} of the samples have no reward (missing: {', '.join(scores) or 'the reward itself'})"
 
 
-def missing_scores(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+def missing_scores(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
     """The recent share of samples without one score is above its limit."""
-    del config
     for name in rows[-1]:
         if name.startswith("nan.") and (share := recent_mean(rows, name)) > MISSING_SCORES:
             yield name, f"{name} {share:.3g} over {RECENT} steps (limit {MISSING_SCORES:g})"
 
 
-def ratio(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+def ratio(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
     """The recent median of the smallest or largest probability ratio is out of its limits."""
-    del config
     for name in (largest.removesuffix("_max") for largest in metrics_named(rows, "ratio_max")):
         low, high = (median(recent_values(rows, f"{name}_{end}") or [1.0]) for end in ("min", "max"))
         if low < 1 / RATIO or high > RATIO:
             yield name, f"{name}s from {low:.3g} to {high:.3g} over {RECENT} steps (limit {1 / RATIO:g} to {RATIO:g})"
 
 
-def kl(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+def kl(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
     """The recent median of the KL divergence from the reference is above its limit."""
-    del config
     for name in metrics_named(rows, "kl"):
         divergence = median(recent_values(rows, name) or [0.0])
         if divergence > KL:
             yield name, f"{name} {divergence:.3g} nats per token over {RECENT} steps (limit {KL:g})"
 
 
-def entropy_change(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+def entropy_change(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
     """The recent entropy is far below or far above that of the first steps."""
-    del config
     for name in metrics_named(rows, "entropy"):
         first, last = first_mean(rows, name), recent_mean(rows, name)
         if (first > CERTAIN and last < COLLAPSED * first) or (last > UNSURE and last > DISSOLVED * first):
@@ -180,9 +173,8 @@ def many_constant_groups(rows: Sequence[Row], config: RunConfig) -> Iterator[tup
         yield from share_above("constant_groups", CONSTANT)(rows, config)
 
 
-def reward_spread(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+def reward_spread(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
     """Rewards hardly differ within groups. If most groups are constant, :func:`many_constant_groups` reports that instead."""
-    del config
     std, reward = recent_mean(rows, "group_std"), recent_mean(rows, "reward")
     if std < SPREAD * abs(reward) and not recent_mean(rows, "constant_groups") > CONSTANT:
         yield "group_std", f"group_std {std:.2g} over {RECENT} steps, of a reward of {reward:.2g}"
@@ -200,8 +192,7 @@ def regions_per_chain(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[
 def gradient_spike(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
     """The gradient norm is not finite, or far above its usual value.
 
-    In float16, mixed precision finds its loss scale through gradients that are not finite, and skips their updates. So there ``RECENT``
-    of them in a row are needed.
+    In float16, mixed precision finds its loss scale by gradients that are not finite, and skips them: there it takes ``RECENT`` in a row.
     """
     tries = RECENT if config.mixed_precision == "fp16" else 1
     for name in metrics_named(rows, "gradient_norm"):

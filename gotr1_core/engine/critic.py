@@ -100,9 +100,9 @@ def estimate_advantages(
     log-probabilities (and values if there is a critic) filled in.
     """
 
-    def concatenate(field: str) -> dict[SegmentName, Tensor]:
+    def concatenate(field: str, dtype: torch.dtype = torch.float64) -> dict[SegmentName, Tensor]:
         tensors = {name: [getattr(m, field)[name] for m in micro_batches if name in m.segments] for name in names}
-        return {name: torch.cat(pieces).cpu() if pieces else torch.zeros(0, 0) for name, pieces in tensors.items()}
+        return {name: (torch.cat(pieces).cpu() if pieces else torch.zeros(0, 0)).to(dtype) for name, pieces in tensors.items()}
 
     def over_processes(sums: Tensor) -> Tensor:
         return torch.tensor(sum_over_processes(accelerator, sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
@@ -110,18 +110,14 @@ def estimate_advantages(
     experience = Experience(
         rewards=batch.rewards,
         place=batch.place,
-        masks={name: mask.bool() for name, mask in concatenate("masks").items()},
-        old=_double(concatenate("old")),
-        reference=_double(concatenate("reference")) if all(m.reference for m in micro_batches) else None,
-        values=_double(concatenate("values")) if critic else None,
+        masks=concatenate("masks", torch.bool),
+        old=concatenate("old"),
+        reference=concatenate("reference") if all(m.reference for m in micro_batches) else None,
+        values=concatenate("values") if critic else None,
     )
     module = critic.module if critic else None
     estimates = algorithm.estimate(experience, module, over_processes)
     return _rows_to_micro_batches(micro_batches, estimates), estimates.statistics
-
-
-def _double(tensors: Mapping[SegmentName, Tensor]) -> dict[SegmentName, Tensor]:
-    return {name: tensor.double() for name, tensor in tensors.items()}
 
 
 def _rows_to_micro_batches(micro_batches: Sequence[MicroBatch], estimates: Estimates) -> list[MicroBatch]:

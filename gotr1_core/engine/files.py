@@ -60,29 +60,30 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def read_text(path: Path, *, hint: str) -> str:
-    """Returns a UTF-8 text file, without the byte order mark that some editors write first.
+def read_text(path: Path, *, hint: str, key: str = "") -> str:
+    """Returns a UTF-8 text file, without the byte order mark that some editors write first. ``key`` begins messages: the config's key.
 
     Raises:
         UsageError: the file cannot be read, or is not UTF-8 text. ``hint`` says what to give instead.
     """
+    where = f"{key}: " if key else ""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+        return path.expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", hint=hint) from None
+        raise UsageError(f"{where}{path} is not UTF-8 text", hint=hint) from None
+    except (OSError, ValueError, RuntimeError) as error:  # also a null character in the path, or the home of an unknown user
+        raise UsageError(f"{where}cannot read {path}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
 
 
-def read_lines(path: Path, *, hint: str) -> list[tuple[int, str]]:
-    """Returns the lines of a text file that are not blank, stripped, with their numbers from 1.
+def read_lines(path: Path, *, hint: str, key: str = "") -> list[tuple[int, str]]:
+    """Returns the lines of a text file that are not blank, stripped, with their numbers from 1; ``key`` as for :func:`read_text`.
 
     Only newlines end a line: a JSON string may contain other separators, such as U+2028.
 
     Raises:
         UsageError: as :func:`read_text`.
     """
-    lines = read_text(path, hint=hint).split("\n")
+    lines = read_text(path, hint=hint, key=key).split("\n")
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

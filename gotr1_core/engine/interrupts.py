@@ -44,7 +44,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self.requested = not self.requested, True

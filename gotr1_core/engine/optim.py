@@ -31,10 +31,12 @@ def learning_rate_at(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * (config.floor + (1 - config.floor) * shape)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of the next update; a parameter group's ``factor`` multiplies it."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int) -> float:
+    """Sets the learning rate of update ``step`` and returns it; a parameter group's ``factor`` multiplies it."""
+    rate = learning_rate_at(config, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
+    return rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:

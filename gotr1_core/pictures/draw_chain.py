@@ -29,20 +29,17 @@ PALETTE: Final[tuple[tuple[int, int, int], ...]] = (
 
 
 def draw_chain(chain: Chain, size: tuple[int, int] = (448, 448), image: Image | None = None) -> Image:
-    """Draws the chain's regions on a canvas. Spatial judges look at this picture.
+    """Draws the chain's regions on a canvas, a new RGB image of `size`. Spatial judges look at this picture.
 
-    Each box has an outline in its own colour (`PALETTE`, repeated) and a filled label with its phrase at its top-left
-    corner. A label moves only as far as needed to stay inside the canvas and off earlier labels. A phrase too long
-    for the canvas ends in dots. Characters that the built-in font lacks become their base letter or "?".
+    Each box has an outline in its own colour (`PALETTE`, repeated) and a filled label with its phrase at its top-left corner. A label moves
+    only as far as needed to stay inside the canvas and off earlier labels. A phrase too long for the canvas ends in dots. Characters that
+    the built-in font lacks become their base letter or "?".
 
     Args:
         chain: any chain, also a malformed one; only its regions are drawn.
         size: (width, height) of the result, pixels.
-        image: the background; white if None. If both factors of its enlargement are whole numbers, its pixels are
-            kept (nearest); else it is resized bicubically.
-
-    Returns:
-        A new RGB image of `size`.
+        image: the background; white if None. If both factors of its enlargement are whole numbers, its pixels are kept (nearest); else it
+            is resized bicubically.
 
     Raises:
         UsageError: a width or height below 1.
@@ -56,7 +53,7 @@ def draw_chain(chain: Chain, size: tuple[int, int] = (448, 448), image: Image | 
     width = max(1, round(min(size) / 150))
     corners = [_pixels(region.box, size) for region in chain.regions]
     for index, corner in enumerate(corners):
-        pen.rectangle(corner, outline=_colour(index), width=width)
+        pen.rectangle(corner, outline=PALETTE[index % len(PALETTE)], width=width)
     # Labels last, so that no outline crosses a phrase.
     _label_all(pen, [region.phrase for region in chain.regions], corners, size)
     return canvas
@@ -72,10 +69,6 @@ def _background(size: tuple[int, int], image: Image | None) -> Image:
     return image.convert("RGB").resize(size, filter)
 
 
-def _colour(index: int) -> tuple[int, int, int]:
-    return PALETTE[index % len(PALETTE)]
-
-
 def _pixels(box: Box, size: tuple[int, int]) -> Box:
     """Converts a box to pixels, both corners inclusive: 0 is the first pixel and 999 the last."""
     x1, y1, x2, y2 = box
@@ -87,7 +80,9 @@ def _label_all(pen: ImageDraw, phrases: Sequence[str], corners: Sequence[Box], s
     """Writes each phrase on a filled rectangle at the top-left corner of its box."""
     if not phrases:
         return
-    font, pad = _font(size), max(1, round(min(size) / 220))
+    from PIL import ImageFont
+
+    font, pad = ImageFont.load_default(size=max(8, round(min(size) / 28))), max(1, round(min(size) / 220))
     glyphs = _Glyphs(font)
     _, top, _, bottom = font.getbbox("Ág|")  # one height for all labels, so that baselines agree
     height = round(bottom - top) + 2 * pad
@@ -97,14 +92,8 @@ def _label_all(pen: ImageDraw, phrases: Sequence[str], corners: Sequence[Box], s
         width = round(font.getlength(text) + 0.5) + 2 * pad
         label = _place(corner, (width, height), size, placed)
         placed.append(label)
-        pen.rectangle(label, fill=_colour(index))
+        pen.rectangle(label, fill=PALETTE[index % len(PALETTE)])
         pen.text((label[0] + pad, label[1] + pad - top), text, fill=(255, 255, 255), font=font)
-
-
-def _font(size: tuple[int, int]) -> Font:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size=max(8, round(min(size) / 28)))
 
 
 def _place(corner: Box, label: tuple[int, int], size: tuple[int, int], placed: Sequence[Box]) -> Box:

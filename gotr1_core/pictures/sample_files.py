@@ -167,7 +167,6 @@ def draw_overlay(sample: Sample) -> Any:
 
 def sample_row(sample: Sample) -> dict[str, Any]:
     """Returns a sample as a row for JSON: prompt, chain (text and regions), scores, reward. NaN becomes null."""
-    scores = {name: null_for_nan(value) for name, value in sample.scores.items()}
     return {
         "prompt": sample.prompt.text,
         "chain": sample.chain.raw,
@@ -175,7 +174,7 @@ def sample_row(sample: Sample) -> dict[str, Any]:
         "problems": list(sample.chain.problems),
         "regions": [{"phrase": r.phrase, "box": list(r.box)} for r in sample.chain.regions],
         "lineage": list(sample.lineage),
-        "scores": scores,
+        "scores": {name: null_for_nan(value) for name, value in sample.scores.items()},
         "reward": null_for_nan(sample.reward),
     }
 

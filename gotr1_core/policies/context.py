@@ -47,17 +47,13 @@ class ContextWindow:
     def _check(self, prompt: str, tokens: int, chain: int, *, is_written: bool) -> None:
         if tokens + chain <= self.room:
             return
+        template = len(self.text.encode_prompt("a")) - 1  # tokens of template and instruction
         shorter = "shorten the chain to {} tokens" if is_written else "set sampling.max_chain_tokens={}"
         counted = "its chain" if is_written else "a chain up to"
         hints = [shorter.format(self.room - tokens)] if tokens < self.room else []
-        hints += [f"shorten the prompt by {tokens + chain - self.room} tokens"] if chain + self._template_tokens < self.room else []
+        hints += [f"shorten the prompt by {tokens + chain - self.room} tokens"] if chain + template < self.room else []
         problem = f"the prompt {shorten(prompt)} has {tokens} tokens with its instruction, and {counted} {chain}"
         raise self._error(problem, ", or ".join(hints) or f"prompt and chain can have {self.room} tokens together")
-
-    @property
-    def _template_tokens(self) -> int:
-        """How many tokens template and instruction have."""
-        return len(self.text.encode_prompt("a")) - 1
 
     def _error(self, problem: str, hint: str) -> UsageError:
         beside = f" with {self.reserved_for}" if self.reserved else ""

@@ -156,8 +156,7 @@ def generate_plans(
 
     Its tensors, besides those of every rollout: ``prompt [B, P]`` (right-padded), ``prompt_length [B]``, ``tokens [B, T]`` with the one
     that ended the chain, ``length [B]`` without it. ``prompts`` are ids ``[P]`` on the model's device. ``generate`` makes tokens from
-    left-padded contexts ``[B, C]``, their lengths ``[B]`` and random numbers ``[B, T]``. ``to_chain`` makes a chain from its ids ``[T]``,
-    without the token that ended it.
+    left-padded contexts ``[B, C]``, their lengths ``[B]`` and random numbers ``[B, T]``; ``to_chain`` a chain from ids ``[length]``.
     """
     context, prompt_length = left_pad(prompts)
     sampled = generate(context, prompt_length, uniforms(seeds, sampling.max_chain_tokens))

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -99,12 +100,10 @@ def _existing_folder(model: str) -> Path | None:
 def _check_hub_name(model: str, key: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(model)
         if "/" in model:
             return
-    except HFValidationError:
-        pass
     quoted = repr(model if len(model) <= 80 else model[:77] + "...")
     raise UsageError(
         f"{key}: {quoted} is neither a folder that exists nor a hub name owner/name",

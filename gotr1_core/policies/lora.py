@@ -73,9 +73,8 @@ def save_adapter(module: nn.Module, submodule: str, folder: Path, *, base: str) 
     config.base_model_name_or_path, config.inference_mode = base, True
     model_class = type(module.get_submodule(submodule))
     config.save_pretrained(folder, auto_mapping_dict={"base_model_class": model_class.__name__, "parent_library": model_class.__module__})
-    save_file(
-        {f"base_model.model.{name}": tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
-    )
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def lora_layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]:

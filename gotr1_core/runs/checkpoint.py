@@ -12,16 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gotr1_core.engine.files import DISK_FULL, read_json, replace_folder
 from gotr1_core.errors import Gotr1Error, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 STATE, MANIFEST = "state.json", "manifest.json"
 TRAINABLE, OPTIMIZER, CRITIC = "trainable.safetensors", "optimizer.safetensors", "critic.safetensors"
@@ -31,11 +28,7 @@ CHECKPOINTS = "checkpoints"
 
 @contextmanager
 def explain_full_disk(folder: Path, *, again: str) -> Iterator[None]:
-    """Turns a full disk into an error that names the last checkpoint in ``folder``.
-
-    Args:
-        folder: what the block writes into.
-        again: what the user should do after making room, for the hint.
+    """Turns a full disk into an error that names the last checkpoint in ``folder``. ``again``: what to do after making room, for the hint.
 
     Raises:
         Gotr1Error: there was no room to write a file.

@@ -10,12 +10,13 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.config.models import RunConfig, dump
+from gotr1_core.config.merge import read_yaml
+from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.engine.files import read_json, write_atomically
 from gotr1_core.errors import UsageError
 from gotr1_core.pictures.sample_files import nan_for_null, null_for_nan, write_samples
@@ -24,6 +25,17 @@ from gotr1_core.samples import Sample
 
 CONFIG, ENVIRONMENT, METRICS, HELD_OUT = "config.yaml", "environment.json", "metrics.jsonl", "held-out.json"
 Columns = Mapping[str, Sequence[float]]
+
+
+def run_config(folder: Path) -> RunConfig:
+    """The config of a run.
+
+    Raises:
+        UsageError: the folder is not a run, or its config is damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        raise UsageError(f"{folder} is not a run", hint="give the folder that `gotr1 train` named")
+    return validate(RunConfig, read_yaml(folder / CONFIG))
 
 
 def new_folder(registry: Registry, config: RunConfig) -> Path:
@@ -85,10 +97,8 @@ def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
     """Versions of Python, of packages, and of the distribution of every component that the run uses; JSON-ready."""
     packages = {}
     for name in ("gotr1", "torch", "transformers", "diffusers", "accelerate", "peft"):
-        try:
+        with suppress(PackageNotFoundError):
             packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     names = [("planner", config.planner.name), ("renderer", config.renderer.name), ("algorithm", config.algorithm.name)]
     names += [("judge", judge.name) for judge in config.judge]
     names += [("source", config.prompts.source.name)] if config.prompts.source else []
@@ -100,8 +110,7 @@ def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
 class Records:
     """The files of one run. Only the main process (``main``) writes them.
 
-    ``rows`` are those of ``metrics.jsonl``; an unknown number is None. ``held_out`` has one number per sample by evaluation and
-    score; an unknown one is NaN.
+    ``rows`` are those of ``metrics.jsonl`` (unknown: None). ``held_out`` has one number per sample by evaluation and score (unknown: NaN).
     """
 
     def __init__(self, folder: Path, *, main: bool = True) -> None:

@@ -8,13 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.config.merge import read_yaml
-from gotr1_core.config.models import RunConfig, dump, validate
+from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.doctor.measures import known_values
 from gotr1_core.doctor.rules import examine_run
-from gotr1_core.engine.files import write_atomically
+from gotr1_core.engine.files import read_lines, write_atomically
 from gotr1_core.evaluation import estimate, paired
-from gotr1_core.runs.records import CONFIG, Columns, Records
+from gotr1_core.runs.records import Columns, Records, run_config
 
 REPORT = "report.html"
 CHARTS = ("reward", "entropy", "kl", "ratio", "clipped", "sampler_gap", "gradient_norm", "constant_groups", "chain_tokens", "seconds")
@@ -33,8 +32,7 @@ pre { background: #f7f7f5; padding: 1rem; overflow-x: auto; font-size: 13px }
 
 def write_report(folder: Path) -> Path:
     """Writes the report of a run from its files. Returns the path of the page."""
-    config = validate(RunConfig, read_yaml(folder / CONFIG))
-    records = Records(folder, main=False)
+    config, records = run_config(folder), Records(folder, main=False)
     steps = [row for row in records.rows if "seconds" in row]
     title = escape(folder.resolve().name)
     sections = [
@@ -112,15 +110,15 @@ def _pictures(folder: Path) -> list[str]:
     chosen = [*(folder / "samples" / f"held-out-{name}" for name in ("before", "after")), *kept]
     sections = []
     for samples in chosen:
-        rows = (samples / "samples.jsonl").read_text(encoding="utf-8").splitlines() if (samples / "samples.jsonl").is_file() else []
-        shown = [row for row in map(json.loads, rows) if row.get("image")][:8]
+        file = samples / "samples.jsonl"
+        rows = [json.loads(line) for _, line in read_lines(file, hint="restore the original file")] if file.is_file() else []
+        shown = [row for row in rows if row.get("image")][:8]
         if shown:
             sections.append(f"<h2>{escape(samples.name)}</h2>")
         for row in shown:
             picture = f"samples/{samples.name}/{Path(row['image']).stem}-plan.png"
             scores = ", ".join(f"{name} {value:.2f}" for name, value in row["scores"].items() if value is not None)
-            caption = f"{escape(row['prompt'])}<br>{escape(scores)}"
-            sections.append(
-                f'<figure><img src="{escape(picture)}" alt="{escape(row["prompt"])}"><figcaption>{caption}</figcaption></figure>'
-            )
+            prompt = escape(row["prompt"])
+            caption = f"<figcaption>{prompt}<br>{escape(scores)}</figcaption>"
+            sections.append(f'<figure><img src="{escape(picture)}" alt="{prompt}">{caption}</figure>')
     return sections

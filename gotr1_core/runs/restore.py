@@ -9,14 +9,14 @@ import torch
 
 from gotr1_core.components.build import build
 from gotr1_core.components.preflight import check
-from gotr1_core.config.merge import merge, parse_overrides, read_yaml
+from gotr1_core.config.merge import merge, parse_overrides
 from gotr1_core.config.models import RunConfig, SamplingConfig, Strict, make_sampling, validate
 from gotr1_core.engine.tensors import load_trainable
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.rollout import Parts
 from gotr1_core.runs.checkpoint import EMA_FILE, STATE, TRAINABLE, complete_checkpoints, read_state
-from gotr1_core.runs.records import CONFIG
+from gotr1_core.runs.records import CONFIG, run_config
 from gotr1_core.samples import Sampling
 
 
@@ -52,8 +52,7 @@ def restore(
 ) -> tuple[RunConfig, Parts, Sampling]:
     """A run's config, its components with trained weights, and how to sample. ``path`` is a run or one of its checkpoints.
 
-    ``words`` are ``sampling.KEY=VALUE`` changes. Without ``with_judges`` no judges are made: drawing does not need them, and they may
-    be large or cost money.
+    ``words`` are ``sampling.KEY=VALUE`` changes. Without ``with_judges`` no judge is made: drawing needs none, and some cost money.
 
     Raises:
         UsageError: ``words`` change another key, or no checkpoint is there, or it is damaged.
@@ -62,7 +61,7 @@ def restore(
     if changed.keys() - {"sampling"}:
         raise UsageError("with --checkpoint only sampling.… can be changed", hint="the run's own config has all other keys")
     run, folder = find_checkpoint(path)
-    config = validate(RunConfig, read_yaml(run / "config.yaml"))
+    config = run_config(run)
     try:
         saved = validate(GenerationSettings, {"sampling": read_state(folder)["sampling"]})
     except (KeyError, UsageError) as error:

@@ -19,7 +19,7 @@ from gotr1_core.components.build import build, prepare
 from gotr1_core.components.limits import check_limits
 from gotr1_core.components.preflight import check, check_prompts
 from gotr1_core.components.prompts import FilePrompts, prompts_of
-from gotr1_core.config.merge import merge, parse_overrides, read_yaml
+from gotr1_core.config.merge import merge, parse_overrides
 from gotr1_core.config.models import RunConfig, dump, flatten_keys, validate
 from gotr1_core.engine.collectives import gather_objects, make_accelerator
 from gotr1_core.engine.files import read_json, write_atomically
@@ -33,7 +33,7 @@ from gotr1_core.rollout import Parts
 from gotr1_core.runs.checkpoint import CHECKPOINTS, complete_checkpoints, explain_full_disk, find_damage, read_state
 from gotr1_core.runs.launched import is_launched
 from gotr1_core.runs.recorder import Run
-from gotr1_core.runs.records import CONFIG, ENVIRONMENT, check_output, environment, lock_folder, new_folder
+from gotr1_core.runs.records import CONFIG, ENVIRONMENT, check_output, environment, lock_folder, new_folder, run_config
 from gotr1_core.runs.trackers import Tracker
 from gotr1_core.runs.trainer_state import load_trainer
 from gotr1_core.samples import Prompt
@@ -110,8 +110,9 @@ def resume(
         Gotr1Error: nothing could be learnt, or memory or disk space ran out.
     """
     registry = registry or Registry()
-    _check_is_run(folder)
-    main = _process_state(cpu=cpu).is_main_process
+    run_config(folder)  # refuses a folder that is not a run
+    _refuse_other_sharding()
+    main = PartialState(cpu=cpu or not torch.cuda.is_available()).is_main_process  # needs no config, which is read in the lock
     with _lock_run(folder, main=main):
         config, changed = resumed_config(folder, words)
         for file in config.plugins:
@@ -127,11 +128,6 @@ def resume(
         run = Run(folder, config, registry.manager, main=main)
         run.records.truncate(rows)
         return _train(trainer, held_out, run, listeners)
-
-
-def _check_is_run(folder: Path) -> None:
-    if not (folder / CONFIG).is_file():
-        raise UsageError(f"{folder} is not a run", hint="give the folder that `gotr1 train` named")
 
 
 def _last_checkpoint(folder: Path, *, main: bool) -> Path | None:
@@ -152,8 +148,7 @@ def resumed_config(folder: Path, words: Sequence[str]) -> tuple[RunConfig, dict[
     Raises:
         UsageError: no run is there, it is finished, or a key cannot change.
     """
-    _check_is_run(folder)
-    old = validate(RunConfig, read_yaml(folder / CONFIG))
+    old = run_config(folder)
     config = validate(RunConfig, merge(old.model_dump(mode="json"), parse_overrides(words)))
     before, after = flatten_keys(old.model_dump(mode="json")), flatten_keys(config.model_dump(mode="json"))
     changed = {key: (before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)}
@@ -178,12 +173,6 @@ def _record_resume(folder: Path, registry: Registry, config: RunConfig, changed:
     recorded["resumed"] = [*recorded.get("resumed", ()), resumed]
     write_atomically(folder / CONFIG, dump(config))
     write_atomically(folder / ENVIRONMENT, json.dumps(recorded, indent=1))
-
-
-def _process_state(*, cpu: bool) -> PartialState:
-    """This process and its rank. It needs no config, so it comes before the run's config is read."""
-    _refuse_other_sharding()
-    return PartialState(cpu=cpu or not torch.cuda.is_available())
 
 
 def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
@@ -242,7 +231,7 @@ def _make_trainer(
 def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Sequence[object]) -> Run:
     """Runs the training loop, and tells listeners how it began and ended."""
     outcome = "failed"
-    with closing(run.records), _registered(run, [*listeners, *_trackers(run)]):
+    with closing(run.records), _registered(run, [*listeners, *([Tracker(run.config)] if run.main and run.config.tracker else [])]):
         try:
             run.started(trainer.at.step)
             run_loop(trainer, held_out, run)
@@ -258,10 +247,6 @@ def _train(trainer: Trainer, held_out: Sequence[Prompt], run: Run, listeners: Se
             with ignore_sigterm():
                 run.finished(outcome)
     return run
-
-
-def _trackers(run: Run) -> list[object]:
-    return [Tracker(run.config)] if run.main and run.config.tracker else []
 
 
 @contextmanager

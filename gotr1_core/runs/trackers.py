@@ -50,7 +50,9 @@ class Tracker:
         with redirect_stdout(sys.stderr):  # stdout is for data
             self.tracker.start()
         if self.name != "tensorboard" or step == 0:  # a resumed run would appear there as a second one
-            self.tracker.store_init_configuration({key: _plain(value) for key, value in flatten_keys(config).items()})
+            # Types that every tracker takes as a setting.
+            settings = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten_keys(config).items()}
+            self.tracker.store_init_configuration(settings)
 
     @hookimpl
     def gotr1_step_finished(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -93,8 +95,3 @@ class Tracker:
             self.tracker.log_images({name: np.stack(same_size)}, step=step, dataformats="NHWC")
         else:
             self.tracker.log_images({name: pictures}, step=step)
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    """A value as a type that every tracker takes as a setting."""
-    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gotr1_core.config.merge import read_yaml
-from gotr1_core.config.models import ComponentConfig, RunConfig, validate
+from gotr1_core.config.models import ComponentConfig, RunConfig
 from gotr1_core.engine.files import replace_folder
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Kind
 from gotr1_core.plugins import Registry, options_of
 from gotr1_core.rollout import Parts
 from gotr1_core.runs.checkpoint import read_state
-from gotr1_core.runs.records import CONFIG
+from gotr1_core.runs.records import CONFIG, run_config
 from gotr1_core.runs.restore import find_checkpoint, restore
 from gotr1_core.workflows.model_card import Card, Piece
 
@@ -26,18 +25,15 @@ def export(registry: Registry, path: Path, out: Path, *, merged: bool = False) -
     Args:
         registry: the plugins.
         path: a run, for its best checkpoint (the last one if none is marked as best); or one checkpoint.
-        out: the folder to write, all of it or nothing. One trained policy is in ``out`` itself, two are in ``out/planner`` and
-            ``out/renderer``.
+        out: the folder to write, all of it or nothing. Two trained policies get folders in it, ``planner`` and ``renderer``.
         merged: True writes the full model with merged adapters, False the adapters alone.
 
     Raises:
-        UsageError: ``path`` has no complete checkpoint, ``out`` exists and is not an empty folder, or a run without adapters is not
-            exported ``merged``.
+        UsageError: ``path`` has no complete checkpoint, ``out`` is not empty, or a run without adapters is not exported ``merged``.
         Gotr1Error: ``out`` cannot be written.
     """
     run, checkpoint = find_checkpoint(path)
-    config = validate(RunConfig, read_yaml(run / CONFIG))
-    if config.lora is None and not merged:
+    if run_config(run).lora is None and not merged:
         raise UsageError(f"{run} trained full weights and has no adapter", hint="--merge exports the full model")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", hint="choose another folder")

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from gotr1_core.chain import parse
-from gotr1_core.config.models import Files, JudgeList as JudgeList, Strict
+from gotr1_core.config.models import Files, JudgeList, Strict
 from gotr1_core.judges import Judges
 from gotr1_core.pictures.sample_files import Picture, read_picture
 from gotr1_core.protocols import RewardJudge

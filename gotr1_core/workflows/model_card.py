@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from gotr1_core.config.merge import parse_overrides
-from gotr1_core.config.models import ComponentConfig, JudgeConfig, RunConfig, SamplingConfig
+from gotr1_core.config.models import ComponentConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import REWARD, Estimate, estimate, paired
 from gotr1_core.runs.records import CONFIG, ENVIRONMENT, HELD_OUT
@@ -88,7 +88,7 @@ class Card:
             "Trained": f"{trained}: {weights}{', merged' if lora and self.merged else ''}",
             "Planner and renderer": f"`{config.planner.name}` and `{config.renderer.name}`",
             "Algorithm": _with_options(config.algorithm),
-            "Judges": ", ".join(_judge_name(judge) for judge in config.judge),
+            "Judges": ", ".join(f"`{j.name}`" if j.label == j.name else f"`{j.name}` as `{j.label}`" for j in config.judge),
             "Reward": f"`{config.reward}`",
             "Prompts": source,
             "Steps": f"{self.step} of {config.steps}, each of prompts × plans × images: {config.groups} × {config.plans} × {config.images}",
@@ -201,10 +201,6 @@ class Card:
         except (AttributeError, KeyError, TypeError):
             raise _damaged(path) from None
         return "\n".join(["## Versions", "", *packages, *components])
-
-
-def _judge_name(judge: JudgeConfig) -> str:
-    return f"`{judge.name}`" if judge.label == judge.name else f"`{judge.name}` as `{judge.label}`"
 
 
 def _with_options(component: ComponentConfig) -> str:

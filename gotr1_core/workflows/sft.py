@@ -18,7 +18,7 @@ from gotr1_core.config.models import SftConfig, dump
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.ema import EMA
 from gotr1_core.engine.files import read_json, read_lines, recover_folder, replace_folder
-from gotr1_core.engine.optim import clip_gradients, learning_rate_at, make_optimizer, set_learning_rate
+from gotr1_core.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from gotr1_core.engine.tensors import gather_to_cpu, load_optimizer, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.lora import add_lora
@@ -54,32 +54,29 @@ def from_source(source: PromptSource, size: int, seed: int, window: int) -> Batc
 
     A step always gets the same examples, also in a resumed run.
     """
-    cache: dict[int, list[Sequence[Example]]] = {}  # the batches of the current window
-
-    def batch(step: int) -> Sequence[Example]:
-        block, place = divmod(step, window)
-        if block not in cache:
-            cache.clear()
-            examples = source.examples("train", block * window * size, window * size, seed)
-            cache[block] = _sorted_batches(examples, size, seed_for(seed, block))
-        return cache[block][place]
-
-    return batch
+    return _batches(size, seed, window, lambda numbers: source.examples("train", numbers.start, len(numbers), seed))
 
 
 def from_examples(examples: Sequence[Example], size: int, seed: int, window: int) -> Batches:
     """Returns the batches of a list of examples, like :func:`from_source`. The list is shuffled again in every epoch."""
+
+    def take(numbers: range) -> list[Example]:
+        orders = {epoch: _shuffled(len(examples), seed_for(seed, epoch)) for epoch in {n // len(examples) for n in numbers}}
+        return [examples[orders[n // len(examples)][n % len(examples)]] for n in numbers]
+
+    return _batches(size, seed, window, take)
+
+
+def _batches(size: int, seed: int, window: int, take: Callable[[range], Sequence[Example]]) -> Batches:
+    """Returns batches of ``size`` examples, sorted by length within a window. ``take`` gives the examples with these numbers."""
     cache: dict[int, list[Sequence[Example]]] = {}  # the batches of the current window
 
     def batch(step: int) -> Sequence[Example]:
         block, place = divmod(step, window)
         if block not in cache:
-            numbers = range(block * window * size, (block + 1) * window * size)
-            epochs = {n // len(examples) for n in numbers}
-            orders = {epoch: _shuffled(len(examples), seed_for(seed, epoch)) for epoch in epochs}
+            examples = take(range(block * window * size, (block + 1) * window * size))
             cache.clear()
-            window_examples = [examples[orders[n // len(examples)][n % len(examples)]] for n in numbers]
-            cache[block] = _sorted_batches(window_examples, size, seed_for(seed, block))
+            cache[block] = _sorted_batches(examples, size, seed_for(seed, block))
         return cache[block][place]
 
     return batch
@@ -119,7 +116,7 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
     module, optimizer = accelerator.prepare(policy.module, optimizer)
     started = time.perf_counter()
     for step in range(first, config.steps):
-        set_learning_rate(optimizer, learning_rate_at(config.optimizer, step, config.steps))
+        rate = set_learning_rate(optimizer, config.optimizer, step, config.steps)
         examples = batches(step)
         micro_batches = [examples[i : i + config.micro_batch] for i in range(0, len(examples), config.micro_batch)]
         row: dict[str, Any] = {"step": step}
@@ -136,7 +133,7 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
             ema.update(step + 1)
-        row |= {"learning_rate": learning_rate_at(config.optimizer, step, config.steps), "seconds": time.perf_counter() - started}
+        row |= {"learning_rate": rate, "seconds": time.perf_counter() - started}
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             if accelerator.is_main_process:
                 _save(config, policy, optimizer, ema, step + 1)

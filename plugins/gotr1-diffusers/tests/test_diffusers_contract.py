@@ -133,7 +133,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told(sdxl: Callable[..., Any], name: str) -> None:
+def test_a_mistake_is_caught(sdxl: Callable[..., Any], name: str) -> None:
     break_it, check = MISTAKES[name]
     options = {"trained": "window" if "window" in name else "all", "spacing": "leading"}
     found = checked(break_it(sdxl(**options)), check)

@@ -148,7 +148,7 @@ def test_noise_of_trained_steps_alone(sdxl: Callable[..., Any]) -> None:
 
 
 @both
-def test_a_sample_is_its_own_seeds(make: Callable[..., Any], name: str) -> None:
+def test_a_sample_depends_on_its_own_seed_only(make: Callable[..., Any], name: str) -> None:
     """Alone, in another order and with other samples. The text of other rows changes the padding."""
     policy = make(name)
     whole = drawn(policy, groups=[4, 4, 9])
@@ -253,7 +253,7 @@ def test_the_loss_is_how_far_the_model_is_from_what_was_added(sdxl_in_memory: Ca
 
 
 @both
-def test_what_is_dropped_is_told_nothing(make: Callable[..., Any], name: str) -> None:
+def test_dropped_conditions_do_not_matter(make: Callable[..., Any], name: str) -> None:
     """If every condition is dropped, text and boxes do not matter. If none is, they do."""
     other = [Chain.of([Region("zebra", (0, 0, 300, 999))])] * 3
     for share, same in ((1.0, True), (0.0, False)):
@@ -264,7 +264,7 @@ def test_what_is_dropped_is_told_nothing(make: Callable[..., Any], name: str) ->
         assert (one == pytest.approx(two, rel=1e-5)) == same
 
 
-def test_text_encoders_learn_where_they_are_told_to(sdxl: Callable[..., Any]) -> None:
+def test_text_encoders_train_if_the_options_say_so(sdxl: Callable[..., Any]) -> None:
     for trains in (False, True):
         policy = sdxl(train_text=trains)
         policy.supervised_loss(policy.module, examples(policy), seed=0).sums[IMAGE].backward()

@@ -107,7 +107,7 @@ def restored_base(name: str, model: Path) -> Any:
 
 
 @pytest.mark.parametrize("changed", [{"rollout_groups": 1}, {"micro_batch": 12}, {"gradient_checkpointing": True}])
-def test_how_it_is_cut_does_not_change_what_is_learnt(tiny_sdxl: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_chunks_and_micro_batches_do_not_change_what_is_learnt(tiny_sdxl: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     """Chunks, micro-batches and gradient checkpointing change nothing, up to the rounding of two steps."""
     before, after = (ran("sdxl", tiny_sdxl, tmp_path / str(k), **more)[1] for k, more in enumerate(({}, changed)))
     for one, other in zip(before, after, strict=True):
@@ -270,7 +270,7 @@ def test_check_runs(tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert all(math.isfinite(row["measured"]) for row in found)
 
 
-def test_stage_one_goes_on_where_it_stopped(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_stage_one_resumes_where_it_stopped(tiny_sdxl: Path, tmp_path: Path) -> None:
     policy = f"policy={{name: sdxl, model: '{tiny_sdxl}', train_text: true}}"
     words = [
         policy,

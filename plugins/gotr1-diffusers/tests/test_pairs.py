@@ -30,7 +30,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_these_are_all() -> None:
+def test_every_planner_and_renderer_is_here() -> None:
     """A new planner or renderer must be added here."""
     for kind, names in (("planner", PLANNERS), ("renderer", RENDERERS)):
         assert {provided.component.name for provided in Registry().of_kind(kind)} == set(names)

@@ -405,7 +405,7 @@ def test_exports_of_what_was_not_imported(release: Path, tiny_janus: Path, copy:
 # -- disks ------------------------------------------------------------------------------------------------------------------
 
 
-def test_no_room_is_told_before_anything_is_written(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_reported_before_anything_is_written(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(Gotr1Error, match=r"needs 0\.00 GB, and its disk has 0\.00 GB left") as caught:

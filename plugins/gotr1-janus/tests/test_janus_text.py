@@ -138,7 +138,7 @@ def test_a_template_without_the_users_text_is_refused(template: str) -> None:
         JanusText(other, "{prompt}")
 
 
-def test_text_that_is_none(policy: JanusPolicy) -> None:
+def test_empty_and_invalid_text(policy: JanusPolicy) -> None:
     for blank in ("", "  \n\t"):
         for use in (policy.encode_prompt, lambda prompt: plan(policy, prompt.text), lambda prompt: render(policy, prompt.text, "a")):
             with pytest.raises(UsageError, match="a prompt is empty"):
@@ -233,7 +233,7 @@ def drawing_miniature() -> JanusPolicy:
     return JanusPolicy(JanusOptions(model=str(MINIATURE), instruction="{prompt}", attention="eager"))
 
 
-def test_the_bound_is_one(tokenizer: Any) -> None:
+def test_the_bound_on_tokens_holds(tokenizer: Any) -> None:
     """No token stands for more text than the bound assumes."""
     text = JanusText(tokenizer, "{prompt}")
     spelled = [tokenizer.decode([i]) for word, i in tokenizer.get_vocab().items() if word not in SPECIAL]

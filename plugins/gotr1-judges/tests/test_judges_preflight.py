@@ -75,7 +75,7 @@ def test_weights_of_another_model(tiny: Tiny, tiny_clip: Path) -> None:
         ("model.safetensors", "safetensors"),
     ],
 )
-def test_a_folder_that_is_not_whole(tiny: Tiny, tmp_path: Path, name: str, said: str) -> None:
+def test_an_incomplete_folder(tiny: Tiny, tmp_path: Path, name: str, said: str) -> None:
     folder = tmp_path / "judge"
     shutil.copytree(tiny("internvl"), folder)
     assert (folder / name).is_file()
@@ -107,7 +107,7 @@ def test_weights_are_in_the_type_and_place_asked_for(tiny: Tiny) -> None:
     assert judge.answerer.model.device.type == "cpu"
 
 
-def test_a_judge_goes_where_the_run_is(tiny_clip: Path) -> None:
+def test_a_judge_is_on_the_runs_device(tiny_clip: Path) -> None:
     """A judge gets the run's device, unless its options name one or it takes none. Every machine has the device "meta"."""
     assert make_judge(Registry(), ComponentConfig(name="clip", model=str(tiny_clip)), device="meta").model.device.type == "meta"  # type: ignore[attr-defined]
     own = make_judge(Registry(), ComponentConfig(name="clip", model=str(tiny_clip), device="cpu"), device="meta")

@@ -54,7 +54,7 @@ def test_a_rubric_is_filled_in() -> None:
     assert rubric.fill(plan="{prompt}", prompt="b", phrase="c") == ("Is ", "{prompt}", " what ", "b", ' says? {"score": 0}')
 
 
-def test_a_folder_stands_before_the_versions(tmp_path: Path) -> None:
+def test_a_folder_wins_over_the_built_in_versions(tmp_path: Path) -> None:
     (tmp_path / "pi.txt").write_text("answer: score\n\nMine: {prompt}", encoding="utf-8")
     found = read(tmp_path)
     assert found["pi"].words == ("Mine: ", "")
@@ -102,10 +102,10 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "judge.rubrics: there is no folder v0" in refusal("v0").message
     assert "v1" in str(refusal("v0").hint)
     assert "has no rubrics" in refusal(tmp_path).message
-    assert refusal(pi="nowhere").message.startswith("judge.rubric.pi: nowhere cannot be read: No such file")
+    assert refusal(pi="nowhere").message.startswith("judge.rubric.pi: cannot read nowhere: No such file")
     (tmp_path / "pi.txt").write_bytes(b"answer: yes\n\n\xff{prompt}")
     assert "is not UTF-8" in refusal(tmp_path).message
-    assert "cannot be read" in refusal(pi=str(tmp_path)).message
+    assert "cannot read" in refusal(pi=str(tmp_path)).message
 
 
 def test_the_hint_names_the_field(tmp_path: Path) -> None:

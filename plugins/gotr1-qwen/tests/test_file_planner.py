@@ -77,7 +77,7 @@ def test_a_prompt_without_a_chain_is_named(chains: Path) -> None:
         ([{"prompt": 3, "chain": "b"}], "line 1: prompt and chain must be texts"),
     ],
 )
-def test_a_file_that_is_none(tmp_path: Path, rows: list[Any], said: str) -> None:
+def test_a_file_that_is_invalid(tmp_path: Path, rows: list[Any], said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         FilePlanner.preflight(FileOptions(chains=write(tmp_path / "chains.jsonl", rows)), key="planner")
     assert caught.value.message.startswith("planner.chains: ")

@@ -189,7 +189,7 @@ def test_a_few_pairs_are_learnt(tiny: Tiny, tmp_path: Path, lora: dict[str, int]
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3"])
-def test_stage_one_goes_on_bit_for_bit(tiny: Tiny, tmp_path: Path, kind: str, lora: dict[str, int] | None) -> None:
+def test_stage_one_resumes_bit_for_bit(tiny: Tiny, tmp_path: Path, kind: str, lora: dict[str, int] | None) -> None:
     """Qwen2.5-VL is saved under the hub's names, which are not the names of its parameters."""
     torch.manual_seed(1)  # peft draws A from the global generator
     whole, _ = learn(stage(tiny(kind), tmp_path / "whole", lora=lora), 6)

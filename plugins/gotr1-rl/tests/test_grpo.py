@@ -186,7 +186,7 @@ def test_statistics_are_sums_with_their_weights() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "kl"), BOTH)
-def test_slices_of_any_size_add_up(ratio: str, kl: str) -> None:
+def test_micro_batches_of_any_size_add_up(ratio: str, kl: str) -> None:
     """Sums, counts and statistics are sums over rows of any length. So micro-batches do not change a gradient."""
     settings, case = SETTINGS["all"], some(5, rows=7)
     whole = case.loss(settings, ratio=ratio, kl=kl)
@@ -243,7 +243,7 @@ def test_it_is_registered_with_its_options() -> None:
     assert "algorithm.ratio" in (caught.value.hint or "")
 
 
-def test_options_refuse_what_is_no_choice() -> None:
+def test_options_refuse_an_unknown_choice() -> None:
     for wrong in ({"ratio": "word"}, {"kl": "k1"}, {"advantages": "all"}, {"scale": "perhaps"}, {"clip": 0.2}):
         with pytest.raises(ValidationError):
             GrpoOptions(**wrong)

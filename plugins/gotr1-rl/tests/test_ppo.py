@@ -69,7 +69,7 @@ def episodes(seen: Experience, options: PpoOptions) -> Iterator[tuple[list[Place
             yield actions(PLAN, plan), sum(rewards[s] for s in known) / len(known)
 
 
-def slow_assess(seen: Experience, options: PpoOptions) -> tuple[dict[Place, float], dict[Place, float]]:
+def slow_estimate(seen: Experience, options: PpoOptions) -> tuple[dict[Place, float], dict[Place, float]]:
     """Advantages and returns of every action. An action that belongs to several episodes gets their mean."""
     assert seen.values is not None
     assert seen.reference is not None
@@ -93,7 +93,7 @@ def slow_assess(seen: Experience, options: PpoOptions) -> tuple[dict[Place, floa
     return white, returns
 
 
-def assessed(seen: Experience, options: PpoOptions, head: ValueHead | None = None) -> Estimates:
+def estimated(seen: Experience, options: PpoOptions, head: ValueHead | None = None) -> Estimates:
     return Ppo(options).estimate(seen, head or ValueHead(2, 0), lambda sums: sums)
 
 
@@ -106,8 +106,8 @@ HOW = [{}, {"discount": 0.9, "decay": 0.8}, {"decay": 0.0, "reward_kl": 0.1}, {"
 def test_advantages_and_returns_are_those_of_the_episodes(names: Any, how: Any, kind: str, white: bool) -> None:
     options = PpoOptions.model_validate({**how, "advantages": kind, "whiten": white})
     seen = experience(names)
-    targets = assessed(seen, options)
-    advantages, returns = slow_assess(seen, options)
+    targets = estimated(seen, options)
+    advantages, returns = slow_estimate(seen, options)
     assert targets.advantages.keys() == targets.returns.keys() == set(names)
     for name in names:
         for row, t in product(range(len(seen.masks[name])), range(seen.masks[name].shape[1])):
@@ -117,17 +117,19 @@ def test_advantages_and_returns_are_those_of_the_episodes(names: Any, how: Any, 
             assert targets.returns[name][row, t].item() == pytest.approx(wanted, rel=ROUNDING, abs=ROUNDING, nan_ok=True)
 
 
-def test_the_credits_differ_where_values_of_pictures_count() -> None:
+def test_joint_and_split_differ_where_values_of_pictures_count() -> None:
     """With discount and decay 1, joint and split agree for a plan's tokens: the mean of the rewards less their value."""
-    plain = [assessed(experience(), PpoOptions(advantages=kind, whiten=False)).advantages[PLAN] for kind in ("joint", "split")]
+    plain = [estimated(experience(), PpoOptions(advantages=kind, whiten=False)).advantages[PLAN] for kind in ("joint", "split")]
     torch.testing.assert_close(*plain)
-    decayed = [assessed(experience(), PpoOptions(advantages=kind, whiten=False, decay=0.9)).advantages[PLAN] for kind in ("joint", "split")]
+    decayed = [
+        estimated(experience(), PpoOptions(advantages=kind, whiten=False, decay=0.9)).advantages[PLAN] for kind in ("joint", "split")
+    ]
     assert (decayed[0] - decayed[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["joint", "split"])
 def test_what_is_unknown_teaches_nothing_and_what_is_pruned_teaches_zero(kind: Any) -> None:
-    targets = assessed(experience(), PpoOptions(advantages=kind, whiten=False))
+    targets = estimated(experience(), PpoOptions(advantages=kind, whiten=False))
     assert targets.advantages[PLAN][4].eq(0).all()
     assert targets.returns[PLAN][4].isnan().all()
     unknown = [PLACE.index(s) for s in range(12) if TOTALS.flatten()[s].isnan()]
@@ -139,7 +141,7 @@ def test_what_is_unknown_teaches_nothing_and_what_is_pruned_teaches_zero(kind: A
 
 def test_a_step_in_which_nothing_is_known_or_drawn() -> None:
     nothing = experience(rewards=torch.full_like(TOTALS, NAN))
-    targets = assessed(nothing, PpoOptions())
+    targets = estimated(nothing, PpoOptions())
     assert all(a.eq(0).all() for a in targets.advantages.values())
     assert all(r.isnan().all() for r in targets.returns.values())
     empty = {IMAGE: torch.zeros(0, 0, dtype=torch.float64)}
@@ -153,7 +155,7 @@ def test_a_step_in_which_nothing_is_known_or_drawn() -> None:
         old=dict(seen.old) | empty,
         values=dict(seen.values) | empty,
     )
-    targets = assessed(bare, PpoOptions(whiten=False))
+    targets = estimated(bare, PpoOptions(whiten=False))
     assert targets.advantages[IMAGE].shape == (0, 0)
     torch.testing.assert_close(targets.advantages[PLAN], torch.where(seen.masks[PLAN], -seen.values[PLAN], 0.0))
 
@@ -181,7 +183,7 @@ def test_truncated_chains_that_are_masked_leave_their_pictures() -> None:
     seen = experience()
     mask = seen.masks[PLAN].clone()
     mask[0] = False
-    targets = assessed(replace(seen, masks={**seen.masks, PLAN: mask}), PpoOptions(whiten=False))
+    targets = estimated(replace(seen, masks={**seen.masks, PLAN: mask}), PpoOptions(whiten=False))
     assert targets.advantages[PLAN][0].eq(0).all()
     assert targets.returns[PLAN][0].isnan().all()
     assert targets.returns[IMAGE][0].tolist() == pytest.approx([0.2] * 4)
@@ -196,12 +198,12 @@ def test_the_penalty_follows_its_target() -> None:
     assert abs(nats) > 0.05
     for target, share in ((1000.0, -0.2), (abs(nats) / 1.05 if nats > 0 else 1000.0, 0.05 if nats > 0 else -0.2)):
         head = ValueHead(2, 0)
-        statistics = assessed(seen, PpoOptions(reward_kl=0.5, reward_kl_target=target), head).statistics
+        statistics = estimated(seen, PpoOptions(reward_kl=0.5, reward_kl_target=target), head).statistics
         assert statistics["reward_kl"][0].item() == pytest.approx(nats)
         assert statistics["reward_kl_weight"][0].item() == 0.5
         assert head.adapted.item() == pytest.approx(1 + 0.1 * share)
     fixed = ValueHead(2, 0)
-    assessed(seen, PpoOptions(reward_kl=0.5), fixed)
+    estimated(seen, PpoOptions(reward_kl=0.5), fixed)
     assert fixed.adapted.item() == 1
 
 

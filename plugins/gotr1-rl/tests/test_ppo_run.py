@@ -112,7 +112,7 @@ def test_features_are_of_the_state_before_each_action(trainer: Any) -> None:
         torch.testing.assert_close(log_prob[mask], rollout.tensors["log_prob"][mask], rtol=0, atol=2e-5)
 
 
-def test_a_run_goes_on_exactly(trainer: Any, tmp_path: Path) -> None:
+def test_a_run_resumes_exactly(trainer: Any, tmp_path: Path) -> None:
     whole = trainer()
     for step in range(4):
         whole.step(step)
@@ -163,7 +163,7 @@ def test_micro_batches_change_neither_advantages_nor_gradient(trainer: Any) -> N
 
 @pytest.mark.parametrize("advantages", ["joint", "split"])
 @pytest.mark.parametrize("train", ["both", "planner", "renderer"])
-def test_every_segment_and_credit_steps(trainer: Any, advantages: str, train: str) -> None:
+def test_every_segment_and_kind_of_advantages_steps(trainer: Any, advantages: str, train: str) -> None:
     made = trainer(algorithm={**PPO, "advantages": advantages, "value_warmup": 1}, train=train)
     first, second = made.step(0)[0], made.step(1)[0]
     trained = {"both": {PLAN, IMAGE}, "planner": {PLAN}, "renderer": {IMAGE}}[train]

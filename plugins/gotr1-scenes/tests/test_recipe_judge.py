@@ -259,14 +259,14 @@ def test_what_is_named_is_there_or_not(small: Any, samples: list[Sample]) -> Non
     assert {one.reward for one, mine in zip(asked, marks, strict=True) if mine} == {"sem", "spa", "pi", "has"}
     for one, row, mine in zip(asked, rows, marks, strict=True):
         told = [(attribute(tokenizer.decode([int(row[at])]).strip()), answer) for at, head, answer in mine if head == "there"]
-        there = {value for look in one.there for value in (look.shape, look.color, look.texture)}
+        there = {value for look in one.looks for value in (look.shape, look.color, look.texture)}
         assert all(answer == (int(value in there),) for value, answer in told)
         text = "".join(question_parts(small, one)).lower()
         wanted = sum(len(re.findall(rf"\b{word}(?:es|s)?\b", text)) for word in (*COLORS, *SHAPES, "striped"))
         assert len(told) == (wanted if one.parts else 0)
 
 
-def test_a_thing_is_told_with_what_was_said_of_it(small: Any) -> None:
+def test_a_word_is_taught_with_what_was_said_of_its_thing(small: Any) -> None:
     """In sixths, from the words before a shape and not from those of the last shape. A relation's word tells whether it holds."""
     there, places = (Look("circle", "red", "striped"), Look("square", "blue", "plain")), ((6, 6, 7, 7), (1, 6, 2, 7))
     tokenizer = small.answerer.chat.tokenizer
@@ -406,14 +406,14 @@ def test_where_a_phrase_is_is_where_its_first_box_is(samples: list[Sample]) -> N
     """For ``ri`` the first box of the answer, on the grid of the world's 12 squares, to which drawn ends are rounded."""
     _, asked = asked_of(samples)
     found = [one for one in asked if one.reward == "ri"]
-    assert {bool(one.where) for one in found} == {True, False}
+    assert {bool(one.first_box) for one in found} == {True, False}
     for one in found:
         told = json.loads(str(one.answer).removeprefix("<box>").removesuffix("</box>"))
-        assert bool(told) == bool(one.where)
-        for value, place in zip(told[0] if told else (), one.where, strict=True):
+        assert bool(told) == bool(one.first_box)
+        for value, place in zip(told[0] if told else (), one.first_box, strict=True):
             assert abs(value * CANVAS / GRID / 1000 - place) <= 0.5
-    assert any(one.where for one in asked if one.reward == "has")
-    assert not any(one.where for one in asked if one.reward not in ("ri", "has") or one.picture is None)
+    assert any(one.first_box for one in asked if one.reward == "has")
+    assert not any(one.first_box for one in asked if one.reward not in ("ri", "has") or one.picture is None)
 
 
 def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
@@ -425,7 +425,7 @@ def test_a_score_is_the_expectation_of_two_digits(small: Any) -> None:
         assert float(targets.sum()) == pytest.approx(1)
 
 
-def test_training_goes_on_where_it_stopped(samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_where_it_stopped(samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is killed after its first step ends with the same bits as another, and can be shipped. With a smaller model."""
     sizes = {"SAMPLES": 3, "SKETCHED": 1, "HIDDEN": 48, "SIDE": 48, "PATCH": 4}
     sizes |= {"PROCESSOR": {**judge.PROCESSOR, "size": {"height": 48, "width": 48}}}  # type: ignore[dict-item]

@@ -76,7 +76,7 @@ def test_latents_become_standard_and_pictures_stay() -> None:
     assert (ratio / ratio[:1, :, :1, :1] - 1).abs().max() < 1e-3
 
 
-def test_a_stopped_vae_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_vae_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop does not change the result."""
     monkeypatch.setattr(vae, "EVERY", 1)
     monkeypatch.setattr(vae, "read_right", lambda model, count: 0.0)

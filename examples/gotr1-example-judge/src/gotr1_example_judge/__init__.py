@@ -1,1 +1,1 @@
-"""A third-party plugin of gotr1: one judge."""
+"""A third-party plugin for gotr1, with one judge."""

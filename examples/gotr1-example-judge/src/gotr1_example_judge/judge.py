@@ -1,4 +1,4 @@
-"""Judge ``colorfulness``: Hasler and Süsstrunk's colourfulness of a picture ("Measuring colourfulness in natural images", 2003).
+"""Judge ``colorfulness``: the colourfulness of a picture (Hasler and Süsstrunk, "Measuring colourfulness in natural images", 2003).
 
 With rg = R - G and yb = (R + G) / 2 - B over the pixels, 0 to 255: M = √(σ²(rg) + σ²(yb)) + 0.3 √(μ²(rg) + μ²(yb)).
 """
@@ -13,13 +13,15 @@ from gotr1_core import Sample
 
 
 class ColorfulnessOptions(BaseModel):
+    """Options of the judge ``colorfulness``."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     full: float = Field(109.0, gt=0, description="The M that scores 1; the paper's viewers called 109 extremely colourful.")
 
 
 class ColorfulnessJudge:
-    """``colorful``: M / full, at most 1; NaN where there is no picture."""
+    """Scores ``colorful``: M / full, at most 1; NaN without a picture."""
 
     rewards: Mapping[str, Literal["plan", "image"]] = {"colorful": "image"}
 
@@ -27,6 +29,7 @@ class ColorfulnessJudge:
         self.full = options.full
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        """Returns a score in [0,1] or NaN for each sample, by reward."""
         return {name: [self._colorful(sample) for sample in samples] for name in names}
 
     def _colorful(self, sample: Sample) -> float:

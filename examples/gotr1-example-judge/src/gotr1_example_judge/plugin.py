@@ -1,4 +1,4 @@
-"""Registers the judge. Names only, so that listing plugins imports nothing heavy."""
+"""Registers the judge by name only, so that listing plugins imports nothing heavy."""
 
 from collections.abc import Iterator
 

@@ -21,6 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gotr1_core.engine.files import read_text
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import nearest
 
@@ -146,26 +147,16 @@ def _read_default(name: str, folders: list[Traversable], scoring: str, family: s
     stems = [f"{name}-expected"] if scoring == "expected" else []
     stems += [f"{name}-{family}", name]
     file = next(file for folder in folders for stem in stems if (file := folder.joinpath(f"{stem}.txt")).is_file())
-    return str(file), _text(file, str(file))
+    return str(file), _text(file)
 
 
 def _read_single(name: str, folders: list[Traversable], key: str) -> tuple[str, str]:
     """Returns path and text of a rubric that the option ``rubric`` names: one in a folder, else any file."""
     for folder in folders:
         if "/" not in name and (file := folder.joinpath(f"{name.removesuffix('.txt')}.txt")).is_file():
-            return str(file), _text(file, f"{key}: {name}")
-    return name, _text(Path(name).expanduser(), f"{key}: {name}")
+            return str(file), _text(file, key)
+    return name, _text(Path(name), key)
 
 
-def _text(file: Traversable, where: str) -> str:
-    """Reads a rubric's text.
-
-    Raises:
-        UsageError: the file cannot be read, or is not UTF-8.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{where} is not UTF-8 text", hint="a rubric is a text file") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}", hint="give a text file") from None
+def _text(file: Traversable, key: str = "") -> str:
+    return read_text(Path(str(file)), hint="give a text file", key=key)

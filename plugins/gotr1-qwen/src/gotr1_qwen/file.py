@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gotr1_core.chain import Chain, parse
+from gotr1_core.engine.files import read_lines
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.tokenization import shorten
 from gotr1_core.protocols import Loss
@@ -83,18 +84,10 @@ def read_chains(path: Path, *, key: str) -> dict[str, tuple[Chain, ...]]:
     Raises:
         UsageError: the file cannot be read or has no chains, or a line is not a prompt with a chain or a list of chains.
     """
-    try:
-        # Only a newline ends a line: a JSON string may contain the other characters that splitlines() splits at.
-        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UsageError(f"{key}: cannot read {path}: {error.strerror}", hint=f"give a JSONL file: {_LINES}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{key}: {path} is not UTF-8 text", hint=f"give a JSONL file: {_LINES}") from None
     chains_by_prompt: dict[str, list[Chain]] = {}
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            prompt, chains = _read_line(line, f"{key}: {path}, line {number}")
-            chains_by_prompt.setdefault(prompt, []).extend(chains)
+    for number, line in read_lines(path, hint=f"give a JSONL file: {_LINES}", key=key):
+        prompt, chains = _read_line(line, f"{key}: {path}, line {number}")
+        chains_by_prompt.setdefault(prompt, []).extend(chains)
     if not chains_by_prompt:
         raise UsageError(f"{key}: {path} has no chains", hint=f"give a JSONL file: {_LINES}")
     return {prompt: tuple(chains) for prompt, chains in chains_by_prompt.items()}

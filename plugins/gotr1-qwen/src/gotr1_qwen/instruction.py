@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from gotr1_core.engine.files import read_text
 from gotr1_core.errors import UsageError
 
 FIELD = "{prompt}"
@@ -25,13 +26,7 @@ def read_instruction(name: str, *, key: str = "instruction") -> str:
     if name in instruction_versions():
         return files("gotr1_qwen").joinpath("instructions", f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
     hint = f"give a text file, or a version: {', '.join(instruction_versions())}"
-    try:
-        text = Path(name).expanduser().read_text(encoding="utf-8-sig").rstrip("\n")
-    except UnicodeDecodeError:
-        raise UsageError(f"{key}: {name} is not UTF-8 text", hint=hint) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"{key}: cannot read {name!r}: {reason}", hint=hint) from None
+    text = read_text(Path(name), hint=hint, key=key).rstrip("\n")
     if (count := text.count(FIELD)) != 1:
         raise UsageError(f"{key}: {name} has {FIELD} {count} times", hint="write it once, where the prompt goes")
     return text

@@ -2,7 +2,7 @@
 
     python -m gotr1_scenes_recipe.check_judge --model plugins/gotr1-scenes/src/gotr1_scenes/weights/internvl --out build/judge
 
-A policy draws groups of four samples of a prompt, for held-out prompts and for prompts of training. They are kept in ``--out``. Printed are:
+A policy draws groups of four samples of a prompt, for held-out and for training prompts. They are kept in ``--out``. Printed are:
 
 - the share of pairs within a group that the judge orders like the exact judge; the target for ``pi`` is 0.80;
 - the mean error of its scores, and the share of ties;
@@ -66,7 +66,7 @@ def ties(scores: Sequence[float], groups: Sequence[object]) -> float:
 
 
 def located_ious(judge: Any, samples: Sequence[Sample]) -> list[float]:
-    """Returns the best IoU of a located box with a true one, for each planned phrase that is in the picture. Without a located box it is 0."""
+    """Returns for each planned phrase that is in the picture the best IoU of a located box with a true one; 0 without a located box."""
     questions = [(s.image, r.phrase) for s in samples if s.image is not None for r in s.chain.regions]
     true_boxes = [[_fractions(t.box, image) for t in read_things(image) if look_of(phrase).admits(t.look)] for image, phrase in questions]
     present = [(pair, boxes) for pair, boxes in zip(questions, true_boxes, strict=True) if boxes]

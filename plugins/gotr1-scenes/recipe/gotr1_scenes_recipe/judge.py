@@ -1,11 +1,11 @@
-"""Makes the small judge: an InternVL of three million parameters that answers the rubrics, and finds phrases in pictures of the world.
+"""Makes the small judge: an InternVL of three million parameters. It answers the rubrics and finds phrases in pictures of the world.
 
     python -m gotr1_scenes_recipe.judge --out build/judge --ship plugins/gotr1-scenes/src/gotr1_scenes/weights/internvl
 
-One command: it puts an untrained model together, trains it on painted pictures, draws others by the shipped miniatures, trains on with both
-and writes it in float16. Given again it goes on where it stopped. ``--start`` begins with the weights of one made before, and then
-nothing is taught on the way any more. It is asked through the judge ``internvl`` itself, so what it learns to
-read is what it will be shown.
+One command does all: it makes an untrained model, trains it on painted pictures, lets the shipped miniatures draw more pictures, continues
+training with both, and writes the model in float16. Given again, the command continues where it stopped. ``--start`` begins with the
+weights of an earlier judge; then there are no auxiliary losses. Questions go through the judge ``internvl`` itself, so training and use
+have the same inputs.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from gotr1_scenes_recipe.state import resume, save
 from gotr1_scenes_recipe.teaching import Heads, word_targets
 from gotr1_scenes_recipe.verdicts import verdict
 
-HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which tells things apart best
+HIDDEN, SIDE, PATCH = 192, 168, 14  # a patch is one square of the world's grid, which distinguishes things best
 RUBRICS = Path(gotr1_scenes.__file__).parent / "rubrics"
 PAD, USER, ANSWER, END = "<pad>", "<user>", "<answer>", "<end>"
 VISION = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 MARKS = ["<ref>", "</ref>", "<box>", "</box>"]
 FRAME = r"\{\"\p{L}+\": \"?|\"?, \"\p{L}+\": \"?"
 SPLIT = FRAME + r"|\s?\d+,?|\[+|\]+,?|\s?\p{L}+|\s?[^\s\p{L}\d]|\s+"
-"""A coordinate with its comma is one token, as is a key of JSON with its quotes."""
+"""A coordinate with its comma is one token. A key of JSON with its quotes is one, too."""
 TEMPLATE = (
     "{% for message in messages %}<user>{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -62,22 +62,22 @@ PROCESSOR = {
     "image_std": [0.5, 0.5, 0.5],
 }
 PAIRS = ("janus/janus", "qwen/sdxl")
-LIMIT = 12_000_000  # bytes of what is shipped
+LIMIT = 12_000_000  # maximum bytes of the shipped folder
 ANSWER_TOKENS = 192  # the longest verdict has about 150
-SAMPLES, SKETCHED = 6, 3  # of a step, and how many of them are asked about as sketches
+SAMPLES, SKETCHED = 6, 3  # samples of a step; samples of a step with questions about their sketch
 DRILLS = {NAMES: "What is named? ", ASKS: "What is asked? ", STANDS: "Do they stand so?"}
 KINDS_ASKED = ("sem", "spa", "ri", "pi", HAS, *DRILLS, *WRITTEN.values())
-# Of their losses: verdicts have most to learn, and what a digit cannot tell without one is noise.
+# Weights of their losses. Verdicts are hardest to learn. What a digit cannot tell without a verdict is noise.
 WEIGHTS = {"pi": 0.25, "spa": 0.25} | dict.fromkeys((*DRILLS, *WRITTEN.values()), 3.0)
-PAINTED_SHARE = 0.23  # of the steps, at the beginning: all samples are painted; then half of them
+PAINTED_SHARE = 0.23  # share of the steps in which all samples are painted, at the beginning; later half of them are
 
 
 def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE learnt from prompts, plans, the rubrics, and boxes."""
-    known = list(world_examples(examples))
-    texts = [text for e in known for text in (e.phrase.text, e.chain.without_boxes())]
-    texts += [BOX.format(json.dumps([[round(1000 * v / 48) for v in thing.box] for thing in e.scene])) for e in known]
-    texts += [verdict(e.phrase.wish, plan_layout(e.chain), sketch=sketch) for e in known for sketch in (False, True)]
+    """Returns a byte-level BPE tokenizer learnt from prompts, plans, boxes, verdicts and the rubrics."""
+    annotated = list(world_examples(examples))
+    texts = [text for e in annotated for text in (e.phrase.text, e.chain.without_boxes())]
+    texts += [BOX.format(json.dumps([[round(1000 * v / 48) for v in thing.box] for thing in e.scene])) for e in annotated]
+    texts += [verdict(e.phrase.wish, plan_layout(e.chain), sketch=sketch) for e in annotated for sketch in (False, True)]
     texts += [file.read_text(encoding="utf-8").split("\n\n", 1)[1] for file in RUBRICS.glob("*.txt")] * 100
     bpe = learn_bpe(texts, [PAD, USER, ANSWER, END, *VISION.values(), *MARKS], SPLIT)
     tokenizer = PreTrainedTokenizerFast(
@@ -88,7 +88,7 @@ def make_tokenizer(examples: int = 20_000) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForConditionalGeneration:
-    """An InternVL with random weights: 144 patches of 14 pixels, which are 36 tokens."""
+    """Returns an InternVL with random weights. A picture has 144 patches of 14 pixels, which become 36 tokens."""
     torch.manual_seed(seed)
     text = {
         "model_type": "qwen2",
@@ -118,7 +118,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> InternVLForCond
 
 
 def save_untrained(folder: Path, seed: int, start: Path | None = None) -> None:
-    """The model before its first step, with all that the judge needs beside it; with the weights of ``start``, if that is given."""
+    """Writes the untrained model with all files that the judge needs. If ``start`` is given, the model has the weights of that folder."""
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     if start is not None:
@@ -132,38 +132,40 @@ def save_untrained(folder: Path, seed: int, start: Path | None = None) -> None:
 
 
 def copy_weights(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights of a judge made before. A token that it did not have begins as the mean of those that said the same there.
+    """Copies the weights of an earlier judge into ``model``.
 
-    A verdict's places on the grid are what thousandths are in a box, if it wrote no verdicts.
+    The embedding of a token that the earlier judge lacks is the mean of the tokens that spelled it there. If that judge wrote no verdicts,
+    a verdict's places on the grid begin as the same places in thousandths, which it has learnt for boxes.
     """
-    other = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
-    known, old = theirs.get_vocab(), other.get_input_embeddings().weight
-    wrote = any("reason" in token for token in known)
-    thousandths = {} if wrote else {f" {k}": round(1000 * k * GRID / CANVAS) for k in range(CANVAS // GRID + 1)}
+    earlier = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    earlier_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    vocabulary, embeddings = earlier_tokenizer.get_vocab(), earlier.get_input_embeddings().weight
+    wrote_verdicts = any("reason" in token for token in vocabulary)
+    thousandths = {} if wrote_verdicts else {f" {k}": round(1000 * k * GRID / CANVAS) for k in range(CANVAS // GRID + 1)}
     rows = []
     for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         text = tokenizer.convert_tokens_to_string([token])
         if text in thousandths:
-            spelled = theirs([f" {thousandths[text]}", f" {thousandths[text]},"], add_special_tokens=False).input_ids
-            rows.append(old[[one for ids in spelled for one in ids]].mean(0))
+            spelled = earlier_tokenizer([f" {thousandths[text]}", f" {thousandths[text]},"], add_special_tokens=False).input_ids
+            rows.append(embeddings[[token_id for ids in spelled for token_id in ids]].mean(0))
         else:
-            rows.append(old[[known[token]] if token in known else theirs(text, add_special_tokens=False).input_ids].mean(0))
-    other.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.load_state_dict(other.state_dict())
+            ids = [vocabulary[token]] if token in vocabulary else earlier_tokenizer(text, add_special_tokens=False).input_ids
+            rows.append(embeddings[ids].mean(0))
+    earlier.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.load_state_dict(earlier.state_dict())
     model.get_input_embeddings().weight.data.copy_(torch.stack(rows))
 
 
 def make_judge(model: Path, scoring: str = "expected") -> Any:
-    """The judge ``internvl`` with this model and the world's own rubrics."""
+    """Returns the judge ``internvl`` with this model and the world's rubrics."""
     options = {"model": str(model), "rubrics": str(RUBRICS), "scoring": scoring, "answer_tokens": ANSWER_TOKENS, "attention": "sdpa"}
     return make_component(Registry(), "judge", ComponentConfig(name="internvl", batch=64, **options))
 
 
 def make_student(model: Path) -> Any:
-    """One with the rubrics of both ways of scoring, written verdicts under names of their own."""
-    judge, other = make_judge(model, "text"), make_judge(model)
-    judge.rubrics = {**other.rubrics, **{name: judge.rubrics[reward] for reward, name in WRITTEN.items()}}
+    """Returns a judge for training, with the rubrics of both ways of scoring. Those of written verdicts have names of their own."""
+    judge, expected = make_judge(model, "text"), make_judge(model)
+    judge.rubrics = {**expected.rubrics, **{name: judge.rubrics[reward] for reward, name in WRITTEN.items()}}
     return judge
 
 
@@ -171,7 +173,10 @@ def make_student(model: Path) -> Any:
 
 
 def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: float, seed: int, threads: int, taught: bool = True) -> None:
-    """Trains until step ``until`` of ``steps``, saving every 250 so that it goes on where it broke; ``taught`` on the way, or not."""
+    """Trains until step ``until`` of ``steps``. It saves every 250 steps, so that an interrupted run continues.
+
+    If ``taught``, the auxiliary losses of ``teaching.py`` are added.
+    """
     torch.set_num_threads(threads)
     judge = make_student(out / "untrained")
     model = judge.answerer.model.float().requires_grad_(True)
@@ -194,79 +199,90 @@ def train(out: Path, drawn: Sequence[Sample], *, until: int, steps: int, rate: f
 
 
 def batch(step: int, drawn: Sequence[Sample], seed: int) -> list[Sample]:
-    """The samples of one step, a function of seed and step: sketches are of drawn and of painted plans."""
+    """Returns the samples of one step. They depend on seed and step alone.
+
+    Drawn and painted samples alternate, so that the first ones, which also have sketches, are of both kinds.
+    """
     rng = random.Random(f"batch/{seed}/{step}")
-    theirs = rng.sample(drawn, min(SAMPLES // 2, len(drawn)))
-    ours = [painted_sample(f"judge/{seed}/{step}/{i}") for i in range(SAMPLES - len(theirs))]
-    return [sample for pair in zip(theirs, ours, strict=False) for sample in pair] + ours[len(theirs) :]
+    chosen = rng.sample(drawn, min(SAMPLES // 2, len(drawn)))
+    painted = [painted_sample(f"judge/{seed}/{step}/{i}") for i in range(SAMPLES - len(chosen))]
+    return [sample for pair in zip(chosen, painted, strict=False) for sample in pair] + painted[len(chosen) :]
 
 
 def update(
     judge: Any, optimizer: torch.optim.Optimizer, shown: Sequence[TaughtPicture], asked: Sequence[TaughtQuestion]
 ) -> dict[str, float]:
-    """One step on questions with their answers; returns what to log: the loss of each reward's answers, and how far scores are off."""
+    """Takes one optimizer step on questions with their answers.
+
+    Returns:
+        The values to log: the loss of each kind of question, the auxiliary losses, and the mean error of scores (``NAME.off``).
+    """
     answerer = judge.answerer
     digits = digit_tokens(judge)
-    rows, places, targets = encode_questions(judge, asked, digits)
-    pixels = answerer.pictures.inputs([one.image for one in shown])["pixel_values"]
+    rows, answer_positions, targets = encode_questions(judge, asked, digits)
+    pixels = answerer.pictures.inputs([picture.image for picture in shown])["pixel_values"]
     features = answerer.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    marks = word_targets(answerer.chat.tokenizer, rows, asked)
-    spots = [[*mine, *(at for at, _, _ in more)] for mine, more in zip(places, marks, strict=True)]
-    states = forward(answerer.model, features, rows, subjects(asked), spots)
-    answers = torch.tensor([k < len(mine) for mine, all_ in zip(places, spots, strict=True) for k in range(len(all_))])
-    hidden = states[answers]
+    words = word_targets(answerer.chat.tokenizer, rows, asked)
+    positions = [[*own, *(at for at, _, _ in targets_of)] for own, targets_of in zip(answer_positions, words, strict=True)]
+    states = forward(answerer.model, features, rows, subjects(asked), positions)
+    is_answer = torch.tensor([k < len(own) for own, both in zip(answer_positions, positions, strict=True) for k in range(len(both))])
+    hidden = states[is_answer]
     logits = answerer.model.lm_head(hidden).float()
-    firsts = torch.tensor([0, *(len(mine) for mine in places)]).cumsum(0)[:-1]
+    firsts = torch.tensor([0, *(len(own) for own in answer_positions)]).cumsum(0)[:-1]
     heads = answerer.model.teaching
-    taught: dict[str, Tensor] = {}
+    auxiliary: dict[str, Tensor] = {}
     if heads is not None:
-        taught = heads.of_pictures(features, shown) | heads.of_answers(hidden[firsts], asked)
-        taught |= heads.of_words(states[~answers], [mark for mine in marks for mark in mine])
-    owners = torch.tensor([i for i, mine in enumerate(places) for _ in mine])
+        auxiliary = heads.of_pictures(features, shown) | heads.of_answers(hidden[firsts], asked)
+        auxiliary |= heads.of_words(states[~is_answer], [target for targets_of in words for target in targets_of])
+    owners = torch.tensor([i for i, own in enumerate(answer_positions) for _ in own])
     losses = -(targets * logits.log_softmax(-1)).sum(-1)
-    told = torch.tensor([value_count(one) for one in asked])
-    mean = torch.zeros(len(asked)).index_add(0, owners, losses) / told
+    counts = torch.tensor([value_count(question) for question in asked])
+    mean = torch.zeros(len(asked)).index_add(0, owners, losses) / counts
     optimizer.zero_grad(set_to_none=True)
-    kinds = {name: torch.tensor([one.reward == name for one in asked]) for name in KINDS_ASKED}
-    means = [WEIGHTS.get(name, 1.0) * mean[mine].mean() for name, mine in kinds.items() if mine.any()]  # however many questions it has
-    torch.stack([*means, *taught.values()]).sum().backward()
+    kinds = {name: torch.tensor([question.reward == name for question in asked]) for name in KINDS_ASKED}
+    means = [
+        WEIGHTS.get(name, 1.0) * mean[rows_of].mean() for name, rows_of in kinds.items() if rows_of.any()
+    ]  # for any number of questions
+    torch.stack([*means, *auxiliary.values()]).sum().backward()
     torch.nn.utils.clip_grad_norm_(answerer.model.parameters(), 1.0)
     optimizer.step()
-    found = {name: round(float(value.detach()), 4) for name, value in taught.items()}
-    said = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
-    for name, mine in kinds.items():
-        if mine.any():
-            found[name] = round(float(mean.detach()[mine].mean()), 4)
-        if mine.any() and name not in ("ri", *DRILLS, *WRITTEN.values()):
-            wanted = torch.tensor([float(one.answer) for one in asked if one.reward == name])
-            found[f"{name}.off"] = round(float((said[mine[owners]] - wanted).abs().mean()), 4)
-    return found
+    log = {name: round(float(value.detach()), 4) for name, value in auxiliary.items()}
+    expected = (logits.detach()[:, digits].softmax(-1) * torch.arange(10) / 9).sum(-1)
+    for name, rows_of in kinds.items():
+        if rows_of.any():
+            log[name] = round(float(mean.detach()[rows_of].mean()), 4)
+        if rows_of.any() and name not in ("ri", *DRILLS, *WRITTEN.values()):
+            exact = torch.tensor([float(question.answer) for question in asked if question.reward == name])
+            log[f"{name}.off"] = round(float((expected[rows_of[owners]] - exact).abs().mean()), 4)
+    return log
 
 
 def value_count(one: TaughtQuestion) -> int:
-    """How many values an answer tells: one score, or numbers and words. What stands between them is soon known, and does not count."""
+    """Returns the number of values in an answer: one score, or numbers and words. Text between them is learnt soon and does not count."""
     return max(1, len(re.findall(r"\w+", one.answer.replace("box", "")))) if isinstance(one.answer, str) else 1
 
 
 def digit_tokens(judge: Any) -> list[int]:
-    """The tokens of 0 to 9, as an answer begins."""
-    return [answer for (answer,) in judge.answerer.chat.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
+    """Returns the tokens of 0 to 9 at the beginning of an answer."""
+    return [token for (token,) in judge.answerer.chat.tokenizer(list("0123456789"), add_special_tokens=False).input_ids]
 
 
 def question_parts(judge: Any, one: TaughtQuestion) -> Sequence[str]:
-    """What is asked, in parts: the rubric's, or words of our own for what is no reward."""
+    """Returns the parts of a question: those of the rubric, or words of our own if the question is for no reward."""
     if one.reward in DRILLS:
         return [DRILLS[one.reward], "" if one.reward == STANDS else one.fields["plan"]]
     if one.reward == HAS:
-        asked = ["Is there ", one.fields["phrase"], "?"]
-        return ["It says: ", one.fields["plan"], f" {asked[0]}", *asked[1:]] if one.fields["plan"] else asked
+        parts = ["Is there ", one.fields["phrase"], "?"]
+        return ["It says: ", one.fields["plan"], f" {parts[0]}", *parts[1:]] if one.fields["plan"] else parts
     return judge.rubrics[one.reward].fill(**one.fields)
 
 
 def encode_questions(judge: Any, asked: Sequence[TaughtQuestion], digits: Sequence[int]) -> tuple[list[Tensor], list[list[int]], Tensor]:
-    """Ids of questions with their answers, the positions from which the answers' tokens are told, and what is to be told ``[K, V]``.
+    """Encodes questions with their answers.
 
-    A score is between two digits, which share the probability so that the expectation is the score.
+    Returns:
+        The token ids ``[length]`` of each question; its positions that predict the answer's tokens; and the target probabilities ``[K, V]``
+        at these K positions. A score lies between two digits, whose probabilities are such that their mean is the score.
     """
     answerer = judge.answerer
     picture = answerer.pictures.placeholders(None)
@@ -274,24 +290,24 @@ def encode_questions(judge: Any, asked: Sequence[TaughtQuestion], digits: Sequen
     rows, places, targets = [], [], []
     for one in asked:
         ids = answerer.chat.prompt_ids(question_parts(judge, one), None if one.picture is None else picture)
-        if one.reward == STANDS:  # what the answer begins with is given
+        if one.reward == STANDS:  # the beginning of the answer is part of the question
             ids += answerer.chat.tokenizer(one.fields["plan"], add_special_tokens=False).input_ids
         if isinstance(one.answer, str):
             answer = [*answerer.chat.tokenizer(one.answer, add_special_tokens=False).input_ids, end]
-            told = F.one_hot(torch.tensor(answer), size).float()
+            target = F.one_hot(torch.tensor(answer), size).float()
         else:
             low = min(8, int(9 * one.answer))
-            told = torch.zeros(1, size)
-            told[0, digits[low]], told[0, digits[low + 1]] = 1 - (9 * one.answer - low), 9 * one.answer - low
+            target = torch.zeros(1, size)
+            target[0, digits[low]], target[0, digits[low + 1]] = 1 - (9 * one.answer - low), 9 * one.answer - low
             answer = [digits[low]]
         rows.append(torch.tensor([*ids, *answer[:-1]]))
         places.append(list(range(len(ids) - 1, len(ids) - 1 + len(answer))))
-        targets.append(told)
+        targets.append(target)
     return rows, places, torch.cat(targets)
 
 
 def subjects(asked: Sequence[TaughtQuestion]) -> list[int | str]:
-    """What each question is about: a picture, by its number, or a plan."""
+    """Returns the subject of each question: the number of its picture, or its plan."""
     return [one.fields["plan"] if one.picture is None else one.picture for one in asked]
 
 
@@ -299,7 +315,7 @@ def subjects(asked: Sequence[TaughtQuestion]) -> list[int | str]:
 
 
 def ship(out: Path, folder: Path) -> None:
-    """What is shipped: float16 weights, tokenizer, image processor, and the log."""
+    """Writes the shipped folder: float16 weights, tokenizer, image processor, and the log."""
     judge = make_judge(out / "untrained")
     resume(out, judge.answerer.model)
     shutil.rmtree(folder, ignore_errors=True)
@@ -311,30 +327,32 @@ def ship(out: Path, folder: Path) -> None:
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {size / 1e6:.2f} MB")
     if size > LIMIT:
-        raise SystemExit(f"that is more than {LIMIT / 1e6:.0f} MB")
+        raise SystemExit(f"the folder has more than {LIMIT / 1e6:.0f} MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="begin with the weights of one made before, which was taught on the way")
-    parser.add_argument("--ship", type=Path, help="where the trained model goes")
     parser.add_argument(
-        "--draw", action="append", metavar="PLANNER/RENDERER", help=f"whose pictures it sees too; if not given {' and '.join(PAIRS)}"
+        "--start", type=Path, help="begin with the weights of an earlier judge, which was trained with the auxiliary losses"
     )
-    parser.add_argument("--drawn", type=int, default=4096, help="how many of each")
+    parser.add_argument("--ship", type=Path, help="folder for the trained model")
+    parser.add_argument(
+        "--draw", action="append", metavar="PLANNER/RENDERER", help=f"models that draw training samples; default: {' and '.join(PAIRS)}"
+    )
+    parser.add_argument("--drawn", type=int, default=4096, help="samples of each")
     parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    if not (args.out / "untrained" / "preprocessor_config.json").is_file():  # the last that is written
+    if not (args.out / "untrained" / "preprocessor_config.json").is_file():  # the last file that is written
         save_untrained(args.out / "untrained", args.seed, args.start)
-    given = {"steps": args.steps, "rate": args.rate, "seed": args.seed, "threads": args.threads, "taught": args.start is None}
+    settings = {"steps": args.steps, "rate": args.rate, "seed": args.seed, "threads": args.threads, "taught": args.start is None}
     if args.start is None:
-        train(args.out, [], until=int(PAINTED_SHARE * args.steps), **given)
+        train(args.out, [], until=int(PAINTED_SHARE * args.steps), **settings)
     drawn = [s for pair in args.draw or PAIRS for s in draw_samples(args.out / "drawn", pair, args.drawn)]
-    train(args.out, drawn, until=args.steps, **given)
+    train(args.out, drawn, until=args.steps, **settings)
     if args.ship is not None:
         ship(args.out, args.ship)
 

@@ -1,6 +1,6 @@
-"""What the small judge is shown: painted samples, and samples of a policy.
+"""Makes the samples that the small judge learns from: painted ones, and samples of a policy.
 
-Painted ones are often wrong, in all the ways in which a policy is: a thing too few or too many, a wrong attribute, another place.
+Painted samples are often wrong, in all the ways in which a policy's are: a thing is missing or extra, or has a wrong attribute or place.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from gotr1_scenes.painter import paint
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, as_prompt
 from gotr1_scenes.world import COLORS, MAX_THINGS, SHAPES, TEXTURES, Look, Scene, Thing, place_boxes, random_look
 
-SIZES = (48, 64)  # in pixels, of what the miniatures draw
-CHUNK, PLANS = 16, 4  # prompts of a file of drawn samples, and plans of each
-EXAMPLES = 1_000_000  # painted ones are drawn from so many of the world's
+SIZES = (48, 64)  # sides in pixels of the miniatures' pictures
+CHUNK, PLANS = 16, 4  # prompts in a file of drawn samples; plans of each prompt
+EXAMPLES = 1_000_000  # painted samples use this many of the world's examples
 
 
 def painted_sample(seed: str) -> Sample:
-    """A scene with the chain that describes it, and a prompt that it grants or not; a function of ``seed`` alone."""
+    """Returns a painted scene with its chain and a prompt, whose wish it may or may not grant. It depends on ``seed`` alone."""
     rng = random.Random(seed)
     made = annotated("train", 0, rng.randrange(EXAMPLES))
     scene = made.scene if rng.random() < 0.4 else changed_scene(made.scene, rng)
@@ -44,7 +44,7 @@ def painted_sample(seed: str) -> Sample:
 
 
 def changed_scene(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with one thing otherwise: a look, its place, or whether it is there."""
+    """Returns the scene with one change: another look, other places, a thing less or a thing more."""
     kind = rng.choice(("look", "look", "place", "drop", "add"))
     at = rng.randrange(len(scene))
     if kind == "drop" and len(scene) > 1:
@@ -58,15 +58,22 @@ def changed_scene(scene: Scene, rng: random.Random) -> Scene:
 
 
 def other_look(look: Look, rng: random.Random) -> Look:
-    """A look that differs in one attribute."""
+    """Returns a look that differs in one attribute."""
     attribute, values = rng.choice((("color", tuple(COLORS)), ("shape", SHAPES), ("texture", TEXTURES)))
     return replace(look, **{attribute: rng.choice([value for value in values if value != getattr(look, attribute)])})
 
 
 def draw_samples(folder: Path, pair: str, count: int, *, split: str = "train", seed: int = 5) -> list[Sample]:
-    """Samples of a policy, ``PLANNER/RENDERER`` with what the preset has for it, drawn once and then read; goes on where it stopped.
+    """Returns samples of a policy. They are drawn once and kept as files in ``folder``; missing files are drawn.
 
-    Groups of a prompt stand together and have one lineage.
+    The samples of a prompt are adjacent, and the first number of their lineage is the same.
+
+    Args:
+        folder: keeps the files.
+        pair: ``PLANNER/RENDERER``, with the preset's settings for them.
+        count: number of samples.
+        split: of the prompts.
+        seed: of the prompts and the rollouts.
     """
     folder = folder / pair.replace("/", "-") / split
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +102,7 @@ def _policy(pair: str) -> tuple[Any, Any, Sampling]:
 
 
 def _write(file: Path, samples: Sequence[Sample]) -> None:
-    """Pictures as one tensor, the rest as JSON beside them, which is written first: the tensors' file says that both are there."""
+    """Writes the pictures as one tensor, and the rest as JSON. The JSON is written first, so if the tensor's file exists, both do."""
     rows: list[dict[str, Any]] = [
         {"prompt": s.prompt.text, "metadata": s.prompt.metadata, "category": s.prompt.category, "chain": s.chain.raw, "group": s.lineage[0]}
         for s in samples

@@ -45,7 +45,7 @@ def make_tokenizer(examples: int = 5_000) -> CLIPTokenizer:
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2_000, end_of_word_suffix="</w>", show_progress=False))
     merges = _merges(learner)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Bytes that the world's words lack are tokens too, inside a word and at its end. For CLIP an unknown token would be the end of the text.
+    # Bytes that the world's words lack are tokens too, inside a word and at its end. For CLIP an unknown token would end the text.
     names = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges), BEGIN, END])
     return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges, model_max_length=LENGTH)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the recipe's own training loops, so that an interrupted run continues. Runs of ``gotr1 sft`` have their own checkpoints."""
+"""Checkpoints of the recipe's own training loops, so that an interrupted run continues. Runs of ``gotr1 sft`` have their own."""
 
 from __future__ import annotations
 

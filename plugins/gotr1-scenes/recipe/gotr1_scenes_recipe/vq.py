@@ -8,7 +8,7 @@ quantiser (van den Oord et al., 2017, arXiv 1711.00937).
 
 The embedded world has few distinct patches, and they can be listed. So every patch has its own code, and a cross-entropy over the cosines
 teaches encoder and codebook to distinguish them. Without it the encoder spreads its information about a patch over the codes of
-neighbouring patches. A trial had 3.4 nats of entropy in the code of a given patch; the language model would have to learn all of it as noise.
+neighbouring patches. A trial had 3.4 nats of entropy in the code of a given patch. The language model would have to learn it all as noise.
 """
 
 from __future__ import annotations

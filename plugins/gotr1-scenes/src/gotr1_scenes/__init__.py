@@ -1,1 +1,1 @@
-"""The embedded world of gotr1: prompts, painter, exact judge, benchmark and miniature weights."""
+"""The embedded world of gotr1: prompts, painter, exact judge, benchmark and weights of miniature models."""
