@@ -132,7 +132,7 @@ class Trainer:
             images=config.images,
             chunk=config.rollout_groups,
             prune=config.prune,
-            needless=self.parts.judges.blind and config.train == "planner",
+            pictures_unused=self.parts.judges.blind and config.train == "planner",
             offload=self.offload,
         )
         count = config.groups

@@ -28,7 +28,7 @@ class RolloutSettings:
         plans, images: plans of a prompt (N), images of a plan (M).
         chunk: prompt groups that are drawn together. Memory depends on it, samples do not.
         prune: does not draw a picture whose reward is 0 whatever the picture.
-        needless: no score needs a picture and no renderer learns from one; with ``prune`` no picture is drawn.
+        pictures_unused: no score needs a picture and no renderer learns from one; with ``prune`` no picture is drawn.
         offload: a device. Of planner and renderer, the one that is not at work waits in main memory.
     """
 
@@ -38,7 +38,7 @@ class RolloutSettings:
     images: int = 1
     chunk: int = 8
     prune: bool = True
-    needless: bool = False
+    pictures_unused: bool = False
     offload: torch.device | None = None
 
 
@@ -99,7 +99,7 @@ def _one_chunk(
     )
     drafts = [Sample(prompts[i], planned.chains[row], None, (first + i, j, 0)) for row, (i, j) in enumerate(lineage)]
     plan_scores = judges.score(drafts, PLAN)
-    pruned = judges.settled(plan_scores) | settings.needless if settings.prune else torch.zeros(len(drafts), dtype=torch.bool)
+    pruned = judges.settled(plan_scores) | settings.pictures_unused if settings.prune else torch.zeros(len(drafts), dtype=torch.bool)
     rows = [row for row in range(len(drafts)) if not pruned[row] for _ in range(images)]
     place = [row * images + k for row in range(len(drafts)) if not pruned[row] for k in range(images)]
     drawn = None

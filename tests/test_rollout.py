@@ -43,8 +43,8 @@ def tree(
 ) -> Batch:
     """Draws the samples of some prompts, the pictures as the loop asks for them."""
     judges = Judges({"letters": judge, "broken": Broken()}, Expression.parse(reward))
-    needless = judges.blind and not renderer_learns
-    settings = RolloutSettings(SAMPLING, **{"seed": (0, 3), "plans": N, "images": M, "needless": needless, **changed})
+    pictures_unused = judges.blind and not renderer_learns
+    settings = RolloutSettings(SAMPLING, **{"seed": (0, 3), "plans": N, "images": M, "pictures_unused": pictures_unused, **changed})
     return roll_out(policy, policy, judges, prompts, settings, first=first)
 
 
