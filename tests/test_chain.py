@@ -359,15 +359,6 @@ def test_draw_any_phrase(phrase: str) -> None:
     draw_chain(one((100, 100, 900, 900), phrase), (48, 48))
 
 
-def test_letters_the_font_lacks_become_their_base_or_a_question_mark() -> None:
-    def same(a: str, b: str) -> bool:
-        return draw_chain(one((10, 10, 900, 900), a)).tobytes() == draw_chain(one((10, 10, 900, 900), b)).tobytes()
-
-    assert same("犬 dog", "? dog")
-    assert same("a\ndog", "a dog")
-    assert not same("cat", "dog")
-
-
 def test_a_tall_heap_of_labels_is_drawn() -> None:
     draw_chain(Chain.of([Region(f"dog {index}", (0, 0, 999, 999)) for index in range(100)]))
 

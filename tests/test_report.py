@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
     rows[2]["plan.entropy"] = None  # a gap
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "held-out.json").write_text(json.dumps({"before": {"pi": [0.0, 0.5]}, "after": {"pi": [1.0, None]}}))
-    sample = {"prompt": "<b>a circle</b>", "image": "000.png", "scores": {"pi": 0.5, "ri": None}}
+    sample = {"prompt": "<b>a circle</b>", "image": "000.png", "scores": {"pi": 0.5, "ri": None}, "legend": {"1": "<b>猫"}}
     (folder / "samples" / "held-out-after" / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     return folder
 
@@ -55,6 +55,7 @@ def test_everything_is_on_the_page(run: Path) -> None:
     (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert picture["src"] == "samples/held-out-after/000-plan.png"
     assert "pi 0.50" in page.text
+    assert "1: <b>猫" in page.text
     assert "The doctor finds nothing." in page.text
     assert not any(tag in ("script", "link", "b") for tag, _ in page.tags)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gotr1_core.chain import SCALE, Box, Chain
@@ -26,23 +28,53 @@ PALETTE: Final[tuple[tuple[int, int, int], ...]] = (
     (200, 40, 135),
     (105, 65, 40),
 )
+AUTO, NO_FONT = "auto", "none"
+SYSTEM_FONTS: Final = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "SourceHanSans-Regular.ttc", "DroidSansFallbackFull.ttf", "wqy-microhei.ttc"),
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf", "NotoSansThai-Regular.ttf"),
+    *("NotoSansHebrew-Regular.ttf", "NotoEmoji-Regular.ttf", "Symbola.ttf", "FreeSans.ttf", "unifont.ttf", "unifont.otf"),
+    *("Arial Unicode.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc", "Kohinoor.ttc", "GeezaPro.ttc"),
+    *("arial.ttf", "segoeui.ttf", "msyh.ttc", "msgothic.ttc", "malgun.ttf", "Nirmala.ttc", "Nirmala.ttf", "seguisym.ttf"),
+)
+"""Well-known font files of Linux, macOS and Windows, the first choice first. They are looked for on the system and never downloaded."""
+_JOINERS: Final = "\u200c\u200d\ufe0e\ufe0f"  # change their neighbours' shape; a font need not show them
+_MAX_LETTERS: Final = 1000  # more than any canvas can show
 
 
 def draw_chain(chain: Chain, size: tuple[int, int] = (448, 448), image: Image | None = None) -> Image:
-    """Draws the chain's regions on a canvas, a new RGB image of `size`. Spatial judges look at this picture.
+    """Draws the chain's regions on a canvas, a new RGB image of `size`, without its legend: see `draw_with_legend`.
+
+    Raises:
+        UsageError: a width or height below 1.
+    """
+    return draw_with_legend(chain, size, image)[0]
+
+
+def draw_with_legend(
+    chain: Chain, size: tuple[int, int] = (448, 448), image: Image | None = None, *, font: str = AUTO
+) -> tuple[Image, dict[int, str]]:
+    """Draws the chain's regions on a canvas. Spatial judges look at this picture, and read its legend.
 
     Each box has an outline in its own colour (`PALETTE`, repeated) and a filled label with its phrase at its top-left corner. A label moves
-    only as far as needed to stay inside the canvas and off earlier labels. A phrase too long for the canvas ends in dots. Characters that
-    the built-in font lacks become their base letter or "?".
+    only as far as needed to stay inside the canvas and off earlier labels.
+
+    A phrase too long for the canvas ends in dots. A phrase that the built-in font cannot draw has a numbered label: the region's number in
+    the chain, counted from 1, then what can be drawn of the phrase. So have phrases that would look the same when cut. The legend has every
+    such phrase in full. So chains with other words never have both the same picture and the same legend. Kinds of white space do not count
+    as other words, nor do the ways in which Unicode composes a letter.
 
     Args:
         chain: any chain, also a malformed one; only its regions are drawn.
         size: (width, height) of the result, pixels.
         image: the background; white if None. If both factors of its enlargement are whole numbers, its pixels are kept (nearest); else it
             is resized bicubically.
+        font: the font file of numbered labels; `auto` takes the first of `SYSTEM_FONTS` that has a phrase's letters, `none` takes none.
+
+    Returns:
+        The RGB image, and by number the phrases whose labels do not show them whole: numbered, cut or covered by other labels.
 
     Raises:
-        UsageError: a width or height below 1.
+        UsageError: a width or height below 1, or the font cannot be read.
     """
     from PIL import ImageDraw
 
@@ -55,8 +87,19 @@ def draw_chain(chain: Chain, size: tuple[int, int] = (448, 448), image: Image | 
     for index, corner in enumerate(corners):
         pen.rectangle(corner, outline=PALETTE[index % len(PALETTE)], width=width)
     # Labels last, so that no outline crosses a phrase.
-    _label_all(pen, [region.phrase for region in chain.regions], corners, size)
-    return canvas
+    return canvas, _label_all(pen, [" ".join(region.phrase.split()) for region in chain.regions], corners, size, font)
+
+
+def check_font(font: str, side: int, key: str) -> None:
+    """Checks the option `font` of a canvas whose shorter side has `side` pixels.
+
+    Raises:
+        UsageError: the font cannot be read. The message begins with `key`, the option's place in the config.
+    """
+    try:
+        _fonts(font, _font_size(side))
+    except UsageError as error:
+        raise UsageError(f"{key}: {error.message}", hint=error.hint) from None
 
 
 def _background(size: tuple[int, int], image: Image | None) -> Image:
@@ -76,24 +119,73 @@ def _pixels(box: Box, size: tuple[int, int]) -> Box:
     return round(x1 * right / SCALE), round(y1 * bottom / SCALE), round(x2 * right / SCALE), round(y2 * bottom / SCALE)
 
 
-def _label_all(pen: ImageDraw, phrases: Sequence[str], corners: Sequence[Box], size: tuple[int, int]) -> None:
-    """Writes each phrase on a filled rectangle at the top-left corner of its box."""
-    if not phrases:
-        return
+def _font_size(side: int) -> int:
+    return max(8, round(side / 28))
+
+
+@lru_cache(maxsize=16)
+def _fonts(font: str, size: int) -> tuple[_Glyphs, ...]:
+    """Returns the built-in font, and the fonts for what it lacks."""
     from PIL import ImageFont
 
-    font, pad = ImageFont.load_default(size=max(8, round(min(size) / 28))), max(1, round(min(size) / 220))
-    glyphs = _Glyphs(font)
-    _, top, _, bottom = font.getbbox("Ág|")  # one height for all labels, so that baselines agree
-    height = round(bottom - top) + 2 * pad
+    fonts = [_Glyphs(ImageFont.load_default(size=size))]
+    given = font not in (AUTO, NO_FONT)
+    for name in (str(Path(font).expanduser()),) if given else SYSTEM_FONTS if font == AUTO else ():
+        try:
+            if given and not Path(name).is_file():  # Pillow would look for another file of this name
+                raise OSError("there is no such file")
+            fonts.append(_Glyphs(ImageFont.truetype(name, size)))  # looks in the system's folders
+        except (OSError, ImportError) as error:
+            if given:
+                hint = f"give a TrueType or OpenType font with scalable outlines, {AUTO} or {NO_FONT}"
+                raise UsageError(f"the font {font} cannot be used: {error}", hint=hint) from None
+    return tuple(fonts)
+
+
+def _label_all(pen: ImageDraw, phrases: Sequence[str], corners: Sequence[Box], size: tuple[int, int], font: str) -> dict[int, str]:
+    """Writes each phrase on a filled rectangle at the top-left corner of its box. Returns the legend."""
+    if not phrases:
+        return {}
+    fonts, pad = _fonts(font, _font_size(min(size))), max(1, round(min(size) / 220))
+    _, top, _, bottom = fonts[0].font.getbbox("Ág|")  # one height for all built-in labels, so that baselines agree
+    labels, listed = _texts(phrases, fonts, size[0] - 2 * pad)
     placed: list[Box] = []
-    for index, (phrase, corner) in enumerate(zip(phrases, corners, strict=True)):
-        text = _fit(glyphs.printable(phrase), font, size[0] - 2 * pad)
-        width = round(font.getlength(text) + 0.5) + 2 * pad
-        label = _place(corner, (width, height), size, placed)
+    for index, (pieces, corner) in enumerate(zip(labels, corners, strict=True)):
+        boxes = [glyphs.font.getbbox(text) for text, glyphs in pieces if glyphs is not fonts[0]]
+        height = max([bottom - top, *(box[3] - box[1] for box in boxes)])
+        lengths = [glyphs.font.getlength(text) for text, glyphs in pieces]
+        label = _place(corner, (round(sum(lengths) + 0.5) + 2 * pad, round(height) + 2 * pad), size, placed)
         placed.append(label)
         pen.rectangle(label, fill=PALETTE[index % len(PALETTE)])
-        pen.text((label[0] + pad, label[1] + pad - top), text, fill=(255, 255, 255), font=font)
+        left: float = label[0] + pad
+        for (text, glyphs), length in zip(pieces, lengths, strict=True):
+            above = top if glyphs is fonts[0] else glyphs.font.getbbox(text)[1]
+            pen.text((left, label[1] + pad - above), text, fill=(255, 255, 255), font=glyphs.font)
+            left += length
+    covered = {below for above, label in enumerate(placed) for below in range(above) if _overlap(label, placed[below])}
+    return {index + 1: phrases[index] for index in sorted(listed | covered)}
+
+
+def _texts(phrases: Sequence[str], fonts: Sequence[_Glyphs], room: int) -> tuple[list[list[tuple[str, _Glyphs]]], set[int]]:
+    """Returns the pieces of text of each label, with their fonts, and the indices of the labels that do not show the whole phrase."""
+    from unicodedata import normalize
+
+    own = fonts[0]
+    texts = [_fit(own.printable(phrase), own.font, room) for phrase in phrases]
+    listed = {index for index, (text, phrase) in enumerate(zip(texts, phrases, strict=True)) if text != normalize("NFC", phrase)}
+    numbered = {index for index in listed if texts.count(texts[index]) > 1 or not own.has_all(phrases[index])}
+    if numbered:  # a phrase that begins with a digit could be taken for a number
+        numbered |= {index for index, text in enumerate(texts) if text[:1].isdigit()}
+    labels = [[(text, own)] for text in texts]
+    for index in numbered:
+        number, phrase = f"{index + 1} ", phrases[index]
+        glyphs = next((glyphs for glyphs in fonts if glyphs.shows(phrase)), own)
+        words = own.printable(phrase) if glyphs is own else phrase[:_MAX_LETTERS]
+        if glyphs is own and not any(letter.isalnum() for letter in words):  # nothing but question marks
+            labels[index] = [(number.strip(), own)]
+        else:
+            labels[index] = [(number, own), (_fit(words, glyphs.font, room - round(own.font.getlength(number) + 0.5)), glyphs)]
+    return labels, listed | numbered
 
 
 def _place(corner: Box, label: tuple[int, int], size: tuple[int, int], placed: Sequence[Box]) -> Box:
@@ -110,11 +202,13 @@ def _place(corner: Box, label: tuple[int, int], size: tuple[int, int], placed: S
 
 def _first_free_row(left: int, top: int, label: tuple[int, int], placed: Sequence[Box]) -> int | None:
     """Returns the first row below a placed label that this one would cover; None if it covers no label."""
-    right, bottom = left + label[0] - 1, top + label[1] - 1
-    for x1, y1, x2, y2 in placed:
-        if left <= x2 and x1 <= right and top <= y2 and y1 <= bottom:
-            return y2 + 1
-    return None
+    box = (left, top, left + label[0] - 1, top + label[1] - 1)
+    return next((other[3] + 1 for other in placed if _overlap(box, other)), None)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    """True if boxes of pixels, both corners inclusive, have a pixel in common."""
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
 def _fit(text: str, font: Font, width: int) -> str:
@@ -132,19 +226,32 @@ def _fit(text: str, font: Font, width: int) -> str:
 
 
 class _Glyphs:
-    """Finds out which characters a font can show, by comparing their pixels with those of its glyph for missing characters."""
+    """A font, and which characters it can show: their pixels are compared with those of its glyph for missing characters."""
 
     def __init__(self, font: Font) -> None:
-        self._font = font
+        self.font = font
         self._missing = self._shape("\U0010fffe")
         self._replacements: dict[str, str] = {}
 
     def printable(self, phrase: str) -> str:
-        """Returns the phrase on one line, in characters that the font has, cut to a length that no canvas can show."""
+        """Returns the phrase in characters that the font has, else their base letters or "?", cut to a length that no canvas can show."""
         from unicodedata import normalize
 
-        words = normalize("NFC", " ".join(phrase[:2000].split())[:1000])
-        return "".join(self._replacements.get(letter) or self._look_up(letter) for letter in words)
+        return "".join(self._replacements.get(letter) or self._look_up(letter) for letter in normalize("NFC", phrase[:_MAX_LETTERS]))
+
+    def has_all(self, phrase: str) -> bool:
+        """True if `printable` replaces no letter."""
+        from unicodedata import normalize
+
+        return self.printable(phrase) == normalize("NFC", phrase[:_MAX_LETTERS])
+
+    def shows(self, phrase: str) -> bool:
+        """True if the font has ink for every letter of the phrase, white space and joiners aside."""
+        return all(letter.isspace() or letter in _JOINERS or self._has(letter) for letter in dict.fromkeys(phrase[:_MAX_LETTERS]))
+
+    def _has(self, letter: str) -> bool:
+        shape = self._shape(letter)
+        return letter.isprintable() and shape != self._missing and shape is not None and any(shape[1])
 
     def _look_up(self, letter: str) -> str:
         from unicodedata import normalize
@@ -154,10 +261,10 @@ class _Glyphs:
                 return self._replacements.setdefault(letter, candidate)
         return self._replacements.setdefault(letter, "?")
 
-    def _shape(self, letter: str) -> bytes | None:
-        """Returns the letter's pixels; None if the font raises an error for it (a bitmap font beyond Latin-1)."""
+    def _shape(self, letter: str) -> tuple[tuple[int, int], bytes] | None:
+        """Returns the size and pixels of a letter; None if the font raises an error for it (a bitmap font beyond Latin-1)."""
         try:
-            mask = self._font.getmask(letter)
+            mask = self.font.getmask(letter)
         except (UnicodeError, ValueError, OSError):
             return None
-        return repr(mask.size).encode() + bytes(mask)
+        return mask.size, bytes(mask)

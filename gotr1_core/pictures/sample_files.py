@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from gotr1_core.chain import Chain, parse
 from gotr1_core.engine.files import DISK_FULL, read_lines
 from gotr1_core.errors import UsageError
-from gotr1_core.pictures.draw_chain import draw_chain
+from gotr1_core.pictures.draw_chain import draw_with_legend
 from gotr1_core.samples import Prompt, Sample
 
 SAMPLES, OVERLAY = "samples.jsonl", "-plan.png"
@@ -134,6 +134,8 @@ def _read_rows(path: Path) -> list[Picture]:
 def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     """Writes pictures as PNG, overlays with the plan's boxes, and ``samples.jsonl``. Returns the paths of the pictures.
 
+    The row of an overlay whose labels do not show all phrases whole has them by number as its ``legend``.
+
     Raises:
         UsageError: the folder cannot be made.
     """
@@ -150,8 +152,9 @@ def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
             if sample.image is not None:
                 path = folder / f"{number:03d}.png"
                 sample.image.save(path)
-                draw_overlay(sample).save(folder / f"{number:03d}{OVERLAY}")
-                row["image"] = path.name
+                overlay, legend = _overlay(sample)
+                overlay.save(folder / f"{number:03d}{OVERLAY}")
+                row |= {"image": path.name, **({"legend": legend} if legend else {})}
                 paths.append(path)
             print(json.dumps(row, ensure_ascii=False), file=file)
     return paths
@@ -159,10 +162,15 @@ def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
 
 def draw_overlay(sample: Sample) -> Any:
     """Returns the picture with the plan's boxes drawn over it. A small picture is enlarged by a whole number."""
+    return _overlay(sample)[0]
+
+
+def _overlay(sample: Sample) -> tuple[Any, dict[int, str]]:
+    """Returns the overlay and its legend, see `draw_with_legend`."""
     assert sample.image is not None
     factor = max(1, -(-OVERLAY_SIDE // min(sample.image.size)))
     size = (sample.image.width * factor, sample.image.height * factor)
-    return draw_chain(sample.chain, size, sample.image)
+    return draw_with_legend(sample.chain, size, sample.image)
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def _pictures(folder: Path) -> list[str]:
             picture = f"samples/{samples.name}/{Path(row['image']).stem}-plan.png"
             scores = ", ".join(f"{name} {value:.2f}" for name, value in row["scores"].items() if value is not None)
             prompt = escape(row["prompt"])
-            caption = f"<figcaption>{prompt}<br>{escape(scores)}</figcaption>"
+            legend = ", ".join(f"{number}: {phrase}" for number, phrase in row.get("legend", {}).items())
+            caption = f"<figcaption>{'<br>'.join([prompt, escape(scores), *([escape(legend)] if legend else [])])}</figcaption>"
             sections.append(f'<figure><img src="{escape(picture)}" alt="{prompt}">{caption}</figure>')
     return sections

@@ -101,6 +101,13 @@ def test_hps_is_released_as_a_pickle() -> None:
     assert "docs/judges.md" in str(error.hint)
 
 
+@pytest.mark.parametrize("name", ["none.ttf", "text.ttf"])
+def test_a_font_that_cannot_be_used(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    (tmp_path / "text.ttf").write_text("no font")
+    error = refusal(InternJudge, InternJudgeOptions(model=str(tiny("internvl")), font=str(tmp_path / name)))
+    assert error.message.startswith("judge.font: the font ")
+
+
 def test_weights_are_in_the_type_and_place_asked_for(tiny: Tiny) -> None:
     judge = component("judge", "internvl", model=str(tiny("internvl")), dtype="bfloat16", device="cpu")
     assert str(judge.answerer.model.dtype) == "torch.bfloat16"

@@ -69,6 +69,39 @@ def test_the_canvas_is_large_whatever_the_picture_is() -> None:
     assert [question.image.size for question in told.asked if question.image is not None] == [(600, 600), (448, 448)]
 
 
+def test_names_that_the_canvas_does_not_show_are_in_the_question() -> None:
+    """Two plans that differ in any name or place never have both one picture and one question."""
+
+    def ask(*parts: Region, **single: str) -> list[Question]:
+        told = Told(lambda q: '{"score": 6}')
+        RubricJudge(told, judge(told, **single).rubrics, font="none").score([sample(*parts)], ["spa"])
+        return told.asked
+
+    def view(*parts: Region) -> tuple[str, bytes]:
+        (question,) = ask(*parts)
+        assert question.image is not None
+        return question.text, question.image.tobytes()
+
+    left, right = RED.box, BLUE.box
+    cat, dog = Region("猫", left), Region("狗", right)
+    (question,) = ask(cat, dog)
+    (plain,) = ask(RED, BLUE)
+    assert plain.parts[1] == "a red circle and a blue square"  # a canvas that shows every name whole asks as ever
+    lead = "Names on labels in full, by the labels' numbers: 1 is \""
+    assert question.parts[:5] == (lead, "猫", '", 2 is "', "狗", f'".\n\n{plain.parts[0]}')  # names are somebody's words, at odd places
+    assert question.parts[5:] == plain.parts[1:]
+    plans = [
+        (cat, dog),
+        (dog, cat),
+        (Region("狗", left), Region("猫", right)),
+        (Region("猫", right), Region("狗", left)),
+        (cat, cat),
+        (dog, dog),
+    ]
+    plans += [(Region('猫", 2 is "狗', left), Region("狗", right)), (cat, Region('狗", 2 is "狗', right)), (Region("\ud800", left), dog)]
+    assert len({view(*one) for one in plans}) == len(plans)
+
+
 def test_scores_known_beforehand_cost_no_question() -> None:
     """A malformed or empty plan scores 0. A picture that is missing scores NaN."""
     told = Told(lambda q: pytest.fail("it was asked"))

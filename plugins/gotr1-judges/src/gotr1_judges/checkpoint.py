@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gotr1_core.errors import UsageError, first_line
+from gotr1_core.pictures.draw_chain import check_font
 from gotr1_core.policies.hub import Check, Weights, find_weights
 from gotr1_judges.families import Family, load_processor
 from gotr1_judges.rubrics import WORDS, Rubric, read_rubrics
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
 
 def preflight(options: RubricOptions, family: Family, key: str) -> dict[str, int]:
-    """Checks rubrics and checkpoint; returns the number of ``parameters`` if known.
+    """Checks rubrics, font and checkpoint; returns the number of ``parameters`` if known.
 
     Raises:
-        UsageError: a rubric is wrong; there are no weights, or they are another model's; the tokenizer or chat template is unusable.
+        UsageError: a rubric is wrong; the font cannot be read; there are no weights, or they are another model's; the tokenizer or chat
+            template is unusable.
     """
     rubrics = _rubrics(options, family, key)
+    check_font(options.font, options.canvas, f"{key}.font")
     where = f"{key}.model"
     weights = find_weights(
         options.model, key=where, check=model_type_check(family.classes, family.name, family.model_hint, f"{where}={options.model}")

@@ -34,6 +34,10 @@ class RubricOptions(ModelOptions):
         {}, description="Single rubrics by reward: a file, or the name of one in the folder, such as {pi: pi-yes}."
     )
     canvas: int = Field(448, ge=448, description="Side in pixels of the canvas on which the plan's boxes are drawn for spa.")
+    font: str = Field(
+        "auto",
+        description="Font file for names on the canvas that the built-in font lacks; auto looks on the system, none draws numbers only.",
+    )
     batch: int = Field(16, gt=0, description="Questions in one pass.")
     answer_tokens: int = Field(512, gt=0, description="Maximum length of a written answer in tokens; a longer one is cut.")
     least_mass: float = Field(

@@ -4,7 +4,8 @@
 reward    sees   the question
 ========  =====  ===============================================================================================================
 ``sem``   plan   does the chain, without its boxes, say what the prompt says?
-``spa``   plan   is it arranged as the prompt says? The picture is a canvas with the chain's boxes and their names
+``spa``   plan   is it arranged as the prompt says? The picture is a canvas with the chain's boxes and their names; before the question
+                 stand the names that the canvas does not show whole
 ``ri``    image  where is each phrase of the chain? The score is the mean IoU with the planned boxes: :mod:`gotr1_judges.grounding`
 ``pi``    image  does the picture show what the prompt says?
 ========  =====  ===============================================================================================================
@@ -14,11 +15,12 @@ A malformed or empty chain has ``sem``, ``spa`` and ``ri`` 0. If a question cann
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from gotr1_core.pictures.draw_chain import draw_chain
+from gotr1_core.pictures.draw_chain import AUTO, draw_with_legend
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
 from gotr1_judges import checkpoint
 from gotr1_judges.answers import Box, read_boxes, read_list, read_score
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 REWARDS: Mapping[str, SegmentName] = {"sem": PLAN, "spa": PLAN, "ri": IMAGE, "pi": IMAGE}
 MAX_REQUIREMENTS = 16
+LEGEND = "Names on labels in full, by the labels' numbers: "
 METADATA = "requirements"
 """Key of a prompt's metadata for its own requirements, a list of sentences."""
 
@@ -46,13 +49,16 @@ class RubricJudge:
         answerer: answers the questions.
         rubrics: for every reward, and for ``requirements``.
         canvas: side in pixels of the canvas for ``spa``.
+        font: for names on it that the built-in font lacks, see :func:`gotr1_core.pictures.draw_chain.draw_with_legend`.
         least_mass: minimum total probability of the allowed answer tokens, see `expected_score`.
     """
 
     rewards: Mapping[str, SegmentName] = REWARDS
 
-    def __init__(self, answerer: Answerer, rubrics: Mapping[str, Rubric], *, canvas: int = 448, least_mass: float = 0.1) -> None:
-        self.answerer, self.rubrics, self.canvas, self.least_mass = answerer, rubrics, canvas, least_mass
+    def __init__(
+        self, answerer: Answerer, rubrics: Mapping[str, Rubric], *, canvas: int = 448, font: str = AUTO, least_mass: float = 0.1
+    ) -> None:
+        self.answerer, self.rubrics, self.canvas, self.font, self.least_mass = answerer, rubrics, canvas, font, least_mass
         self._listed: dict[str, list[str] | None] = {}
 
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
@@ -77,21 +83,22 @@ class RubricJudge:
             requirements_of = self._requirements([sample.prompt for sample in samples])
         questions, owners = [], []
         for i, (sample, requirements) in enumerate(zip(samples, requirements_of, strict=True)):
-            image = self._picture_for(name, sample)
+            image, legend = self._picture_for(name, sample)
             plan = sample.chain.without_boxes()
             for requirement in requirements or ():
                 owners.append(i)
-                questions.append(Question(rubric.fill(prompt=sample.prompt.text, plan=plan, requirement=requirement), image))
+                parts = rubric.fill(prompt=sample.prompt.text, plan=plan, requirement=requirement)
+                questions.append(Question(with_legend(parts, legend), image))
         sample_scores: list[list[float]] = [[] for _ in samples]
         for i, score in zip(owners, self._verdicts(rubric, questions), strict=True):
             sample_scores[i].append(score)
         return [sum(scores) / len(scores) if scores else math.nan for scores in sample_scores]
 
-    def _picture_for(self, name: str, sample: Sample) -> Image | None:
-        """Returns the picture that a reward's question shows."""
-        if name == "sem":
-            return None
-        return draw_chain(sample.chain, (self.canvas, self.canvas)) if name == "spa" else sample.image
+    def _picture_for(self, name: str, sample: Sample) -> tuple[Image | None, dict[int, str]]:
+        """Returns the picture that a reward's question shows, and its legend."""
+        if name == "spa":
+            return draw_with_legend(sample.chain, (self.canvas, self.canvas), font=self.font)
+        return None if name == "sem" else sample.image, {}
 
     def _verdicts(self, rubric: Rubric, questions: Sequence[Question]) -> list[float]:
         if rubric.kind == "score":
@@ -139,6 +146,24 @@ class RubricJudge:
         return scores
 
 
+def with_legend(parts: tuple[str, ...], legend: Mapping[int, str]) -> tuple[str, ...]:
+    """Returns a question's parts after the legend of its canvas, unless that is empty. Its names are written as in JSON.
+
+    Args:
+        parts: see :class:`gotr1_judges.asking.Question`.
+        legend: phrases by number.
+    """
+    if not legend:
+        return parts
+    named: list[str] = []
+    lead = LEGEND
+    for number, phrase in legend.items():
+        text = json.dumps(phrase, ensure_ascii=False).encode(errors="backslashreplace").decode()  # half of a surrogate pair is no text
+        named += [f'{lead}{number} is "', text[1:-1]]
+        lead = '", '
+    return (*named, f'".\n\n{parts[0]}', *parts[1:])
+
+
 def score_without_asking(name: str, sample: Sample) -> float | None:
     """Returns the score if no question is needed, else None. It is 0 for a plan without content, and NaN if a needed picture is missing."""
     if name != "pi":
@@ -169,7 +194,7 @@ class _InProcess(RubricJudge):
 
     def __init__(self, options: RubricOptions, *, device: torch.device | str = "cpu") -> None:
         rubrics, answerer = checkpoint.load_answerer(options, self.family, device=device)
-        super().__init__(answerer, rubrics, canvas=options.canvas, least_mass=options.least_mass)
+        super().__init__(answerer, rubrics, canvas=options.canvas, font=options.font, least_mass=options.least_mass)
 
     @classmethod
     def preflight(cls, options: RubricOptions, *, key: str = "judge") -> dict[str, int]:
