@@ -55,7 +55,8 @@ def test_boxes_are_the_librarys(which: str, request: pytest.FixtureRequest, monk
         if x1 < x2 and y1 < y2:  # else it is beside the picture
             found.append((x1, y1, x2, y2))
     assert judge.locate([(image, "red circle")])[0][0] == pytest.approx(found[0], abs=1e-4)  # float32, in pixels in between
-    assert judge.locate([(image, "Red.  circle ")])[0] == judge.locate([(image, "red circle")])[0]
+    for phrase in ("Red.  circle ", "red? circle?", "red .?circle"):
+        assert judge.locate([(image, phrase)])[0] == judge.locate([(image, "red circle")])[0]
 
 
 def test_what_is_unsure_or_there_twice_does_not_count(owl: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +74,25 @@ def test_missing_objects_count_0_and_missing_pictures_nan(owl: DetectorJudge, mo
     assert found[:3] == [0, 0, 0]
     assert math.isnan(found[3])
     assert owl.score([], ["ri"]) == {"ri": []}
+
+
+def test_a_phrases_special_tokens_are_text(owl: DetectorJudge, dino: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A special token in a phrase would end or split it. The model gets no more of them than those around every phrase."""
+    for judge, words in ((owl, ("<|endoftext|>", "<|startoftext|>", "!")), (dino, ("[SEP]", "[PAD]", "[CLS]", "[sep]", "?", "."))):
+        rows: list[list[int]] = []
+        kept = judge.model.forward
+        monkeypatch.setattr(judge.model, "forward", lambda kept=kept, rows=rows, **x: rows.append(x["input_ids"][0].tolist()) or kept(**x))
+        for phrase in ("red circle", *(f"red {word} circle" for word in words)):
+            judge.locate([(Image.new("RGB", (64, 32), "red"), phrase)])
+        tokenizer = judge.processor.tokenizer
+        around = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, 1012, 1029}
+        assert len(rows) == 1 + len(words)
+        assert {tuple(i for i in row if i in around) for row in rows} == {tuple(i for i in rows[0] if i in around)}
+
+
+def test_nothing_is_named_by_dots_and_question_marks(owl: DetectorJudge, dino: DetectorJudge) -> None:
+    for judge in (owl, dino):
+        assert judge.score([sample(Region("?.?", DOG.box))], ["ri"]) == {"ri": [0.0]}
 
 
 def test_a_phrase_of_any_length(owl: DetectorJudge, dino: DetectorJudge) -> None:

@@ -59,6 +59,17 @@ def test_a_long_prompt_is_cut(tiny_clip: Path) -> None:
     assert one == pytest.approx(other, abs=1e-5)
 
 
+def test_a_prompts_special_tokens_are_text(tiny_clip: Path) -> None:
+    """A CLIP reads up to its first end token. Words after one that a prompt spells count."""
+    judge = ClipJudge(ClipOptions(model=str(tiny_clip)))
+    image = Image.new("RGB", (40, 40), "red")
+    texts = ["a dog", "a dog <|endoftext|> a red bus", "a dog <|endoftext|> a cat", "a dog <|startoftext|> a cat", "a dog <unk> a cat"]
+    cosines = judge.cosines([Sample(Prompt(text), parse(""), image) for text in texts])
+    alone = [judge.cosines([Sample(Prompt(text), parse(""), image)])[0] for text in texts]
+    assert cosines == pytest.approx(alone, abs=1e-5)
+    assert len({round(cosine, 5) for cosine in cosines}) == len(texts)
+
+
 def test_without_a_picture_there_is_no_score(tiny_clip: Path) -> None:
     judge = HpsJudge(HpsOptions(model=str(tiny_clip)))
     samples = [Sample(Prompt("a"), parse(""), None), Sample(Prompt("a"), parse(""), Image.new("L", (40, 40)))]

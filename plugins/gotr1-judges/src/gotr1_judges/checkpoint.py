@@ -75,6 +75,17 @@ def load_tokenizer(source: Path | str) -> Any:
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
 
 
+def load_text_tokenizer(source: Path | str) -> Any:
+    """Loads a tokenizer for texts by others, see `load_tokenizer`: what looks like a special token in them is text and ends nothing.
+
+    Raises:
+        UsageError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(source)
+    tokenizer.split_special_tokens = True  # the default of every call, also of calls by a processor
+    return tokenizer
+
+
 def load_model(source: Path | str, name: str, options: ModelOptions, device: torch.device | str) -> Any:
     """Loads a model for inference. No weight may be missing.
 

@@ -6,6 +6,7 @@ It looks in the picture for each phrase of the plan. :func:`gotr1_judges.groundi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from gotr1_core.chain import iou
 from gotr1_core.policies.hub import find_weights
 from gotr1_core.samples import IMAGE, Sample, SegmentName
 from gotr1_judges.answers import Box
-from gotr1_judges.checkpoint import load_model, load_tokenizer, model_type_check, parameter_count
+from gotr1_judges.checkpoint import load_model, load_text_tokenizer, load_tokenizer, model_type_check, parameter_count
 from gotr1_judges.families import load_processor
 from gotr1_judges.grounding import as_fractions, phrases, planned_iou
 
@@ -45,7 +46,7 @@ class DetectorJudge:
         weights = find_weights(options.model, key="model", check=model_type_check(KINDS, "detector", _MODEL_HINT, options.model))
         source = weights.folder or options.model
         name, processor, self.padding, threshold = KINDS[str(weights.config.get("model_type"))]
-        tokenizer, images = load_tokenizer(source), load_processor(source)
+        tokenizer, images = load_text_tokenizer(source), load_processor(source)
         self.processor = getattr(transformers, processor)(images, tokenizer)
         self.model = load_model(source, name, options, device).requires_grad_(False)
         self.options, self.threshold = options, threshold if options.threshold is None else options.threshold
@@ -77,8 +78,12 @@ class DetectorJudge:
         return math.nan if sample.image is None else planned_iou(sample.chain, detected)
 
     def locate(self, pairs: Sequence[tuple[Image, str]]) -> list[list[Box]]:
-        """Returns the boxes of each phrase in its picture, as fractions, the surest first. Near duplicates are left out."""
-        order = sorted(range(len(pairs)), key=lambda i: (pairs[i][0].size, len(pairs[i][1])))  # pictures of one size need no padding
+        """Returns the boxes of each phrase in its picture, as fractions, the surest first. Near duplicates are left out.
+
+        A phrase of dots and question marks alone names nothing, so nothing is found.
+        """
+        named = [i for i, (_, phrase) in enumerate(pairs) if _caption(phrase)]
+        order = sorted(named, key=lambda i: (pairs[i][0].size, len(pairs[i][1])))  # pictures of one size need no padding
         detected: list[list[Box]] = [[] for _ in pairs]
         for start in range(0, len(order), self.options.batch):
             batch = order[start : start + self.options.batch]
@@ -89,7 +94,7 @@ class DetectorJudge:
     @torch.no_grad()
     def _detect(self, pairs: Sequence[tuple[Image, str]]) -> list[list[Box]]:
         images = [image.convert("RGB") for image, _ in pairs]
-        texts = [[" ".join(phrase.replace(".", " ").split())] for _, phrase in pairs]  # a dot would end the phrase
+        texts = [[_caption(phrase)] for _, phrase in pairs]
         inputs = self.processor(images=images, text=texts, padding=self.padding, truncation=True, return_tensors="pt").to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         shapes = [(image.height, image.width) for image in images]
@@ -107,6 +112,11 @@ class DetectorJudge:
             if all(iou(box, other) <= self.options.overlap for other in kept):
                 kept.append(box)
         return kept
+
+
+def _caption(phrase: str) -> str:
+    """Returns a phrase as one caption: a dot or question mark in it would end the caption."""
+    return " ".join(re.sub(r"[.?]", " ", phrase).split())
 
 
 def _searchable(sample: Sample) -> bool:

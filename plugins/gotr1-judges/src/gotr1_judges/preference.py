@@ -11,7 +11,7 @@ judge          high    why
 ``hps``        0.4     our choice: HPS v2.1 (arXiv 2306.09341) gives good pictures about 0.3
 =============  ======  ==================================================================================================
 
-A prompt longer than CLIP's 77 tokens is cut.
+A prompt longer than CLIP's 77 tokens is cut. What looks like a special token in it is text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.hub import find_weights
 from gotr1_core.samples import IMAGE, Sample, SegmentName
-from gotr1_judges.checkpoint import dtype_of, load_model, load_tokenizer, model_type_check, parameter_count
+from gotr1_judges.checkpoint import dtype_of, load_model, load_text_tokenizer, load_tokenizer, model_type_check, parameter_count
 from gotr1_judges.families import load_processor
 from gotr1_judges.open_clip import is_open_clip, load_open_clip
 
@@ -45,7 +45,7 @@ class PreferenceJudge:
     def __init__(self, options: PreferenceOptions, *, device: torch.device | str = "cpu") -> None:
         weights = find_weights(options.model, key="model", check=model_type_check(("clip",), self.name, _MODEL_HINT, options.model))
         source = weights.folder or options.model
-        self.options, self.tokenizer, self.processor = options, load_tokenizer(source), load_processor(source)
+        self.options, self.tokenizer, self.processor = options, load_text_tokenizer(source), load_processor(source)
         if isinstance(source, Path) and is_open_clip(source):
             target = torch.device(options.device or device)
             self.model = load_open_clip(source).to(target, dtype_of(options.dtype, target)).eval()

@@ -41,7 +41,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, image_token: int) -> None:
         self.tokenizer, self.image_token = tokenizer, image_token
         words = sorted({str(token) for token in tokenizer.added_tokens_decoder.values()}, key=len, reverse=True)
-        self._added_token = re.compile("|".join(map(re.escape, words)) if words else r"(?!)")
+        self._added_token = re.compile(f"(?={'|'.join(map(re.escape, words))})" if words else r"(?!)")  # also inside each other
         self._frame = {with_picture: self._template_ids(with_picture) for with_picture in (False, True)}
 
     def prompt_ids(self, parts: Sequence[str], picture: Sequence[int] | None) -> list[int]:
