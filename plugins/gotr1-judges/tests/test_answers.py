@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gotr1_judges.absence import says_nothing_there
 from gotr1_judges.answers import read_boxes, read_list, read_score
 
 nan = math.nan
@@ -47,6 +48,11 @@ nan = math.nan
         ('{"description": "a dog", "score": 1', nan),
         ('{"description": "a dog that', nan),
         ("My score: 7", nan),
+        ('Score: 7, I think. {"description": "a dog", "score": 1', nan),
+        # A broken outer object: its own score counts, not that of an object in it.
+        ('{"score": 8, "reason": "says "stop"", "parts": [{"score": 2}]}', 0.8),
+        ("{'score': 8, 'parts': [{'score': 2}]} and that is all", 0.8),
+        ('{"parts": {"a": {"score": 1}}, "verdict": {"score": 4}}', 0.4),
         ("underscore: 7, ", nan),
         ("I cannot tell.", nan),
         ("", nan),
@@ -94,10 +100,12 @@ one, other = (10.0, 20.0, 30.0, 40.0), (5.0, 5.0, 9.0, 9.0)
         ("<box>[[]]</box>", []),
         ("None", []),
         ("none.", []),
+        ("[0, 0, 0, 0]", []),
+        ('[{"bbox_2d": [0, 0, 0, 0]}, {"bbox_2d": [0, 0, 0]}]', None),
+        ('[{"bbox_2d": [0, 0, 0, 0]}, {"bbox_2d": [10, 20, 30, 40]}]', [one]),
         # Nothing is said.
         ("I cannot see it well.", None),
         ("", None),
-        ("[0, 0, 0, 0]", None),
         ("[true, false, true, false]", None),
         ('{"bbox_2d": "left"}', None),
         ('{"label": "a dog"}', None),
@@ -117,7 +125,8 @@ def test_boxes(text: str, boxes: list[tuple[float, ...]] | None) -> None:
         ('["There is a dog.", "It is  brown."]', ["There is a dog.", "It is brown."]),
         ('```json\n{"requirements": ["a", "b", "a", " "]}\n```', ["a", "b"]),
         ('[1, 2] and ["a"]', ["a"]),
-        ("- There is a dog.", None),
+        ("1. There is a dog.\n3. It is brown.", None),  # the second one was left out
+        ('1. There is a dog.\n["It is', None),  # the list was cut
         ("[]", None),
         ('[" "]', None),
         ('["a", ', None),
@@ -126,3 +135,62 @@ def test_boxes(text: str, boxes: list[tuple[float, ...]] | None) -> None:
 )
 def test_lists(text: str, found: list[str] | None) -> None:
     assert read_list(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There are none.",
+        "there is none",
+        "There’s no dog.",
+        "There are no red balls. The picture shows a cat.",
+        "There isn't a dog here.",
+        "No dog is visible.",
+        "No such object is present in the image",
+        "None found.",
+        "No red ball.",
+        "The picture shows no dog.",
+        "The image does not contain a dog.",
+        "Sorry, the dog is not in the image.",
+        "A dog is not present in this image.",
+        "It is not there.",
+        "It cannot be found.",
+        "The dog does not appear in the picture.",
+        "I don't see any dog.",
+        "I cannot see a dog in the image.",
+        "I could not find the dog.",
+        "Here is my answer: there is no dog.",
+        "Answer: None",
+        "```\nnone\n```",
+        "Nothing of that kind is in the picture.",
+    ],
+)
+def test_a_sentence_says_that_nothing_is_there(text: str) -> None:
+    assert says_nothing_there(text)
+    assert read_boxes(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I can't see the picture.",
+        "I'm sorry, I can't assist with that.",
+        "I cannot detect objects in images.",
+        "I am not sure. There is no dog, I think.",
+        "There is no doubt that the dog is at the left.",
+        "There is no other dog besides the one at the top.",
+        "There is nothing more to say.",
+        "There is no box.",
+        "The dog is not clearly visible.",
+        "I do not see it clearly.",
+        "It is not at the left, it is at the top.",
+        "If there is no dog, I return nothing.",
+        "The dog is there.",
+        "Not only a dog.",
+        "No idea.",
+        "No answer.",
+    ],
+)
+def test_a_sentence_that_is_not_sure_says_nothing(text: str) -> None:
+    assert not says_nothing_there(text)
+    assert read_boxes(text) is None

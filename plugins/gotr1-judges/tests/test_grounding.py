@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gotr1_core.chain import Chain, Region
-from gotr1_judges.grounding import as_fractions, phrases, planned_iou
+from gotr1_judges.grounding import answered_fractions, as_fractions, phrases, planned_iou
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 MIDDLE = (0.25, 0.0, 0.75, 1.0)  # IoU 1/3 with either
@@ -50,3 +50,10 @@ def test_fractions() -> None:
     assert as_fractions([(10, 20, 30, 40)], (100, 200)) == [(0.1, 0.1, 0.3, 0.2)]
     assert as_fractions([(-10, 0, 50, 1200)], (100, 1000)) == [(0, 0, 0.5, 1)]  # cut at the edges
     assert as_fractions([(200, 0, 300, 10)], (100, 100)) == []  # beside the picture
+
+
+def test_an_answered_box_in_fractions_is_worth_what_it_says() -> None:
+    boxes = [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), (100.0, 200.0, 300.0, 1400.0), (-2.0, -1.0, -1.0, 0.5)]
+    assert answered_fractions(boxes, (1000.0, 1000.0)) == [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.3, 1.0)]
+    assert planned_iou(plan(("a dog", left)), {"a dog": answered_fractions(boxes[:1], (1000.0, 1000.0))}) == pytest.approx(1, abs=TOLERANCE)
+    assert as_fractions(boxes[:1], (1000.0, 1000.0)) == [(0.0, 0.0, 0.0005, 0.001)]  # a detector's boxes are always in pixels

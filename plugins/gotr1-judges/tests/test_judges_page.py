@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +18,8 @@ from gotr1_core.components.preflight import check
 from gotr1_core.components.resolve import resolve_config
 from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.plugins import Registry, load
+from gotr1_judges.answers import read_boxes, read_list, read_score
+from gotr1_judges.grounding import answered_fractions
 from gotr1_judges.plugin import JUDGES
 from gotr1_judges.rubrics import FIELDS, KINDS, rubric_versions
 from gotr1_testing import judges, reliability
@@ -45,6 +50,39 @@ def test_every_rubric_kind_and_field() -> None:
     same = [row[0].strip("`") for row in ROWS if row[2:] == ["the same"]]
     assert {*told, *same} == {kind for kinds in KINDS.values() for kind in kinds}
     assert [field for field in FIELDS if f"`{{{field}}}`" not in PAGE] == []
+
+
+def read(question: str, answer: str) -> Any:
+    """What the table says of an answer: a number, boxes in thousandths, or sentences. None for NaN."""
+    if question == "score":
+        score = read_score(answer)
+        return None if math.isnan(score) else score
+    if question == "list":
+        return read_list(answer)
+    boxes = read_boxes(answer)
+    return boxes and [[round(1000 * corner) for corner in box] for box in answered_fractions(boxes, (1000.0, 1000.0))]
+
+
+ANSWERS = [row for row in ROWS if row[0] in ("score", "boxes", "list") and row[1].startswith("`")]
+
+
+@pytest.mark.parametrize(("question", "answer", "told"), ANSWERS, ids=lambda cell: cell)
+def test_every_answer_is_read_as_the_table_says(question: str, answer: str, told: str) -> None:
+    meaning = told.partition(": ")[0]
+    found = read(question, answer.strip("`").replace("⏎", "\n"))
+    if meaning in ("NaN", "missing"):
+        assert found == {"NaN": None, "missing": []}[meaning]
+    elif question == "list":
+        assert found == meaning.removesuffix(":").split(" / ")
+    else:
+        assert found == ([json.loads(meaning)] if question == "boxes" else pytest.approx(float(meaning)))
+
+
+def test_the_table_has_every_kind_of_answer() -> None:
+    assert {(row[0], row[2].partition(": ")[0] == "NaN") for row in ANSWERS} == {
+        (k, b) for k in ("score", "boxes", "list") for b in (True, False)
+    }
+    assert {row[2] for row in ANSWERS} >= {"missing", "NaN"}
 
 
 def test_every_check_and_its_limit() -> None:

@@ -1,18 +1,24 @@
-"""Reads scores, boxes and lists from models' answers, in JSON or in tags, whatever text surrounds them. Nothing is guessed."""
+"""Reads scores, boxes and lists from models' answers, in JSON or in tags, whatever text surrounds them. Nothing is guessed.
+
+The table in docs/judges.md says what counts as what.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from bisect import bisect
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+
+from gotr1_judges.absence import says_nothing_there
 
 Box: TypeAlias = tuple[float, float, float, float]
 
 HIGHEST: Final = 10
-NONE: Final = frozenset({"none", "null", "no", "there is none", "not found"})
-"""Complete answers which say that nothing is there."""
 _BOX_KEYS: Final = frozenset({"bbox_2d", "bbox", "box", "box_2d", "boxes", "bounding_box", "bboxes"})
 _NUMBER: Final = r"-?\d+(?:\.\d+)?"
 # JSON may be broken, most often by a quote within a quote, and still contain a readable score. A character must follow the number: an
@@ -21,49 +27,108 @@ _LOOSE_SCORE: Final = re.compile(
     rf"(?<![a-z])[\"'“”]?score[\"'“”]?\s*[:=]\s*[\"'“”]?({_NUMBER})(?:\s*/\s*10)?(?=[\s\"'“”,}}\]/]|\.\s)", re.IGNORECASE
 )
 _SCORE_TEXT: Final = re.compile(rf"\s*({_NUMBER})\s*(?:/\s*10\s*)?")
-_OPEN: Final = re.compile(r"[{\[]")
+_BRACKET: Final = re.compile(r"[{}\[\]]")
+_OBJECT: Final = re.compile(r"\{\s*[\"'“”]")  # how a JSON object begins; prose in braces does not
+_TRAILING_COMMA: Final = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)  # texts are matched to pass over them
 _BOX_TAG: Final = re.compile(r"<box>(.*?)(?:</box>|$)", re.DOTALL)
+_PAIRS_TAG: Final = re.compile(r"<\|box_start\|>(.*?)(?:<\|box_end\|>|$)", re.DOTALL)
 _CORNER_PAIRS: Final = re.compile(rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)\s*,\s*\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)")
+_ITEM: Final = re.compile(r"(?:(\d{1,3})[.)]|[-*•])\s+(.*\S)")
 
 
-def json_values(text: str) -> Iterator[Any]:
-    """Yields the outermost JSON objects and lists of a text, in order. Prose, code fences and broken JSON are skipped."""
-    decoder, at = json.JSONDecoder(), 0
-    while (bracket := _OPEN.search(text, at)) is not None:
-        try:
-            value, at = decoder.raw_decode(text, bracket.start())
-        except ValueError:
-            at = bracket.start() + 1
-        except RecursionError:  # too many nested brackets; every inner one would be tried next
-            return
+@dataclass(frozen=True)
+class _Json:
+    """The JSON in a text.
+
+    ``values`` are the outermost objects and lists that can be read, each with its region and the number of broken brackets around it.
+    A region is one value, or a stretch of text within broken brackets. ``at`` are the places where region and depth change, in
+    order, and ``state`` has region and depth from each of them on. Depth 0 is prose; -1 is within a value.
+    """
+
+    values: list[tuple[int, int, Any]]
+    at: list[int]
+    state: list[tuple[int, int]]
+
+    def state_at(self, position: int) -> tuple[int, int]:
+        """Returns region and depth of a place in the text."""
+        return self.state[bisect(self.at, position) - 1]
+
+
+def _scan(text: str) -> _Json:
+    """Finds the JSON in a text. A comma after the last item is allowed. Prose, code fences and broken JSON are passed over."""
+    decoder, at, region, depth = json.JSONDecoder(), 0, 0, 0
+    repaired = _TRAILING_COMMA.sub(lambda match: match[1] or " ", text)  # as long as the text
+    found = _Json([], [0], [(0, 0)])
+    while (bracket := _BRACKET.search(text, at)) is not None:
+        start, at = bracket.start(), bracket.end()
+        if bracket[0] in "}]":
+            depth = max(0, depth - 1)
         else:
-            yield value
+            region += depth == 0
+            try:
+                value, at = _decode(decoder, text, repaired, start)
+            except ValueError:
+                depth += 1
+            except RecursionError:  # too many nested brackets; every inner one would be tried next
+                break
+            else:
+                found.values.append((region, depth, value))
+                found.at.append(start)
+                found.state.append((region, -1))
+        found.at.append(at)
+        found.state.append((region, depth))
+    return found
+
+
+def _decode(decoder: json.JSONDecoder, text: str, repaired: str, start: int) -> tuple[Any, int]:
+    try:
+        return decoder.raw_decode(text, start)
+    except ValueError:
+        return decoder.raw_decode(repaired, start)
+
+
+def json_values(text: str) -> list[Any]:
+    """Returns the outermost JSON objects and lists of a text, in order. Prose, code fences and broken JSON are skipped."""
+    return [value for _, _, value in _scan(text).values]
 
 
 def read_score(text: str) -> float:
     """Returns an answer's score, which is from 0 to 10, divided by 10: in [0,1]. NaN if there is none or it is out of range.
 
-    Of several scores the last one counts, because thoughts come before the verdict.
+    Of several scores the last one counts, because thoughts come before the verdict. Of nested objects the outermost score counts.
+    Prose before a JSON object does not count.
     """
-    scores = [score for value in json_values(text) for score in _scores(value)]
-    if not scores:
-        scores = [float(match[1]) for match in _LOOSE_SCORE.finditer(text)]
-    return scores[-1] / HIGHEST if scores and 0 <= scores[-1] <= HIGHEST else math.nan
+    found = _scan(text)
+    regions: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for region, depth, value in found.values:
+        regions[region] += [(depth + inner, score) for inner, score in _scores(value)]
+    prose = []
+    for match in _LOOSE_SCORE.finditer(text):
+        region, depth = found.state_at(match.start())
+        if depth > 0:
+            regions[region].append((depth, float(match[1])))
+        elif depth == 0 and not _OBJECT.search(text, match.end()):
+            prose.append(float(match[1]))
+    in_json = [scores for _, scores in sorted(regions.items()) if scores]
+    if in_json:
+        outermost = min(depth for depth, _ in in_json[-1])
+        prose = [score for depth, score in in_json[-1] if depth == outermost]
+    return prose[-1] / HIGHEST if prose and 0 <= prose[-1] <= HIGHEST else math.nan
 
 
-def _scores(value: Any) -> Iterator[float]:
-    """Yields the numbers under the key ``score``, at any depth. A value that is not a number is NaN: such a verdict has no score."""
+def _scores(value: Any, depth: int = 1) -> Iterator[tuple[int, float]]:
+    """Yields depth and number of each key ``score``. A value that is not a number is NaN: such a verdict has no score."""
     if isinstance(value, list):
         for item in value:
-            yield from _scores(item)
+            yield from _scores(item, depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             if key.strip().lower() != "score":
-                yield from _scores(item)
+                yield from _scores(item, depth + 1)
             elif isinstance(item, str) and (match := _SCORE_TEXT.fullmatch(item)):
-                yield float(match[1])
+                yield depth, float(match[1])
             else:
-                yield _number(item)
+                yield depth, _number(item)
 
 
 def _number(item: Any) -> float:
@@ -75,54 +140,98 @@ def _number(item: Any) -> float:
 
 
 def read_list(text: str) -> list[str] | None:
-    """Returns the sentences of the first list of texts in an answer, without blanks and repeats. None if there is no such list."""
-    for value in json_values(text):
+    """Returns the sentences of a list of texts in an answer, without blanks and repeats. None if there is no such list.
+
+    The list is JSON, or has numbers or dashes before its lines. Of several JSON values the last one with a list counts.
+    """
+    for value in reversed(json_values(text)):
         lists = [value] if isinstance(value, list) else [item for item in value.values() if isinstance(item, list)]
         for texts in lists:
             if texts and all(isinstance(item, str) for item in texts):
-                return list(dict.fromkeys(" ".join(item.split()) for item in texts if item.strip())) or None
-    return None
+                return _without_repeats(texts)
+    return None if _BRACKET.search(text) else _without_repeats(_listed_lines(text))
+
+
+def _without_repeats(texts: list[str]) -> list[str] | None:
+    return list(dict.fromkeys(" ".join(item.split()) for item in texts if item.strip())) or None
+
+
+def _listed_lines(text: str) -> list[str]:
+    """Returns the lines after 1., 2., 3. … or after dashes. None of them if the numbers have gaps, which no list has."""
+    items = [match for line in text.split("\n") if (match := _ITEM.fullmatch(line.strip()))]
+    numbers = [int(match[1]) for match in items if match[1]]
+    return [match[2] for match in items] if numbers in ([], list(range(1, len(items) + 1))) else []
 
 
 def read_boxes(text: str) -> list[Box] | None:
     """Returns the boxes (x1, y1, x2, y2) of an answer, in the unit in which they are written.
 
-    Boxes in tags, which InternVL and Qwen2-VL write, take precedence over JSON. Corners in another order are sorted. A box without area
-    or without exactly four numbers is dropped.
+    Boxes in tags, which InternVL and Qwen2-VL write, take precedence over JSON, and JSON with a box key over other numbers. Corners in
+    another order are sorted. A box without area or without exactly four numbers is dropped.
 
     Returns:
-        The boxes; an empty list if the answer says that nothing is there; None if the answer contains no valid box and does not say so.
+        The boxes; an empty list if the answer says that nothing is there, in words or by boxes of zeros; None if the answer contains no
+        valid box and does not say so.
     """
-    tagged = [corners for tag in _BOX_TAG.finditer(text) for corners in _boxes_in_tag(tag[1])]
-    pairs = [[float(number) for number in match.groups()] for match in _CORNER_PAIRS.finditer(text)]
-    candidates = tagged or pairs or [box for value in json_values(text) for box in _boxes(value)]
+    candidates = _candidates(text)
     if not candidates:
-        answer = " ".join(text.split()).strip(" .`").lower()
-        nothing = answer in NONE or any(_says_nothing_there(value) for value in json_values(text))
+        nothing = says_nothing_there(text) or any(_says_nothing_there(value) for value in json_values(text))
         return [] if nothing else None
     valid = [box for corners in candidates if (box := _box(corners)) is not None]
-    return valid or None
+    zeros = all(len(corners) == 4 and not any(map(_number, corners)) for corners in candidates)
+    return valid or ([] if zeros else None)
+
+
+def _candidates(text: str) -> list[list[Any]]:
+    """Returns the lists that may be boxes, from where they count most."""
+    tagged = [corners for tag in _BOX_TAG.finditer(text) for value in json_values(tag[1]) for corners in _boxes(value)]
+    tagged = tagged or [corners for tag in _PAIRS_TAG.finditer(text) for corners in _pairs(tag[1])]
+    if tagged:
+        return tagged
+    values = json_values(text)
+    keyed = [corners for value in values for keyed_value in _under_box_keys(value) for corners in _boxes(keyed_value)]
+    return keyed or [corners for value in values for corners in _boxes(value)] or _pairs(text)
+
+
+def _pairs(text: str) -> list[list[Any]]:
+    """Returns the boxes that are written as (x1, y1), (x2, y2)."""
+    return [[float(number) for number in match.groups()] for match in _CORNER_PAIRS.finditer(text)]
 
 
 def _says_nothing_there(value: Any) -> bool:
-    """Returns true if JSON says that nothing is there: it is empty, or the value under a box key is."""
+    """Returns true if JSON says that nothing is there: it is empty, or the value under a box key is, or a text in its place says so."""
+    if isinstance(value, str):
+        return says_nothing_there(value)
     if isinstance(value, list):
         return all(_says_nothing_there(item) for item in value)
     if isinstance(value, dict):
-        return not value or any(key.strip().lower() in _BOX_KEYS and not item for key, item in value.items())
+        return not value or any(not item or _says_nothing_there(item) for key, item in value.items() if _is_box_key(key))
     return False
 
 
-def _boxes_in_tag(text: str) -> Iterator[list[Any]]:
-    for value in json_values(text):
-        yield from _boxes(value)
+def _is_box_key(key: str) -> bool:
+    return key.strip().lower() in _BOX_KEYS
+
+
+def _under_box_keys(value: Any) -> Iterator[Any]:
+    """Yields the outermost objects with a box key, each with only its box keys."""
+    if isinstance(value, dict):
+        own = {key: item for key, item in value.items() if _is_box_key(key)}
+        if own:
+            yield own
+        else:
+            for item in value.values():
+                yield from _under_box_keys(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _under_box_keys(item)
 
 
 def _boxes(value: Any) -> Iterator[list[Any]]:
     """Yields lists that may be boxes: those of four items, and flat ones under a box key."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if key.strip().lower() in _BOX_KEYS and isinstance(item, list) and item and not isinstance(item[0], list | dict):
+            if _is_box_key(key) and isinstance(item, list) and item and not isinstance(item[0], list | dict | str):
                 yield item
             else:
                 yield from _boxes(item)

@@ -32,6 +32,18 @@ def as_fractions(boxes: Sequence[Box], extent: tuple[float, float]) -> list[Box]
     return [box for box in cut if box[0] < box[2] and box[1] < box[3]]
 
 
+def answered_fractions(boxes: Sequence[Box], extent: tuple[float, float]) -> list[Box]:
+    """Converts boxes that a language model wrote to fractions of the picture, as `as_fractions` does.
+
+    A box whose corners are all at most 1 is in fractions already: no model names a thing that is smaller than the unit of its boxes.
+
+    Args:
+        boxes: (x1, y1, x2, y2) in the unit of the model's boxes, or in fractions.
+        extent: width and height of the picture in that unit.
+    """
+    return [fractions for box in boxes for fractions in as_fractions([box], (1.0, 1.0) if max(box) <= 1 else extent)]
+
+
 def _clamp(fraction: float) -> float:
     return min(1.0, max(0.0, fraction))
 

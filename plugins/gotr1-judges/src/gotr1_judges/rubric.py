@@ -26,7 +26,7 @@ from gotr1_judges import checkpoint
 from gotr1_judges.answers import Box, read_boxes, read_list, read_score
 from gotr1_judges.asking import Answerer, Question
 from gotr1_judges.families import INTERN, QWEN, Family
-from gotr1_judges.grounding import as_fractions, phrases, planned_iou
+from gotr1_judges.grounding import answered_fractions, phrases, planned_iou
 from gotr1_judges.rubrics import REQUIREMENTS, WORDS, Rubric
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class RubricJudge:
         questions = [Question(self.rubrics["ri"].fill(phrase=phrase), image) for image, phrase in pairs]
         answers = [None if text is None else read_boxes(text) for text in self.answerer.answer(questions)]
         return [
-            boxes if boxes is None else as_fractions(boxes, self.answerer.extent(image))
+            boxes if boxes is None else answered_fractions(boxes, self.answerer.extent(image))
             for (image, _), boxes in zip(pairs, answers, strict=True)
         ]
 
