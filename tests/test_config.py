@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import yaml
 from hypothesis import given, strategies as st
 
 from gotr1_core.config.merge import merge, merge_layers, parse_overrides, read_yaml
-from gotr1_core.config.messages import dotted_keys
+from gotr1_core.config.messages import ALIASES, dotted_keys
 from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry, options_of
 from gotr1_core.workflows.judging import ScoreConfig
 
 LEAST: dict[str, Any] = {"planner": "toy", "renderer": "toy", "judge": "toy"}
@@ -266,6 +268,59 @@ def test_an_unknown_key_names_the_nearest(word: str, unknown: str, near: str) ->
     error = refused(merge(LEAST, parse_overrides([word])))
     assert error.message == f"unknown key {unknown}"
     assert error.hint == f"did you mean {near}?"
+
+
+TABLE = (Path(__file__).parent.parent / "docs" / "concepts.md").read_text(encoding="utf-8").partition("## What other tools call it")[2]
+NAMES = {tuple(row[0].split("`")[1::2]): tuple(row[1].split("`")[1::2]) for row in re.findall(r"^\| (`.*) \| (`.*) \|$", TABLE, re.M)}
+
+
+def test_the_table_of_other_tools_names_is_complete() -> None:
+    assert {" ".join(keys): " ".join(aliases) for keys, aliases in NAMES.items()} == ALIASES
+    aliases = [alias for row in NAMES.values() for alias in row]
+    assert len(aliases) == len(set(aliases))  # each is in one line
+    known = {*dotted_keys(RunConfig), *dotted_keys(SftConfig), "dtype"}
+    options = {"planner.model", "policy.model", "planner.attention", "policy.attention"}
+    assert [key for keys in NAMES for key in keys if key not in known | options] == []
+
+
+@pytest.mark.parametrize("keys", NAMES, ids="-".join)
+def test_another_tools_name_leads_to_the_key(keys: tuple[str, ...]) -> None:
+    for alias in NAMES[keys]:
+        for model, least in ((RunConfig, LEAST), (SftConfig, {"policy": "toy", "data": "toy"})):
+            known = dotted_keys(model)
+            expected = " or ".join(key for key in keys if key in known or key.rpartition(".")[0] in known)
+            if expected and alias not in known:
+                assert refused(merge(least, {alias: 1}), model).hint == f"did you mean {expected}?"
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("optimizer.lr=1", "optimizer.learning_rate"),
+        ("optimizer.LR=1", "optimizer.learning_rate"),
+        ("renderer_optimizer.lr=1", "renderer_optimizer.learning_rate"),
+        ("evaluation.sampling.cfg-weight=1", "evaluation.sampling.guidance_scale"),
+        ("evaluation.batch_size=1", "evaluation.batch"),
+        ("segments.image.beta=1", "segments.image.kl"),
+        ("segments.beta=1", "segments.plan.kl or segments.image.kl"),
+        ("optimizer.clip=1", "optimizer.max_grad_norm"),
+    ],
+)
+def test_another_tools_name_is_understood_at_any_level(word: str, hint: str) -> None:
+    assert refused(merge(LEAST, parse_overrides([word]))).hint == f"did you mean {hint}?"
+
+
+def test_a_key_of_the_run_among_a_components_options() -> None:
+    registry = Registry()
+    for kind, name, given, hint in (
+        ("algorithm", "grpo", {"epsilon": 0.1}, "segments.plan.clip_low"),
+        ("planner", "qwen", {"torch_dtype": "auto"}, "planner.dtype"),
+        ("planner", "qwen", {"model_name_or_path": "x"}, "planner.model"),
+        ("judge", "internvl", {"batch_size": 3}, "judge.batch"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            options_of(registry.find(kind, name).component, given)  # type: ignore[arg-type]
+        assert caught.value.hint == f"did you mean {hint}?"
 
 
 def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
