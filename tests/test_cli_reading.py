@@ -252,7 +252,7 @@ RUN, SFT = "renderer: toy\njudge: toy\nreward: pi\nprompts: {source: scenes}\n",
         ("planner: toy\n" + RUN.replace("pi", "pj"), "train", "unknown score 'pj'", "offered: pi"),
         ("planner: toy\n" + RUN.replace("reward: pi", "reward: pi +"), "train", "malformed reward", "pi +"),
         ("planner: toy\n" + RUN + "stepps: 3\n", "train", "unknown key stepps", "did you mean steps?"),
-        ("planner: toy\n", "train", "renderer: Field required", "gotr1 config schema"),
+        ("planner: toy\n", "train", "the config names no renderer", "--preset scenes"),
         ("3", "train", "is not a mapping", "gotr1 config show"),
         ("planner: toy\n" + RUN, "sft", "policy: Field required", "gotr1 config schema --stage sft"),
         ("policy: tyo\n" + SFT, "sft", "there is no planner 'tyo'", "did you mean 'toy'?"),
@@ -281,7 +281,7 @@ def test_config_validate_refuses(content: str, stage: str, message: str, hint: s
         (["config", "schema", "--stage", "stf"], "'stf' is not one of 'train', 'sft'", "gotr1 config schema --help"),
         (["config", "shwo"], "No such command 'shwo'. Did you mean 'show'?", "gotr1 config --help"),
         (["config", "show", "none.yaml"], "there is no config none.yaml", "YAML file"),
-        (["config", "show", "--planner", "toy"], "renderer: Field required", "gotr1 config schema"),
+        (["config", "show", "--planner", "toy"], "the config names no renderer", "--preset scenes"),
     ],
 )
 def test_mistakes_with_config(arguments: list[str], message: str, hint: str, toy: Path, refused: Refused) -> None:

@@ -312,14 +312,14 @@ def test_another_tools_name_is_understood_at_any_level(word: str, hint: str) -> 
 
 def test_a_key_of_the_run_among_a_components_options() -> None:
     registry = Registry()
-    for kind, name, given, hint in (
+    for kind, name, options, hint in (
         ("algorithm", "grpo", {"epsilon": 0.1}, "segments.plan.clip_low"),
         ("planner", "qwen", {"torch_dtype": "auto"}, "planner.dtype"),
         ("planner", "qwen", {"model_name_or_path": "x"}, "planner.model"),
         ("judge", "internvl", {"batch_size": 3}, "judge.batch"),
     ):
         with pytest.raises(UsageError) as caught:
-            options_of(registry.find(kind, name).component, given)  # type: ignore[arg-type]
+            options_of(registry.find(kind, name).component, options)  # type: ignore[arg-type]
         assert caught.value.hint == f"did you mean {hint}?"
 
 
@@ -388,7 +388,8 @@ def test_words_are_texts_and_where_a_switch_is_asked_for_they_switch(said: str) 
 
 
 def test_what_is_missing_is_named() -> None:
-    assert refused({}).message == "planner: Field required"
+    assert refused({}).message == "the config names no planner"
+    assert refused({"planner": "toy", "judge": "toy"}).message == "the config names no renderer"
     assert refused({**LEAST, "planner": {"model": "x"}}).message == "planner.name: Field required"
 
 

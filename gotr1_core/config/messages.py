@@ -69,8 +69,11 @@ def explain(error: ValidationError, data: Any, known: Sequence[str], *, prefix: 
     key = ".".join(_config_path(first["loc"], data, missing=first["type"] == "missing"))
     where = f"{prefix}{key}".rstrip(".")
     if first["type"] == "extra_forbidden":
-        near = " or ".join(_nearest_keys(key, known, prefix))
-        return UsageError(f"unknown key {where}", hint=f"did you mean {near}?" if near else see)
+        suggestions = " or ".join(_nearest_keys(key, known, prefix))
+        return UsageError(f"unknown key {where}", hint=f"did you mean {suggestions}?" if suggestions else see)
+    if first["type"] == "missing" and where in ("planner", "renderer", "judge"):
+        hint = f"name one (--{where} NAME), or let a preset supply what you do not name: --preset scenes"
+        return UsageError(f"the config names no {where}", hint=hint)
     # pydantic's message without the names of our classes
     message = " ".join(first["msg"].removeprefix("Value error, ").partition(" for <class")[0].split())
     if first["type"] == "model_type":
@@ -85,8 +88,8 @@ def _nearest_keys(key: str, known: Sequence[str], prefix: str) -> list[str]:
     """The keys that a user may have meant by an unknown one: another tool's name, then a typo, then any similar key."""
     parent, _, last = key.rpartition(".")
     keys = _KEYS.get(last.lower().replace("-", "_"), ())
-    beside = [near for name in keys if (near := f"{parent}.{name.rpartition('.')[2]}".lstrip(".")) in known]
-    near = [*dict.fromkeys(beside)] or [name for name in keys if name in known or name.rpartition(".")[0] in known]
+    beside = dict.fromkeys(f"{parent}.{name.rpartition('.')[2]}".lstrip(".") for name in keys)
+    near = [name for name in beside if name in known] or [name for name in keys if name in known or name.rpartition(".")[0] in known]
     if prefix and keys and not near:
         return [keys[0]]  # a key of the run, but the user set it as an option of a component
     if not near:
