@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from gotr1_core.cli.main import call
+from gotr1_core.cli.main import call, run
 from gotr1_core.components.resolve import resolve_config
 from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.engine.tensors import trainable_tensors
@@ -249,6 +250,29 @@ def test_evaluate_prints_numbers_by_category(trained: Path, capsys: Captured) ->
     }
     assert call(["evaluate", "--benchmark", "toy", "--preset", "toy"]) == 0
     assert "0.200 ± 0.000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("encoding", "arguments", "out", "err"),
+    [
+        ("ascii", ["evaluate", "--benchmark", "toy", "--preset", "toy"], rb"0.200 \xb1 0.000", b""),
+        ("cp1252", ["evaluate", "--benchmark", "toy", "--preset", "toy"], b"0.200 \xb1 0.000", b""),
+        ("cp1252", ["train", "猫.yaml"], b"", rb"error: there is no config \u732b.yaml"),
+        ("utf-8", ["train", "\udcff.yaml"], b"", rb"error: there is no config \udcff.yaml"),  # a file's name that is not UTF-8
+    ],
+)
+@pytest.mark.usefixtures("toy")
+def test_what_a_terminal_cannot_show_is_escaped(
+    encoding: str, arguments: list[str], out: bytes, err: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit):
+        run(arguments)
+    for name, expected in (("stdout", out), ("stderr", err)):
+        streams[name].flush()
+        assert expected in streams[name].buffer.getvalue()  # type: ignore[attr-defined]
 
 
 # -- how far it is ----------------------------------------------------------------------------------------------------------

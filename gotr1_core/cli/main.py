@@ -73,7 +73,13 @@ def options_anywhere(
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """The console script: runs a command and exits with its status: 0, 1 (failure), 2 (usage) or 130 (Ctrl-C)."""
+    """The console script: runs a command and exits with its status: 0, 1 (failure), 2 (usage) or 130 (Ctrl-C).
+
+    Characters that the terminal's encoding lacks are escaped (``\\u732b``), so that no result is lost when it is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     status = call(sys.argv[1:] if arguments is None else arguments)
     if is_launched():
         end_process(status)
