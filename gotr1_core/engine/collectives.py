@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 
+from gotr1_core.engine.accelerate_settings import explicit_settings, refuse_settings, sharding_error
 from gotr1_core.engine.dtensor import is_dtensor
 from gotr1_core.errors import Gotr1Error, UsageError
 
@@ -31,9 +32,21 @@ def _explain_lost_process() -> Iterator[None]:
 
 @_explain_lost_process()
 def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
-    """Connects this process to the others; on the CPU if ``cpu`` or without a GPU. ``mixed_precision``: ``no``, ``fp16`` or ``bf16``."""
+    """Connects this process to the others; on the CPU if ``cpu`` or without a GPU. ``mixed_precision``: ``no``, ``fp16`` or ``bf16``.
+
+    Raises:
+        UsageError: the environment asks for something that would change what is computed, or accelerate cannot read it.
+    """
+    cpu = cpu or not torch.cuda.is_available()
+    refuse_settings(cpu=cpu)
     AcceleratorState._reset_state()  # accelerate keeps a process's first precision for good, and a process may train again
-    return Accelerator(mixed_precision=mixed_precision, cpu=cpu or not torch.cuda.is_available())
+    try:
+        accelerator = Accelerator(cpu=cpu, **explicit_settings(mixed_precision))
+    except ValueError as error:
+        raise UsageError(f"accelerate cannot start: {error}", hint="look at the ACCELERATE_… variables of your environment") from error
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise sharding_error(accelerator.distributed_type.value)
+    return accelerator
 
 
 def gather_objects(accelerator: Accelerator, item: Any) -> list[Any]:

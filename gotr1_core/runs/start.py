@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 
 from gotr1_core.components.build import build, prepare
 from gotr1_core.components.limits import check_limits
@@ -21,6 +20,7 @@ from gotr1_core.components.preflight import check, check_prompts
 from gotr1_core.components.prompts import FilePrompts, prompts_of
 from gotr1_core.config.merge import merge, parse_overrides
 from gotr1_core.config.models import RunConfig, dump, flatten_keys, validate
+from gotr1_core.engine.accelerate_settings import refuse_settings
 from gotr1_core.engine.collectives import gather_objects, make_accelerator
 from gotr1_core.engine.files import read_json, write_atomically
 from gotr1_core.engine.interrupts import Interrupted, ignore_sigterm
@@ -77,7 +77,7 @@ def train(
     registry = registry or Registry()
     for file in config.plugins:
         registry.add_file(file)
-    accelerator = _accelerator(config, cpu=cpu)
+    accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
     check_output(config)
     trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
     main = accelerator.is_main_process
@@ -111,13 +111,14 @@ def resume(
     """
     registry = registry or Registry()
     run_config(folder)  # refuses a folder that is not a run
-    _refuse_other_sharding()
-    main = PartialState(cpu=cpu or not torch.cuda.is_available()).is_main_process  # needs no config, which is read in the lock
+    on_cpu = cpu or not torch.cuda.is_available()
+    refuse_settings(cpu=on_cpu)
+    main = PartialState(cpu=on_cpu).is_main_process  # needs no config, which is read in the lock
     with _lock_run(folder, main=main):
         config, changed = resumed_config(folder, words)
         for file in config.plugins:
             registry.add_file(file)
-        accelerator = _accelerator(config, cpu=cpu)
+        accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
         last = _last_checkpoint(folder, main=main)
         trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
         rows = load_trainer(trainer, last) if last else None
@@ -173,28 +174,6 @@ def _record_resume(folder: Path, registry: Registry, config: RunConfig, changed:
     recorded["resumed"] = [*recorded.get("resumed", ()), resumed]
     write_atomically(folder / CONFIG, dump(config))
     write_atomically(folder / ENVIRONMENT, json.dumps(recorded, indent=1))
-
-
-def _accelerator(config: RunConfig, *, cpu: bool) -> Accelerator:
-    _refuse_other_sharding()
-    accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise _other_sharding(accelerator.distributed_type.value)
-    return accelerator
-
-
-def _refuse_other_sharding() -> None:
-    """Refuses sharding that `accelerate launch` requests in the environment. accelerate itself ignores it on a CPU."""
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise _other_sharding(name)
-
-
-def _other_sharding(requested: str) -> UsageError:
-    return UsageError(
-        f"accelerate was asked for {requested}, but gotr1 shards models itself",
-        hint="gotr1 train … shard=true lora=null -- --num-processes N",
-    )
 
 
 def _make_trainer(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from gotr1_core.batch import Batch
 from gotr1_core.chain import parse
 from gotr1_core.config.models import OptimizerConfig, SegmentConfig
+from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.critic import make_critic
 from gotr1_core.engine.metrics import Clock
 from gotr1_core.protocols import RLAlgorithm
@@ -47,7 +47,7 @@ def update_gradient(
         reference: by default the policy itself, if the algorithm needs one.
         config: changes of the run's config.
     """
-    module, accelerator = policy.module, Accelerator(cpu=True)
+    module, accelerator = policy.module, make_accelerator("no", cpu=True)
     learning: Any = policy  # its module has a class of its own, which the mutable attribute of the protocol does not allow
     settings = OptimizerConfig(learning_rate=1.0, schedule="constant", max_grad_norm=1e30)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)

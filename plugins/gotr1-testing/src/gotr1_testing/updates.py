@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from gotr1_core.advantages import Advantages
 from gotr1_core.batch import Batch
 from gotr1_core.chain import parse
 from gotr1_core.config.models import OptimizerConfig, RunConfig, SegmentConfig
+from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.metrics import Clock
 from gotr1_core.engine.optim import make_optimizer
 from gotr1_core.protocols import Loss, RLAlgorithm
@@ -123,6 +123,6 @@ class UpdateSetup:
 
     def update(self) -> dict[str, float]:
         """Makes one update and returns its statistics."""
-        accelerator = Accelerator(cpu=self.drawn.mask.device.type == "cpu")
+        accelerator = make_accelerator("no", cpu=self.drawn.mask.device.type == "cpu")
         advantages = self.algorithm.advantages(self.batch.rewards)
         return update(accelerator, self.learner, self.algorithm, self.batch, advantages, self.config, Clock())
