@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from gotr1_core.config.merge import read_yaml
+from gotr1_core.engine.files import read_lines
 from gotr1_core.evaluation import paired
 
 
@@ -25,7 +26,7 @@ def runs_of(folder: Path) -> list[dict[str, Any]]:
     """Returns results, metrics and config of every finished seed."""
     found = []
     for done in sorted(folder.glob("seed-*/benchmark.json")):
-        rows = [json.loads(line) for line in (done.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for _, line in read_lines(done.parent / "metrics.jsonl", hint="train that seed again")]
         found.append({**json.loads(done.read_text()), "metrics": rows, "config": read_yaml(done.parent / "config.yaml")})
     if not found:
         raise SystemExit(f"{folder} has no finished seeds; run benchmarks/learning.py --out {folder}")

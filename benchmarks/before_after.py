@@ -12,12 +12,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from gotr1_core.engine.files import read_lines
+
 TILE, GAP, TEXT, MARGIN = 230, 10, 92, 64
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
     """Returns the samples of one evaluation."""
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for _, line in read_lines(folder / "samples.jsonl", hint="give the folder of a run")]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gotr1_core.engine.files import read_lines
 from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, find_damage
 
 SMALL = ["groups=2", "plans=2", "prompts.held_out=2", "evaluation.prompts=2", "evaluation.every=7", "evaluation.greedy=false"]
@@ -62,7 +63,7 @@ def kill_once(out: Path, steps: int, rng: random.Random) -> str:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Returns the metrics without those of time."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for _, line in read_lines(folder / "metrics.jsonl", hint="start again")]
     return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in lines]
 
 

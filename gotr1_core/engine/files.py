@@ -83,8 +83,12 @@ def read_lines(path: Path, *, hint: str, key: str = "") -> list[tuple[int, str]]
     Raises:
         UsageError: as :func:`read_text`.
     """
-    lines = read_text(path, hint=hint, key=key).split("\n")
-    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    return split_lines(read_text(path, hint=hint, key=key))
+
+
+def split_lines(text: str) -> list[tuple[int, str]]:
+    """Returns the lines of a text that are not blank, as :func:`read_lines` does."""
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, dump, validate
-from gotr1_core.engine.files import read_json, write_atomically
+from gotr1_core.engine.files import read_json, split_lines, write_atomically
 from gotr1_core.errors import UsageError
 from gotr1_core.pictures.sample_files import nan_for_null, null_for_nan, write_samples
 from gotr1_core.plugins import Registry
@@ -164,8 +164,8 @@ class Records:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a metrics file. A last line without a newline was cut when a process was killed; it is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
+    complete = path.read_bytes().rpartition(b"\n")[0] if path.is_file() else b""
     try:
-        return [dict(json.loads(line)) for line in lines]
+        return [dict(json.loads(line)) for _, line in split_lines(complete.decode("utf-8-sig", errors="replace"))]
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is damaged: {error}", hint="restore the original file") from None
