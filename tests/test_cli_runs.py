@@ -158,10 +158,15 @@ def test_generate_draws_a_chain_that_was_written(toy: Path, trained: Path, capsy
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        (None, "cannot read chain.txt: No such file"),
-        (b"\xff\xfe\x00", "chain.txt is not UTF-8 text"),
+        (None, "--chain: cannot read chain.txt: No such file"),
+        (b"\xff\xfe\x00", "--chain: chain.txt is not UTF-8 text"),
         (b"a cat", "--chain: chain.txt: there is no region in it"),
-        (f"{CHAIN} <|box_start|>(1,2)".encode(), "--chain: chain.txt: "),
+        (f"{CHAIN}\n{CHAIN} <|box_start|>(1,2)".encode(), "--chain: chain.txt, line 2: <|box_start|> without <|box_end|>"),
+        (CHAIN.replace("499", "1000").encode(), "--chain: chain.txt, line 1: coordinate out of range 0-999: '(0,0),(1000,999)'"),
+        (CHAIN.replace("0,0", "600,0").encode(), "--chain: chain.txt, line 1: reversed or empty box: "),
+        (CHAIN.replace("499", "4 99").encode(), "--chain: chain.txt, line 1: box not written as (x1,y1),(x2,y2): "),
+        (json.dumps({"chain": "x"}).encode() + b"\n{}", "--chain: chain.txt has 2 rows, and one chain is needed"),
+        (b'{"prompt": "x"}', "--chain: chain.txt, line 1: there is no chain"),
     ],
 )
 def test_generate_refuses_an_invalid_chain(toy: Path, refused: Refused, text: bytes | None, error: str) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
-from gotr1_core.pictures.sample_files import Picture, find_pictures, read_picture, write_samples
+from gotr1_core.data.pictures import read_picture
+from gotr1_core.pictures.sample_files import Picture, find_pictures, write_samples
 from gotr1_core.reward import Expression
 from gotr1_core.samples import Prompt, Sample
 from gotr1_core.workflows.judging import score_pictures
@@ -31,8 +32,8 @@ def picture(path: Path, red: int, green: int = 0) -> Path:
 
 @pytest.fixture
 def folder(toy: Path) -> Path:
-    """Three pictures, the last of which the judge cannot score, and a picture with boxes drawn on it."""
-    for name, red, green in (("a.png", 51, 0), ("b.JPG", 255, 0), ("c.png", 0, 255), ("a-plan.png", 0, 0)):
+    """Three pictures, the last of which the judge cannot score."""
+    for name, red, green in (("a.png", 51, 0), ("b.JPG", 255, 0), ("c.png", 0, 255)):
         picture(toy / "some" / name, red, green)
     (toy / "some" / "notes.txt").write_text("not a picture")
     return Path("some")
@@ -57,7 +58,7 @@ def rows(capsys: Captured, *arguments: str, note: str = "") -> list[dict[str, ob
     return found
 
 
-def test_a_folders_pictures_are_scored_without_its_overlays(folder: Path, capsys: Captured) -> None:
+def test_a_folders_pictures_are_scored(folder: Path, capsys: Captured) -> None:
     found = rows(capsys, "some", "--prompt", "x", "--judge", "toy", note=NOTE.format(3, 3))
     assert [row["image"] for row in found] == ["some/a.png", "some/b.JPG", "some/c.png"]
     assert found[0] == {"image": "some/a.png", "prompt": "x", "scores": {"pi": pytest.approx(0.2)}}
@@ -134,7 +135,7 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
     [
         (["some"], "there is no judge", "gotr1 list judge"),
         ([], "Missing argument 'IMAGE...'", "gotr1 score --help"),
-        (["judge=toy"], "there are no pictures", "PNG or JPEG"),
+        (["judge=toy"], "there are no pictures", "PNG, JPEG or WebP"),
         (["some", "--prompt", "x", "judge=[plans, {name: plans, per_box: 0.2}]"], "the judge 'plans' is named twice", "as: NAME"),
         (["some", "--prompt", "x", "judge=[{name: plans, as: a.b}]"], "judge.0: as: 'a.b' is not a valid judge name", "gotr1 config"),
         (["some", "--judge", "tyo", "--prompt", "x"], "there is no judge 'tyo'", "did you mean 'toy'?"),
@@ -145,20 +146,20 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "none.txt"], "there is no file none.txt", "the chain's text"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "some"], "cannot read some: Is a directory", "the chain's text"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "some/a.png"], "some/a.png is not UTF-8", "the chain's text"),
-        (["none.png", "--judge", "toy", "--prompt", "x"], "cannot read none.png: No such file or directory", "PNG or JPEG"),
-        (["none", "--judge", "toy", "--prompt", "x"], "cannot read none: No such file or directory", "PNG or JPEG"),
-        (["n" * 300, "--judge", "toy", "--prompt", "x"], "File name too long", "PNG or JPEG"),
-        (["some/notes.txt", "--judge", "toy", "--prompt", "x"], "some/notes.txt is not a PNG or JPEG picture", "PNG or JPEG"),
-        (["odd/x.gif", "--judge", "toy", "--prompt", "x"], "odd/x.gif is not a PNG or JPEG picture", "PNG or JPEG"),
-        (["odd/cut.png", "--judge", "toy", "--prompt", "x"], "odd/cut.png is damaged: ", "PNG or JPEG"),
-        (["odd/empty.png", "--judge", "toy", "--prompt", "x"], "odd/empty.png is not a PNG or JPEG picture", "PNG or JPEG"),
-        (["bare", "--judge", "toy", "--prompt", "x"], "bare has no pictures", "PNG or JPEG"),
+        (["none.png", "--judge", "toy", "--prompt", "x"], "cannot read none.png: No such file or directory", "PNG, JPEG or WebP"),
+        (["none", "--judge", "toy", "--prompt", "x"], "cannot read none: No such file or directory", "PNG, JPEG or WebP"),
+        (["n" * 300, "--judge", "toy", "--prompt", "x"], "File name too long", "PNG, JPEG or WebP"),
+        (["some/notes.txt", "--judge", "toy", "--prompt", "x"], "some/notes.txt is not a PNG, JPEG or WebP picture", "PNG, JPEG or WebP"),
+        (["odd/x.gif", "--judge", "toy", "--prompt", "x"], "odd/x.gif is not a PNG, JPEG or WebP picture", "PNG, JPEG or WebP"),
+        (["odd/cut.png", "--judge", "toy", "--prompt", "x"], "odd/cut.png is damaged: ", "PNG, JPEG or WebP"),
+        (["odd/empty.png", "--judge", "toy", "--prompt", "x"], "odd/empty.png is not a PNG, JPEG or WebP picture", "PNG, JPEG or WebP"),
+        (["bare", "--judge", "toy", "--prompt", "x"], "bare has no pictures", "PNG, JPEG or WebP"),
         ([".", "--judge", "toy", "--prompt", "x"], ". has no pictures", "a folder in it, such as drawn"),
         (["none.jsonl", "--judge", "toy"], "cannot read none.jsonl: No such file", "that gotr1 wrote"),
-        (["bad.jsonl", "--judge", "toy"], "bad.jsonl, line 2, is not a sample", "that gotr1 wrote"),
+        (["bad.jsonl", "--judge", "toy"], "bad.jsonl, line 2: the prompt is not a text", "that gotr1 wrote"),
         (["empty.jsonl", "--judge", "toy"], "empty.jsonl has no samples", "that gotr1 wrote"),
         (["binary.jsonl", "--judge", "toy"], "binary.jsonl is not UTF-8", "that gotr1 wrote"),
-        (["gone.jsonl", "--judge", "toy"], "cannot read gone.png: No such file", "PNG or JPEG"),
+        (["gone.jsonl", "--judge", "toy"], "cannot read gone.png: No such file", "PNG, JPEG or WebP"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pj"], "unknown score 'pj'", "offered: pi"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pi +"], "malformed reward", "pi +"),
         (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps cannot be set here", "judge.… and reward"),

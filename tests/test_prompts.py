@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.components.prompts import FilePrompts, prompts_of, read_prompts
+from gotr1_core.components.prompts import FilePrompts, prompts_of
 from gotr1_core.config.models import PromptsConfig
+from gotr1_core.data.prompts import read_prompts
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Prompt
@@ -37,8 +38,8 @@ def test_prompts_of_a_jsonl_file(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "caf\xe9"}\n', "is not UTF-8 text"),
         ("a.jsonl", b'\n{"prompt": "fine"}\n\na red circle\n', "line 4, is not"),  # counted as an editor does
         ("a.jsonl", b'{"text": "a"}', "line 1, is not"),
-        ("a.jsonl", b'["a"]', "line 1, is not"),
-        ("a.jsonl", b'"a"', "line 1, is not"),
+        ("a.jsonl", b'[["a"]]', "line 1, is not"),
+        ("a.jsonl", b"3", "line 1, is not"),
         ("a.jsonl", b'{"prompt": 3}', "line 1: the prompt is not a text"),
         ("a.jsonl", b'{"prompt": " "}', "line 1: the prompt is not a text"),
         ("a.jsonl", b'{"prompt": "a", "metadata": 3}', "line 1: category must be a text and metadata an object"),

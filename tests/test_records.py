@@ -57,6 +57,9 @@ def test_samples_are_pictures_overlays_and_rows(tmp_path: Path) -> None:
     first, second, third = rows(folder / "samples.jsonl")
     assert first == {
         "prompt": "en katt",
+        "id": "",
+        "category": "",
+        "metadata": {},
         "chain": CHAIN,
         "well_formed": True,
         "problems": [],

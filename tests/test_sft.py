@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from gotr1_core.chain import parse
 from gotr1_core.config.models import SftConfig, validate
+from gotr1_core.data.examples import read_examples
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.runs.checkpoint import EMA_FILE, TRAINABLE
 from gotr1_core.samples import Example, Prompt
-from gotr1_core.workflows.sft import from_examples, from_source, read_examples, train_supervised
+from gotr1_core.workflows.sft import from_examples, from_source, train_supervised
 
 
 def config(model: Path, output: Path, **changed: Any) -> SftConfig:

@@ -91,7 +91,7 @@ AlgorithmName = Annotated[
 PresetName = Annotated[
     str | None, typer.Option(help="A named config to start from; scenes if you name nothing else.", autocompletion=complete_names("preset"))
 ]
-PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: a text file with one per line, or JSONL.")]
+PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: a text file with one per line, or JSONL, JSON or CSV.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -57,15 +57,11 @@ def command(
 
 def _read_chain(path: Path) -> Chain:
     """Reads a chain from a text file. Refuses one without a box or with a malformed box, because its picture would be wrong."""
-    from gotr1_core.chain import parse
-    from gotr1_core.engine.files import read_text
+    from gotr1_core.data.chains import REGIONS, read_chain
 
-    chain = parse(read_text(path, hint="--chain takes a text file; samples.jsonl has chains to copy").strip())
-    if not chain.regions or chain.problems:
-        raise UsageError(
-            f"--chain: {path}: {chain.problems[0] if chain.problems else 'there is no region in it'}",
-            hint="write each region as <|obj_start|>PHRASE<|obj_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>, coordinates 0 to 999",
-        )
+    chain = read_chain(path, key="--chain", hint="--chain takes a text file; samples.jsonl has chains to copy")
+    if not chain.regions:
+        raise UsageError(f"--chain: {path}: there is no region in it", hint=REGIONS)
     return chain
 
 
@@ -78,8 +74,10 @@ def _check_free(out: Path, number: int) -> None:
 
 def _remove_older_pictures(out: Path) -> None:
     """Removes the pictures that an earlier call wrote. Other files in the folder stay."""
+    from gotr1_core.engine.files import split_lines
+
     rows = out / "samples.jsonl"
-    for line in rows.read_text(encoding="utf-8", errors="replace").split("\n") if rows.is_file() else ():
+    for _, line in split_lines(rows.read_text(encoding="utf-8-sig", errors="replace")) if rows.is_file() else ():
         with suppress(ValueError, KeyError, TypeError):  # the row has no picture, or gotr1 did not write it
             picture = Path(json.loads(line)["image"])
             for name in (picture.name, f"{picture.stem}-plan.png"):

@@ -55,7 +55,7 @@ def _named_components(params: Mapping[str, Any]) -> Iterator[tuple[Kind, str, st
     for key, kind, value in places:
         for component in value if isinstance(value, list | tuple) else [value]:
             name = component.get("name") if isinstance(component, Mapping) else component
-            if isinstance(name, str) and not name.endswith(".jsonl"):
+            if isinstance(name, str) and not {".", "/"} & {*name}:
                 yield kind, name, key
 
 

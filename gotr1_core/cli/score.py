@@ -24,7 +24,8 @@ def command(
     override: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...", help="PNG or JPEG files, folders of them, or a samples.jsonl; and options of judges, as judge.KEY=VALUE."
+            metavar="IMAGE...",
+            help="PNG, JPEG or WebP files, folders of them, or a samples.jsonl; and options, as judge.KEY=VALUE.",
         ),
     ],
     prompt: Annotated[str | None, typer.Option(help="The prompt of the pictures. A samples.jsonl has its own prompts.")] = None,
@@ -37,7 +38,7 @@ def command(
     """Scores pictures with judges. Without a chain, only scores of the picture are printed."""
     paths = [Path(word) for word in override if "=" not in word or _exists(Path(word))]
     if not paths:
-        raise UsageError("there are no pictures", hint="give PNG or JPEG files, or a folder of them")
+        raise UsageError("there are no pictures", hint="give PNG, JPEG or WebP files, or a folder of them")
     config = _config(judge, reward, [word for word in override if Path(word) not in paths])
     from gotr1_core.cli.common import device
     from gotr1_core.cli.progress import progress
@@ -97,14 +98,15 @@ def _config(judge: Sequence[str] | None, reward: str | None, words: Sequence[str
 
 def _read_chain(text_or_file: str) -> str:
     """Returns the text of a chain, given as a text or as the name of a file."""
+    from gotr1_core.data.chains import read_chain, written_chain
+    from gotr1_core.data.rows import JSON_SUFFIXES
+
     path = Path(text_or_file)
     if not _exists(path):
-        if path.suffix in (".txt", ".json", ".jsonl") and " " not in text_or_file:
+        if path.suffix in (".txt", *JSON_SUFFIXES) and " " not in text_or_file:
             raise UsageError(f"there is no file {text_or_file}", hint="give the chain's text, or a file with it")
-        return text_or_file
-    from gotr1_core.engine.files import read_text
-
-    return read_text(path, hint="give the chain's text, or a file with it").strip()
+        return written_chain(text_or_file, "--chain").raw
+    return read_chain(path, key="--chain", hint="give the chain's text, or a file with it").raw
 
 
 def _check_any_score(samples: Sequence[Sample], config: ScoreConfig) -> None:

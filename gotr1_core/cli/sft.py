@@ -62,7 +62,8 @@ def _batches(settings: SftConfig) -> Batches:
     """Returns the training batches. They are read before any weights are loaded."""
     from gotr1_core.components.build import make_component
     from gotr1_core.config.models import ComponentConfig
-    from gotr1_core.workflows.sft import from_examples, from_source, read_examples
+    from gotr1_core.data.examples import read_examples
+    from gotr1_core.workflows.sft import from_examples, from_source
 
     registry().find(settings.kind, settings.policy.name)  # an unknown policy is an error before the source is made
     if isinstance(settings.data, ComponentConfig):

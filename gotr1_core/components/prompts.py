@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import PromptsConfig
-from gotr1_core.engine.files import read_lines
+from gotr1_core.data.prompts import read_prompts
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
@@ -33,35 +32,6 @@ class FilePrompts:
             UsageError: always.
         """
         raise UsageError("a file of prompts has no chains and pictures to learn from", hint="give gotr1 sft a source, or JSONL examples")
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """Reads a text file with one prompt a line, or a JSONL file with ``prompt`` and optionally ``id``, ``category``, ``metadata``.
-
-    Raises:
-        UsageError: the file cannot be read, is not UTF-8 text or has no prompts, or a line of JSONL is wrong.
-    """
-    hint = "give a file with one prompt a line, or JSONL"
-    lines = read_lines(path, hint=hint)
-    if not lines:
-        raise UsageError(f"{path} has no prompts", hint=hint)
-    if path.suffix != ".jsonl":
-        return [Prompt(line, f"{path.stem}-{i}") for i, (_, line) in enumerate(lines)]
-    return [_read_row(path, number, line, f"{path.stem}-{i}") for i, (number, line) in enumerate(lines)]
-
-
-def _read_row(path: Path, number: int, line: str, name: str) -> Prompt:
-    """The prompt in one line of JSONL. ``name`` is its id if the line has none."""
-    try:
-        row = json.loads(line)
-        prompt, category, metadata = row["prompt"], row.get("category", ""), row.get("metadata", {})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UsageError(f'{path}, line {number}, is not {{"prompt": …}}', hint="one JSON object a line") from None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f"{path}, line {number}: the prompt is not a text", hint='one {"prompt": "…"} a line')
-    if not isinstance(category, str) or not isinstance(metadata, dict):
-        raise UsageError(f"{path}, line {number}: category must be a text and metadata an object", hint="leave out what you do not need")
-    return Prompt(prompt, str(row.get("id", name)), category, metadata)
 
 
 def prompts_of(registry: Registry, config: PromptsConfig) -> tuple[PromptSource, list[Prompt]]:

@@ -133,7 +133,7 @@ class SegmentsConfig(Strict):
 
 
 class PromptsConfig(Strict):
-    """Where prompts come from: a source, or your own file (text with one prompt a line, or JSONL with "prompt")."""
+    """Where prompts come from: a source, or your own file (text with one prompt a line, or JSONL, JSON or CSV with "prompt")."""
 
     source: ComponentField | None = Field(None, description="Component that makes prompts.")
     file: Path | None = Field(None, description="Your own training prompts; they replace the source's.")
@@ -223,9 +223,11 @@ class SftConfig(Strict):
     kind: Literal["planner", "renderer"] = Field("planner", description="The kind that the policy is registered as.")
     data: Annotated[
         ComponentConfig | Path,
-        BeforeValidator(lambda v: Path(v) if isinstance(v, str) and v.endswith(".jsonl") else as_component(v)),
+        BeforeValidator(
+            lambda v: Path(v) if isinstance(v, str) and {".", "/"} & {*v} else as_component(v)
+        ),  # names of components have neither
         WithJsonSchema(_SCHEMA),
-    ] = Field(description="A prompt source, or a JSONL file of prompts, chains and pictures.")
+    ] = Field(description="A prompt source, or a file of prompts, chains and pictures, such as JSONL.")
     steps: int = Field(1000, gt=0, description="Optimizer updates.")
     batch: int = Field(64, gt=0, description="Examples in an update.")
     micro_batch: int = Field(64, gt=0, description="Examples in one forward and backward pass.")

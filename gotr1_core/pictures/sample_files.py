@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
 from gotr1_core.chain import Chain, parse
-from gotr1_core.engine.files import DISK_FULL, read_lines
+from gotr1_core.data.chains import row_chain
+from gotr1_core.data.pictures import HINT, SUFFIXES, check_picture
+from gotr1_core.data.prompts import row_prompt
+from gotr1_core.data.rows import JSON_SUFFIXES, TABLE_SUFFIXES, read_rows
+from gotr1_core.engine.files import DISK_FULL
 from gotr1_core.errors import UsageError
 from gotr1_core.pictures.draw_chain import draw_with_legend
 from gotr1_core.samples import Prompt, Sample
 
 SAMPLES, OVERLAY = "samples.jsonl", "-plan.png"
 OVERLAY_SIDE = 256  # smallest length of an overlay's shorter side, pixels, so that small pictures can be read
-FORMATS, SUFFIXES = ("PNG", "JPEG"), (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_pictures(paths: Sequence[Path], prompt: str | None = None, chain: str |
     undescribed = 0
     for path in paths:
         folder = _is_folder(path)
-        if path.suffix == ".jsonl" or (folder and (path / SAMPLES).is_file()):
+        if path.suffix.lower() in JSON_SUFFIXES | TABLE_SUFFIXES or (folder and (path / SAMPLES).is_file()):
             pictures += _read_rows(path / SAMPLES if folder else path)
             continue
         for file in _picture_files(path) if folder else [path]:
@@ -63,33 +63,8 @@ def find_pictures(paths: Sequence[Path], prompt: str | None = None, chain: str |
             f"{unused[0]} cannot be used for pictures that {SAMPLES} describes", hint="leave it out, or name the picture files themselves"
         )
     for file in [picture.path for picture in pictures if picture.path is not None]:
-        with _opened(file):  # checked here, before judges are made, which may take minutes
-            pass
+        check_picture(file)  # here, before judges are made, which may take minutes
     return pictures
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Returns a PNG or JPEG file as an RGB image, turned upright.
-
-    Raises:
-        UsageError: the file is missing, is not PNG or JPEG, or is damaged.
-    """
-    with _opened(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    hint = "give PNG or JPEG files, or a folder of them"
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
-    except UnidentifiedImageError:
-        raise UsageError(f"{path} is not a PNG or JPEG picture", hint=hint) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise UsageError(f"cannot read {path}: {error.strerror}", hint=hint) from None
-        raise UsageError(f"{path} is damaged: {' '.join(str(error).split())}", hint=hint) from None
 
 
 def _is_folder(path: Path) -> bool:
@@ -100,34 +75,27 @@ def _is_folder(path: Path) -> bool:
 
 
 def _picture_files(folder: Path) -> list[Path]:
-    """Returns a folder's pictures, without overlays."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.endswith(OVERLAY) and p.is_file())
-    if files:
-        return files
+    """Returns a folder's pictures. Files that macOS adds to folders are passed over."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    pictures = [p for p in files if not p.name.startswith("._")]
+    if len(pictures) < len(files):
+        print(f"note: {folder}: {len(files) - len(pictures)} files ._* of macOS are passed over: they are no pictures", file=sys.stderr)
+    if pictures:
+        return pictures
     subfolders = sorted(rows.parent for rows in folder.glob(f"*/{SAMPLES}"))
-    raise UsageError(
-        f"{folder} has no pictures", hint=f"give a folder in it, such as {subfolders[0]}" if subfolders else "give PNG or JPEG files"
-    )
+    raise UsageError(f"{folder} has no pictures", hint=f"give a folder in it, such as {subfolders[0]}" if subfolders else HINT)
 
 
 def _read_rows(path: Path) -> list[Picture]:
-    """Reads the samples that ``gotr1 generate`` or a run wrote."""
+    """Reads the samples that ``gotr1 generate`` or a run wrote, or a tool in the same form."""
     hint = f"give a {SAMPLES} that gotr1 wrote, or picture files and --prompt"
     pictures = []
-    for number, line in read_lines(path, hint=hint):
-        try:
-            row: dict[str, Any] = json.loads(line)
-            prompt, chain, image = row["prompt"], row.get("chain"), row.get("image")
-            metadata = row.get("metadata", {})
-            texts = isinstance(prompt, str) and isinstance(chain, str | None) and isinstance(image, str | None)
-            if not texts or not isinstance(metadata, dict):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UsageError(f"{path}, line {number}, is not a sample", hint=hint) from None
-        row_prompt = Prompt(prompt, f"{path.stem}-{number}", str(row.get("category", "")), metadata)
-        pictures.append(Picture(path.parent / image if image else None, row_prompt, None if chain is None else parse(chain)))
-    if not pictures:
-        raise UsageError(f"{path} has no samples", hint=hint)
+    for row in read_rows(path, "samples", hint=hint):
+        prompt, image = row_prompt(row, f"{path.stem}-{row.number}", hint=hint), row.values.get("image")
+        if not isinstance(image, str | None):
+            raise UsageError(f"{row.where}: image is not the name of a file", hint=hint)
+        chain = None if row.values.get("chain") is None else row_chain(row, hint=hint)
+        pictures.append(Picture(path.parent / image if image else None, prompt, chain))
     return pictures
 
 
@@ -137,7 +105,7 @@ def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     The row of an overlay whose labels do not show all phrases whole has them by number as its ``legend``.
 
     Raises:
-        UsageError: the folder cannot be made.
+        UsageError: the folder cannot be made, or a prompt's metadata are not JSON.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,8 +124,12 @@ def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
                 overlay.save(folder / f"{number:03d}{OVERLAY}")
                 row |= {"image": path.name, **({"legend": legend} if legend else {})}
                 paths.append(path)
-            print(json.dumps(row, ensure_ascii=False), file=file)
+            print(json.dumps(row, ensure_ascii=False, default=_refuse), file=file)
     return paths
+
+
+def _refuse(value: object) -> None:
+    raise UsageError(f"the metadata of a prompt are not JSON: {type(value).__name__}", hint="correct the source of prompts that gave it")
 
 
 def draw_overlay(sample: Sample) -> Any:
@@ -174,9 +146,12 @@ def _overlay(sample: Sample) -> tuple[Any, dict[int, str]]:
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
-    """Returns a sample as a row for JSON: prompt, chain (text and regions), scores, reward. NaN becomes null."""
+    """Returns a sample as a row for JSON: all of the prompt, chain (text and regions), scores, reward. NaN becomes null."""
     return {
         "prompt": sample.prompt.text,
+        "id": sample.prompt.id,
+        "category": sample.prompt.category,
+        "metadata": dict(sample.prompt.metadata),
         "chain": sample.chain.raw,
         "well_formed": sample.chain.well_formed,
         "problems": list(sample.chain.problems),

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from gotr1_core.chain import parse
 from gotr1_core.config.models import Files, JudgeList, Strict
+from gotr1_core.data.pictures import read_picture
 from gotr1_core.judges import Judges
-from gotr1_core.pictures.sample_files import Picture, read_picture
+from gotr1_core.pictures.sample_files import Picture
 from gotr1_core.protocols import RewardJudge
 from gotr1_core.reward import Expression
 from gotr1_core.samples import IMAGE, PLAN, Sample

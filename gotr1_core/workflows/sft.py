@@ -10,43 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from gotr1_core.chain import parse
 from gotr1_core.config.models import SftConfig, dump
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.ema import EMA
-from gotr1_core.engine.files import read_json, read_lines, recover_folder, replace_folder
+from gotr1_core.engine.files import read_json, recover_folder, replace_folder
 from gotr1_core.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from gotr1_core.engine.tensors import gather_to_cpu, load_optimizer, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
-from gotr1_core.errors import UsageError
 from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Loss, Policy, PromptSource
 from gotr1_core.runs.checkpoint import EMA_FILE, OPTIMIZER, STATE, TRAINABLE
-from gotr1_core.samples import Example, Prompt, SegmentName
+from gotr1_core.samples import Example, SegmentName
 from gotr1_core.sampling import seed_for
 
 Batches = Callable[[int], Sequence[Example]]
 """Returns the examples of a step, counted from 0."""
-
-
-def read_examples(path: Path) -> list[Example]:
-    """Reads examples from a JSONL file: ``prompt``, ``chain`` and optionally ``image``, a path relative to the file's folder.
-
-    Raises:
-        UsageError: the file or a picture cannot be read, or a line is not an example.
-    """
-    examples = []
-    for number, line in read_lines(path, hint="give a JSONL file with prompt, chain and image"):
-        try:
-            row = json.loads(line)
-            image = Image.open(path.parent / row["image"]).convert("RGB") if row.get("image") else None
-            prompt = Prompt(row["prompt"], f"{path.stem}-{number}", row.get("category", ""), row.get("metadata", {}))
-            examples.append(Example(prompt, parse(row["chain"]), image))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise UsageError(f"{path}, line {number}: {error}", hint='each line is {"prompt": …, "chain": …, "image": …}') from None
-    return examples
 
 
 def from_source(source: PromptSource, size: int, seed: int, window: int) -> Batches:

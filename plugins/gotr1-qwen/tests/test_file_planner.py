@@ -38,19 +38,19 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
 @pytest.fixture
 def chains(tmp_path: Path) -> Path:
     rows = [{"prompt": "a cat", "chain": CAT}, "", {"prompt": " a dog ", "chain": DOG, "reward": None}]
-    return write(tmp_path / "chains.jsonl", [*rows, {"prompt": "a cat", "chain": ["two", "three <|box_start|>"]}])
+    return write(tmp_path / "chains.jsonl", [*rows, {"prompt": "a cat", "chain": ["two", "three"]}])
 
 
 def test_chains_are_handed_out_by_seed(chains: Path) -> None:
     planner = FilePlanner(FileOptions(chains=chains))
     assert isinstance(planner, Planner)
     plans = planner.plan([Prompt("a cat")] * 6 + [Prompt("a dog")], seeds=range(7), sampling=Sampling())
-    assert [chain.raw for chain in plans.chains] == [CAT, "two", "three <|box_start|>"] * 2 + [DOG]
-    assert plans.chains[6] == parse(DOG)  # as written, malformed ones too
+    assert [chain.raw for chain in plans.chains] == [CAT, "two", "three"] * 2 + [DOG]
+    assert plans.chains[6] == parse(DOG)
     assert len(plans) == 7
     assert not plans.tensors["mask"].any()  # nothing was sampled
     again = planner.plan([Prompt("a cat")], seeds=[2**62 + 1], sampling=Sampling())
-    assert again.chains[0].raw == [CAT, "two", "three <|box_start|>"][(2**62 + 1) % 3]
+    assert again.chains[0].raw == [CAT, "two", "three"][(2**62 + 1) % 3]
 
 
 def test_a_prompt_without_a_chain_is_named(chains: Path) -> None:
@@ -69,12 +69,13 @@ def test_a_prompt_without_a_chain_is_named(chains: Path) -> None:
     ("rows", "said"),
     [
         ([], "has no chains"),
-        (["{}"], "line 1 has no prompt and chain"),
-        ([{"prompt": "a", "chain": "b"}, "nonsense"], "line 2 has no prompt and chain"),
-        ([["a", "b"]], "line 1 has no prompt and chain"),
-        ([{"prompt": "a", "chain": None}], "line 1: prompt and chain must be texts"),
-        ([{"prompt": "a", "chain": []}], "line 1: prompt and chain must be texts"),
-        ([{"prompt": 3, "chain": "b"}], "line 1: prompt and chain must be texts"),
+        (["{}"], "line 1, is not {"),
+        ([{"prompt": "a", "chain": "b"}, "nonsense"], "line 2, is not {"),
+        (["3"], "line 1, is not {"),
+        ([["a", "b"]], "line 1: there is no chain"),
+        ([{"prompt": "a", "chain": None}], "line 1: the chain is not a text"),
+        ([{"prompt": "a", "chain": []}], "line 1: the chain is not a text"),
+        ([{"prompt": 3, "chain": "b"}], "line 1: the prompt is not a text"),
     ],
 )
 def test_a_file_that_is_invalid(tmp_path: Path, rows: list[Any], said: str) -> None:

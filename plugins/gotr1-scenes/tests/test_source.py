@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from gotr1_core.data.examples import read_examples
 from gotr1_core.plugins import Registry, load, options_of
 from gotr1_core.protocols import Benchmark, PromptSource, RewardJudge
 from gotr1_core.samples import Sample
-from gotr1_core.workflows.sft import read_examples
 from gotr1_scenes import plugin
 from gotr1_scenes.annotate import annotated
 from gotr1_scenes.benchmark import ScenesBenchmark

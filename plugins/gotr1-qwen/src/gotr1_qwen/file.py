@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -10,19 +9,17 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from gotr1_core.chain import Chain, parse
-from gotr1_core.engine.files import read_lines
+from gotr1_core.chain import Chain
+from gotr1_core.data.chains import LINES, read_chains
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.tokenization import shorten
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_qwen.options import FileOptions
 
-_LINES = 'one {"prompt": "…", "chain": "…"} per line, as in the samples.jsonl of gotr1 generate'
-
 
 class FilePlanner:
-    """Returns chains from a JSONL file. It samples no tokens, so there are no actions and there is nothing to train."""
+    """Returns chains from a file. It samples no tokens, so there are no actions and there is nothing to train."""
 
     lora_prefix = ""
 
@@ -55,7 +52,7 @@ class FilePlanner:
         try:
             return self.chains[prompt.text.strip()]
         except KeyError:
-            hint = f"add a line for it: {_LINES}"
+            hint = f"add a line for it: {LINES}"
             raise UsageError(f"{self.path} has no chain for the prompt {shorten(prompt.text, 200)}", hint=hint) from None
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
@@ -76,30 +73,3 @@ class FilePlanner:
 
 def _nothing_to_train() -> NoReturn:
     raise UsageError("the planner file has nothing to train", hint="train another planner, such as qwen")
-
-
-def read_chains(path: Path, *, key: str) -> dict[str, tuple[Chain, ...]]:
-    """The chains of a JSONL file by prompt, in the order of the file. ``key`` is the file's place in the config, for messages.
-
-    Raises:
-        UsageError: the file cannot be read or has no chains, or a line is not a prompt with a chain or a list of chains.
-    """
-    chains_by_prompt: dict[str, list[Chain]] = {}
-    for number, line in read_lines(path, hint=f"give a JSONL file: {_LINES}", key=key):
-        prompt, chains = _read_line(line, f"{key}: {path}, line {number}")
-        chains_by_prompt.setdefault(prompt, []).extend(chains)
-    if not chains_by_prompt:
-        raise UsageError(f"{key}: {path} has no chains", hint=f"give a JSONL file: {_LINES}")
-    return {prompt: tuple(chains) for prompt, chains in chains_by_prompt.items()}
-
-
-def _read_line(line: str, where: str) -> tuple[str, list[Chain]]:
-    try:
-        row = json.loads(line)
-        prompt, chains = row["prompt"], row["chain"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UsageError(f"{where} has no prompt and chain", hint=f"write {_LINES}") from None
-    chains = chains if isinstance(chains, list) else [chains]
-    if not isinstance(prompt, str) or not chains or not all(isinstance(chain, str) for chain in chains):
-        raise UsageError(f"{where}: prompt and chain must be texts", hint=f"write {_LINES}")
-    return prompt.strip(), [parse(chain) for chain in chains]

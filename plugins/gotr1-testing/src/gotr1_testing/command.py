@@ -146,7 +146,8 @@ def _comparison(
 
 def _read_samples(folder: Path) -> list[Sample]:
     from gotr1_core.chain import parse
-    from gotr1_core.pictures.sample_files import find_pictures, read_picture
+    from gotr1_core.data.pictures import read_picture
+    from gotr1_core.pictures.sample_files import find_pictures
     from gotr1_core.samples import Sample
 
     pictures = find_pictures([folder])
