@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from gotr1_core.evaluation import estimate, paired
+from gotr1_core.evaluation import HeldOut, estimate, paired
 
 REWARDS = {
     "all": "pi * (sem + spa) / 2 * ri",
@@ -30,7 +30,7 @@ SHOWN = ("correct", "plan_right", "ri", "pi")
 FIXED = ("steps=60", "evaluation.every=0", "evaluation.best_of=0", "evaluation.greedy=false", "save_samples=0")
 
 
-def run(name: str, seed: int, out: Path, words: list[str]) -> dict[str, dict[str, list[float]]]:
+def run(name: str, seed: int, out: Path, words: list[str]) -> dict[str, HeldOut]:
     """Trains once if needed. Returns held-out scores before and after, sample by sample."""
     folder = out / f"{name.replace(' ', '-')}-{seed}"
     rows = folder / "held-out.json"
@@ -43,18 +43,21 @@ def run(name: str, seed: int, out: Path, words: list[str]) -> dict[str, dict[str
         command += [] if started else [*FIXED, *words]
         if subprocess.run(command, check=False).returncode:
             sys.exit(f"{folder} failed")
-    return dict(json.loads(rows.read_text()))
+    return {name: HeldOut.from_json(row) for name, row in json.loads(rows.read_text()).items()}
 
 
-def changes(runs: list[dict[str, dict[str, list[float]]]], score: str) -> tuple[float, float]:
+def changes(runs: list[dict[str, HeldOut]], score: str) -> tuple[float, float]:
     """Returns the mean change over seeds and half the width of its 95 % interval over prompts. A prompt's change is its mean over seeds."""
-    count = len(runs[0]["before"][score])
-    before, after = ([sum(r[model][score][i] for r in runs) / len(runs) for i in range(count)] for model in ("before", "after"))
-    found = paired(before, after)
+    prompts = runs[0]["before"].prompts
+    assert all(run[model].prompts == prompts for run in runs for model in ("before", "after"))
+    count = len(prompts)
+    means = ([sum(r[model][score][i] for r in runs) / len(runs) for i in range(count)] for model in ("before", "after"))
+    before, after = (HeldOut(prompts, {score: values}) for values in means)
+    found = paired(before, after, score)
     return found.mean, found.half_width
 
 
-def table(results: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
+def table(results: dict[str, list[dict[str, HeldOut]]]) -> str:
     """Returns a Markdown table: means after training, the change in ``correct`` with its interval, and the change of each seed."""
     first = next(iter(results.values()))[0]["before"]
     lines = ["| rewards used | " + " | ".join(SHOWN) + " | change in correct | each seed |", "|---" * (len(SHOWN) + 3) + "|"]
@@ -62,7 +65,7 @@ def table(results: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
     for name, runs in results.items():
         cells = [f"{sum(estimate(r['after'][s]).mean for r in runs) / len(runs):.3f}" for s in SHOWN]
         mean, half = changes(runs, "correct")
-        seeds = ", ".join(f"{paired(r['before']['correct'], r['after']['correct']).mean:+.3f}" for r in runs)
+        seeds = ", ".join(f"{paired(r['before'], r['after'], 'correct').mean:+.3f}" for r in runs)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean:+.3f} ± {half:.3f} | {seeds} |")
     return "\n".join(lines)
 

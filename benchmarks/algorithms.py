@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.engine.files import read_lines
-from gotr1_core.evaluation import paired
+from gotr1_core.evaluation import HeldOut, paired
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| algorithm | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, runs in results.items():
         config = runs[0]["config"]
-        gains = [paired(r["rows"]["before"]["correct"], r["rows"]["after"]["correct"]) for r in runs]
+        gains = [paired(*(HeldOut.from_json(r["rows"][name]) for name in ("before", "after")), "correct") for r in runs]
         steps = [row["seconds"] for r in runs for row in r["metrics"] if "seconds" in row]
         cells = [
             f"{config['groups']} × {config['plans']} × {config['images']}",

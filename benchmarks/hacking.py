@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 
 from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.doctor.rules import examine_run
-from gotr1_core.evaluation import paired
+from gotr1_core.evaluation import HeldOut, paired
 from gotr1_core.plugins import Registry
 
 COMMON = [
@@ -57,8 +57,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| run | seed | " + " | ".join(f"`{name}`" for name in SHOWN) + " | the doctor |", "|---" * (len(SHOWN) + 3) + "|"]
     for name, runs in results.items():
         for run in runs:
-            before, after = run["rows"]["before"], run["rows"]["after"]
-            changes = [paired(before[score], after[score]) for score in SHOWN]
+            before, after = (HeldOut.from_json(run["rows"][name]) for name in ("before", "after"))
+            changes = [paired(before, after, score) for score in SHOWN]
             cells = [f"{mean(after[s]):.3f}, {c.mean:+.3f} ± {c.half_width:.3f}" for s, c in zip(SHOWN, changes, strict=True)]
             lines.append(f"| {name} | {run['seed']} | " + " | ".join(cells) + f" | {doctor_finding(run)} |")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.evaluation import estimate, paired
+from gotr1_core.evaluation import Estimate, HeldOut, estimate, paired
 from gotr1_core.pictures.sample_files import nan_for_null
 
 SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
@@ -51,6 +51,12 @@ def column(rows: dict[str, Any], score: str) -> list[float]:
     return [nan_for_null(value) for value in rows.get(f"scenes.{score}", rows[score])]
 
 
+def change(rows: dict[str, Any], score: str) -> Estimate:
+    """Returns the paired change of a score. If several judges offer the score, it is the exact judge's."""
+    before, after = (HeldOut.from_json(rows[name]) for name in ("before", "after"))
+    return paired(before, after, f"scenes.{score}" if f"scenes.{score}" in before else score)
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Returns Markdown: means over seeds for each compared model, then each seed's changes with their paired intervals."""
     names = list(results[0]["rows"])
@@ -63,11 +69,10 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| seed | change in correct | change in ri | seconds | peak GB |", "|---|---|---|---|---|"]
     for r in results:
-        before, after = r["rows"]["before"], r["rows"]["after"]
-        changes = [paired(column(before, score), column(after, score)) for score in ("correct", "ri")]
+        changes = [change(r["rows"], score) for score in ("correct", "ri")]
         shown = " | ".join(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in changes)
         lines.append(f"| {r['seed']} | {shown} | {r['seconds']:.0f} | {r['memory']:.2f} |")
-    gains = [paired(r["rows"]["before"]["correct"], r["rows"]["after"]["correct"]).mean for r in results]
+    gains = [change(r["rows"], "correct").mean for r in results]
     lines += ["", f"Mean change in `correct` over {len(gains)} seeds: {sum(gains) / len(gains):+.3f}."]
     return "\n".join(lines)
 

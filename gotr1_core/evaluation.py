@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -17,6 +19,7 @@ from gotr1_core.sampling import seed_for
 EVALUATION = "evaluation"  # the beginning of the lineage of held-out samples
 ON_THE_WAY = "held-out"  # the name of evaluations during training
 REWARD = "reward"
+PROMPTS = "prompts"  # beside the scores in held-out.json; no score can have this name
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,63 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, 1.96 * math.sqrt(variance / len(numbers)), len(numbers))
 
 
-def paired(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    """The mean difference after - before, prompt by prompt, where both are known."""
-    return estimate([b - a for a, b in zip(before, after, strict=True)])
+@dataclass(frozen=True)
+class HeldOut(Mapping[str, Sequence[float]]):
+    """The scores of one evaluation: a mapping from a score's name to one number per prompt (unknown: NaN).
+
+    ``prompts`` are the id and text of each prompt, in the order of the numbers. Evaluations are compared by them, never by position.
+    """
+
+    prompts: Sequence[tuple[str, str]]
+    scores: Mapping[str, Sequence[float]]
+
+    def __getitem__(self, name: str) -> Sequence[float]:
+        return self.scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> HeldOut:
+        """Reads what :meth:`as_json` returned.
+
+        Raises:
+            ValueError: a score has not one number per prompt.
+        """
+        prompts = [(str(name), str(text)) for name, text in row[PROMPTS]]
+        scores = {name: [math.nan if v is None else float(v) for v in values] for name, values in row.items() if name != PROMPTS}
+        if any(len(values) != len(prompts) for values in scores.values()):
+            raise ValueError("a score has not one number per prompt")
+        return cls(prompts, scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """The scores and, under ``prompts``, the prompts. NaN becomes None, because JSON has no NaN."""
+        return {PROMPTS: self.prompts, **{n: [None if math.isnan(v) else v for v in values] for n, values in self.scores.items()}}
+
+    def rows(self) -> dict[tuple[str, str, int], int]:
+        """The row of each prompt: its id, its text and, for a repeated prompt, its number among its like."""
+        seen: Counter[tuple[str, str]] = Counter()
+        rows = {}
+        for row, prompt in enumerate(self.prompts):
+            rows[(*prompt, seen[prompt])] = row
+            seen[prompt] += 1
+        return rows
+
+
+def paired(before: HeldOut, after: HeldOut, score: str) -> Estimate:
+    """The mean difference after - before of a score, prompt by prompt: over the prompts of both, where both numbers are known."""
+    rows = after.rows()
+    pairs = [(row, rows[key]) for key, row in before.rows().items() if key in rows]
+    return estimate([after[score][b] - before[score][a] for a, b in pairs])
+
+
+def change_label(before: HeldOut, after: HeldOut) -> str:
+    """What to call the paired change: it says if some prompts are only in one of the two."""
+    both = len(before.rows().keys() & after.rows().keys())
+    return "change" if both == len(before.prompts) == len(after.prompts) else f"change of the {both} prompts in both"
 
 
 def evaluate(
@@ -78,10 +135,11 @@ def draw_samples(
     return samples
 
 
-def columns(samples: Sequence[Sample]) -> dict[str, list[float]]:
-    """The reward and every score, each as a list over samples."""
+def columns(samples: Sequence[Sample]) -> HeldOut:
+    """The reward and every score, each as a list over samples, with the samples' prompts."""
     names = list(samples[0].scores)
-    return {REWARD: [s.reward for s in samples]} | {n: [s.scores[n] for s in samples] for n in names}
+    scores = {REWARD: [s.reward for s in samples]} | {n: [s.scores[n] for s in samples] for n in names}
+    return HeldOut([(s.prompt.id, s.prompt.text) for s in samples], scores)
 
 
 def summary(samples: Sequence[Sample]) -> Mapping[str, Estimate]:

@@ -24,12 +24,17 @@ def offers(rewards: Mapping[str, Mapping[str, SegmentName]]) -> dict[str, Segmen
         rewards: by judge, what it offers, as :attr:`RewardJudge.rewards` says it.
 
     Raises:
-        UsageError: one judge needs the picture for a reward and another only the plan; their mean would belong to neither stage.
+        UsageError: one judge needs the picture for a reward and another only the plan; their mean would belong to neither stage. Or a
+            reward is called ``prompts``.
     """
     judges_of: dict[str, list[str]] = {}
     stages: dict[str, SegmentName] = {}
     for judge, names in rewards.items():
         for name, stage in names.items():
+            if name == "prompts":
+                raise UsageError(
+                    f"the judge {judge!r} offers a reward 'prompts', a name that held-out.json uses", hint="give it another name"
+                )
             judges_of.setdefault(name, []).append(judge)
             if stages.setdefault(name, stage) != stage:
                 first = judges_of[name][0]

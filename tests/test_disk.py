@@ -18,6 +18,7 @@ from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
 from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.errors import Gotr1Error
+from gotr1_core.evaluation import HeldOut
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.runs import start
 from gotr1_core.runs.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, explain_full_disk, find_damage
@@ -192,7 +193,7 @@ def test_rows_and_pictures_that_do_not_fit(disk: Disk) -> None:
         with pytest.raises(Gotr1Error, match="No space"), explain_full_disk(disk.folder, again="try again"):
             records.add_samples("step-000001", [sample] * 16)
         with pytest.raises(Gotr1Error, match="No space"), explain_full_disk(disk.folder, again="try again"):
-            records.add_evaluation("before", {"a": [0.5] * 2000})
+            records.add_evaluation("before", HeldOut([("", "")] * 2000, {"a": [0.5] * 2000}))
         disk.free()
     with closing(Records(disk.folder)) as again:
         again.truncate(5)

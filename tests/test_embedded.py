@@ -11,6 +11,7 @@ from gotr1_core.cli.main import call
 from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
 from gotr1_core.runs.checkpoint import complete_checkpoints, read_state
+from gotr1_core.runs.records import Records
 
 
 def test_a_short_run_leaves_everything(miniature_run: Path) -> None:
@@ -45,9 +46,9 @@ def test_the_default_run_learns(tmp_path: Path) -> None:
     """Takes five minutes. Each seed must gain 0.08; `benchmarks/learning.py` measures three seeds and their mean."""
     assert call(["train", f"output={tmp_path}", "name=full"]) == 0
     assert call(["doctor", str(tmp_path / "full")]) == 0
-    rows = json.loads((tmp_path / "full" / "held-out.json").read_text())
-    assert paired(rows["before"]["correct"], rows["after"]["correct"]).mean >= 0.08
-    ri = paired(rows["before"]["ri"], rows["after"]["ri"])
+    rows = Records(tmp_path / "full", main=False).held_out
+    assert paired(rows["before"], rows["after"], "correct").mean >= 0.08
+    ri = paired(rows["before"], rows["after"], "ri")
     assert ri.mean >= -ri.half_width
 
 
@@ -59,7 +60,7 @@ def test_sft_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert call(["sft", *words, "steps=3"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
-    assert json.loads((tmp_path / "model" / "state.json").read_text()) == {"step": 3}
+    assert json.loads((tmp_path / "model" / "state.json").read_text())["step"] == 3
     # What it wrote loads and draws as a model of its own.
     drawn = ["generate", "a red circle", "--out", str(tmp_path / "drawn"), f"planner.model={tmp_path / 'model' / 'weights'}"]
     assert call(drawn) == 0

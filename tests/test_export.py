@@ -349,12 +349,13 @@ def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
 
 
 def test_scores_come_with_their_intervals(tmp_path: Path) -> None:
+    prompts = {"prompts": [[str(i), "a cat"] for i in range(4)]}
     rows = {
         "before": {"reward": [0.0, 1.0, 0.5, None], "bright": [None] * 4},
         "before, greedy": {"reward": [0.5] * 4, "bright": [0.25] * 4},
         "after": {"reward": [0.5, 1.0, 1.0, 1.0], "bright": [0.5] * 4},
     }
-    lines = card(tmp_path, held_out=rows).splitlines()
+    lines = card(tmp_path, held_out={name: prompts | row for name, row in rows.items()}).splitlines()
     # 1.96 times the deviation over the root of the count, by hand: sqrt(0.25 / 3), sqrt(0.0625 / 4), and of the changes sqrt(0.25 / 3 / 3)
     assert "| score | before | before, greedy | after | change |" in lines
     assert "| reward | 0.500 ± 0.566 | 0.500 ± 0.000 | 0.875 ± 0.245 | +0.333 ± 0.327 |" in lines

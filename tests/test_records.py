@@ -18,6 +18,7 @@ from gotr1_core.chain import parse
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.evaluation import HeldOut
 from gotr1_core.pictures.sample_files import OVERLAY_SIDE, draw_overlay, sample_row, write_samples
 from gotr1_core.plugins import Registry
 from gotr1_core.runs.records import Records, check_output, environment, lock_folder, new_folder
@@ -188,10 +189,14 @@ def test_some_samples(records: Records) -> None:
 
 
 def test_held_out_scores_are_kept_sample_by_sample(records: Records) -> None:
-    records.add_evaluation("before", {"pi": [0.5, math.nan]})
-    records.add_evaluation("after", {"pi": [1.0, 0.25]})
+    prompts = [("1", "a cat"), ("2", "a dog")]
+    records.add_evaluation("before", HeldOut(prompts, {"pi": [0.5, math.nan]}))
+    records.add_evaluation("after", HeldOut(prompts, {"pi": [1.0, 0.25]}))
     text = (records.folder / "held-out.json").read_text()
-    assert json.loads(text, parse_constant=no_constant) == {"before": {"pi": [0.5, None]}, "after": {"pi": [1.0, 0.25]}}
+    assert json.loads(text, parse_constant=no_constant) == {
+        "before": {"prompts": [["1", "a cat"], ["2", "a dog"]], "pi": [0.5, None]},
+        "after": {"prompts": [["1", "a cat"], ["2", "a dog"]], "pi": [1.0, 0.25]},
+    }
     with closing(Records(records.folder)) as again:
         assert math.isnan(again.held_out["before"]["pi"][1])
 
@@ -200,8 +205,8 @@ def test_records_resume_at_a_checkpoint(records: Records) -> None:
     """Complete rows up to the checkpoint are kept. Later and half-written rows are dropped."""
     for step in range(5):
         records.add_metrics({"step": step})
-    records.add_evaluation("before", {"pi": [0.5]})
-    records.add_evaluation("after", {"pi": [1.0]})
+    records.add_evaluation("before", HeldOut([("1", "a cat")], {"pi": [0.5]}))
+    records.add_evaluation("after", HeldOut([("1", "a cat")], {"pi": [1.0]}))
     records.close()
     with (records.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')
@@ -216,7 +221,7 @@ def test_records_resume_at_a_checkpoint(records: Records) -> None:
 def test_records_start_over_without_a_checkpoint(records: Records) -> None:
     """Evaluations of the untrained model are not repeated, unless their scores were not kept."""
     records.add_metrics({"step": 0, "evaluation": "before", "pi": 0.5})
-    records.add_evaluation("before", {"pi": [0.5]})
+    records.add_evaluation("before", HeldOut([("1", "a cat")], {"pi": [0.5]}))
     records.add_metrics({"step": 0, "evaluation": "before, greedy", "pi": 0.5})
     records.add_metrics({"step": 1})
     records.close()
@@ -227,7 +232,13 @@ def test_records_start_over_without_a_checkpoint(records: Records) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("metrics.jsonl", '{"step"\n{"step": 2}\n'), ("metrics.jsonl", "3\n"), ("held-out.json", "{"), ("held-out.json", "[]")],
+    [
+        ("metrics.jsonl", '{"step"\n{"step": 2}\n'),
+        ("metrics.jsonl", "3\n"),
+        ("held-out.json", "{"),
+        ("held-out.json", "[]"),
+        ("held-out.json", '{"before": {"pi": [1]}}'),
+    ],
 )
 def test_damaged_records_are_reported(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
@@ -239,6 +250,6 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     with closing(Records(tmp_path, main=False)) as quiet:
         quiet.add_metrics({"step": 1})
         quiet.add_samples("step-000001", [sample()])
-        quiet.add_evaluation("before", {"pi": [0.5]})
+        quiet.add_evaluation("before", HeldOut([("1", "a cat")], {"pi": [0.5]}))
         quiet.truncate(None)
     assert list(tmp_path.iterdir()) == []

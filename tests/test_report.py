@@ -11,6 +11,7 @@ import pytest
 from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.runs.report import write_report
 
+PROMPTS = [["1", "a circle"], ["2", "a square"]]
 STEP = {"reward": 0.5, "plan.entropy": 1.0, "plan.sampler_gap": 1e-7, "nan": 0.0, "seconds": 1.0}
 
 
@@ -39,7 +40,9 @@ def run(tmp_path: Path) -> Path:
     rows = [{"step": 0, "evaluation": "before", "reward": 0.1}, *({"step": i + 1, **STEP} for i in range(3))]
     rows[2]["plan.entropy"] = None  # a gap
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (folder / "held-out.json").write_text(json.dumps({"before": {"pi": [0.0, 0.5]}, "after": {"pi": [1.0, None]}}))
+    (folder / "held-out.json").write_text(
+        json.dumps({"before": {"prompts": PROMPTS, "pi": [0.0, 0.5]}, "after": {"prompts": PROMPTS, "pi": [1.0, None]}})
+    )
     sample = {"prompt": "<b>a circle</b>", "image": "000.png", "scores": {"pi": 0.5, "ri": None}, "legend": {"1": "<b>猫"}}
     (folder / "samples" / "held-out-after" / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     return folder

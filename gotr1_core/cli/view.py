@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gotr1_core.evaluation import REWARD, estimate, paired, summary
+from gotr1_core.evaluation import REWARD, change_label, estimate, paired, summary
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.pictures.sample_files import null_for_nan
 from gotr1_core.runs.recorder import Run
@@ -119,12 +119,12 @@ def show_result(run: Run, *, live: bool) -> None:
 def _print_result(console: Console, run: Run) -> None:
     rows = run.records.held_out
     names = [REWARD, *(n for n in rows["before"] if n != REWARD)]
-    table = Table("held-out", *names, title=f"{len(rows['before'][REWARD])} held-out prompts")
+    table = Table("held-out", *names, title=f"{len(rows['after'].prompts)} held-out prompts")
     for name, row in rows.items():
         table.add_row(name, *[f"{estimate(row[n]).mean:.3f}" for n in names])
-    change = {n: paired(rows["before"][n], rows["after"][n]) for n in names}
+    change = {n: paired(rows["before"], rows["after"], n) for n in names}
     table.add_section()
-    table.add_row("change", *[f"{change[n].mean:+.3f} ± {change[n].half_width:.3f}" for n in names])
+    table.add_row(change_label(rows["before"], rows["after"]), *[f"{change[n].mean:+.3f} ± {change[n].half_width:.3f}" for n in names])
     console.print(table)
     _, best = find_checkpoint(run.folder)
     where = {"run": run.folder, "look": run.folder / REPORT, "best": best, "pictures": run.folder / "samples"}

@@ -19,12 +19,13 @@ from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.engine.files import read_json, split_lines, write_atomically
 from gotr1_core.errors import UsageError
-from gotr1_core.pictures.sample_files import nan_for_null, null_for_nan, write_samples
+from gotr1_core.evaluation import HeldOut
+from gotr1_core.pictures.sample_files import null_for_nan, write_samples
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 
-CONFIG, ENVIRONMENT, METRICS, HELD_OUT = "config.yaml", "environment.json", "metrics.jsonl", "held-out.json"
-Columns = Mapping[str, Sequence[float]]
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+METRICS, HELD_OUT = "metrics.jsonl", "held-out.json"
 
 
 def run_config(folder: Path) -> RunConfig:
@@ -110,7 +111,7 @@ def environment(registry: Registry, config: RunConfig) -> dict[str, Any]:
 class Records:
     """The files of one run. Only the main process (``main``) writes them.
 
-    ``rows`` are those of ``metrics.jsonl`` (unknown: None). ``held_out`` has one number per sample by evaluation and score (unknown: NaN).
+    ``rows`` are those of ``metrics.jsonl`` (unknown: None). ``held_out`` has the scores of each evaluation by its name.
     """
 
     def __init__(self, folder: Path, *, main: bool = True) -> None:
@@ -118,9 +119,10 @@ class Records:
         self.rows = _read_rows(folder / METRICS)
         held_out = folder / HELD_OUT
         stored = read_json(held_out) if held_out.is_file() else {}
-        self.held_out: dict[str, Columns] = {
-            model: {name: [nan_for_null(v) for v in values] for name, values in row.items()} for model, row in stored.items()
-        }
+        try:
+            self.held_out = {name: HeldOut.from_json(row) for name, row in stored.items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UsageError(f"{held_out} is damaged", hint="restore the original file") from None
         self._metrics = (folder / METRICS).open("a", encoding="utf-8") if main else None
 
     def truncate(self, rows: int | None) -> None:
@@ -144,12 +146,11 @@ class Records:
         if self.main:
             write_samples(self.folder / "samples" / name, samples[:most])
 
-    def add_evaluation(self, name: str, columns: Columns) -> None:
-        """Writes an evaluation's scores, one number per sample, into ``held-out.json``. Paired intervals are computed from them."""
-        self.held_out[name] = columns
-        stored = {model: {k: [null_for_nan(v) for v in values] for k, values in row.items()} for model, row in self.held_out.items()}
+    def add_evaluation(self, name: str, scores: HeldOut) -> None:
+        """Writes an evaluation's scores, with their prompts, into ``held-out.json``. Paired intervals are computed from them."""
+        self.held_out[name] = scores
         if self.main:
-            write_atomically(self.folder / HELD_OUT, json.dumps(stored))
+            write_atomically(self.folder / HELD_OUT, json.dumps({name: row.as_json() for name, row in self.held_out.items()}))
 
     def sync(self) -> None:
         """Flushes the metrics to the disk, because a checkpoint counts their rows."""

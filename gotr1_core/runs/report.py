@@ -12,8 +12,8 @@ from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.doctor.measures import known_values
 from gotr1_core.doctor.rules import examine_run
 from gotr1_core.engine.files import read_lines, write_atomically
-from gotr1_core.evaluation import estimate, paired
-from gotr1_core.runs.records import Columns, Records, run_config
+from gotr1_core.evaluation import HeldOut, change_label, estimate, paired
+from gotr1_core.runs.records import Records, run_config
 
 REPORT = "report.html"
 CHARTS = ("reward", "entropy", "kl", "ratio", "clipped", "sampler_gap", "gradient_norm", "constant_groups", "chain_tokens", "seconds")
@@ -55,7 +55,7 @@ def _findings(rows: Sequence[Mapping[str, Any]], config: RunConfig) -> list[str]
     return ["<h2>Findings</h2>", *(f'<p class="finding">{escape(f.message)}<br>{escape(f.rule.hint)}</p>' for f in findings)]
 
 
-def _scores(held_out: Mapping[str, Columns]) -> list[str]:
+def _scores(held_out: Mapping[str, HeldOut]) -> list[str]:
     """The table of held-out scores, with the paired change if the run has finished."""
     if not held_out:
         return []
@@ -63,8 +63,9 @@ def _scores(held_out: Mapping[str, Columns]) -> list[str]:
     rows = [_row("th", ["held-out", *names])]
     rows += [_row("td", [model, *(f"{estimate(row[n]).mean:.3f}" for n in names)]) for model, row in held_out.items()]
     if {"before", "after"} <= held_out.keys():
-        change = [paired(held_out["before"][n], held_out["after"][n]) for n in names]
-        rows.append(_row("td", ["change", *(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in change)]))
+        before, after = held_out["before"], held_out["after"]
+        change = [paired(before, after, n) for n in names]
+        rows.append(_row("td", [change_label(before, after), *(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in change)]))
     return ["<h2>Held-out prompts</h2><table>", *rows, "</table>"]
 
 

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import yaml
 from gotr1_core.config.merge import parse_overrides
 from gotr1_core.config.models import ComponentConfig, RunConfig, SamplingConfig
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluation import REWARD, Estimate, estimate, paired
+from gotr1_core.evaluation import Estimate, HeldOut, change_label, estimate, paired
 from gotr1_core.runs.records import CONFIG, ENVIRONMENT, HELD_OUT
 from gotr1_core.samples import Sampling
 
@@ -109,9 +108,9 @@ class Card:
         if "before" not in rows or "after" not in rows:
             return "## Held-out scores\n\nNone: the run had not ended when this was exported."
         try:
-            table = _table({model: {name: [nan if v is None else v for v in row[name]] for name in row} for model, row in rows.items()})
-            count = len(rows["after"][REWARD])
-        except (KeyError, TypeError, ValueError):
+            held_out = {model: HeldOut.from_json(row) for model, row in rows.items()}
+            table, count = _table(held_out), len(held_out["after"].prompts)
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise _damaged(path) from None
         sampling = self.config.evaluation.sampling or self.config.sampling
         about = (
@@ -218,11 +217,12 @@ def _as_word(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _table(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+def _table(rows: Mapping[str, HeldOut]) -> list[str]:
     """Returns a Markdown table: the mean of every score of every model, and the change from ``before`` to ``after``."""
-    lines = [["score", *rows, "change"], ["---"] * (len(rows) + 2)]
-    for name in rows["after"]:
-        change = paired(rows["before"][name], rows["after"][name])
+    before, after = rows["before"], rows["after"]
+    lines = [["score", *rows, change_label(before, after)], ["---"] * (len(rows) + 2)]
+    for name in after:
+        change = paired(before, after, name)
         lines.append([name, *(_as_cell(estimate(row[name])) for row in rows.values()), _as_cell(change, "+")])
     return [f"| {' | '.join(line)} |" for line in lines]
 

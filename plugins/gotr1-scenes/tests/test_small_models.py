@@ -19,6 +19,7 @@ from gotr1_core.components.build import make_component
 from gotr1_core.config.models import ComponentConfig, RunConfig, validate
 from gotr1_core.evaluation import paired
 from gotr1_core.plugins import Registry
+from gotr1_core.runs.records import Records
 from gotr1_scenes.judge import ScenesJudge
 from gotr1_scenes.source import ScenesSource, ScenesSourceOptions, write_jsonl
 from gotr1_scenes_recipe import check, check_judge, check_sdxl, judge, sdxl, ship
@@ -125,8 +126,8 @@ def test_the_command_takes_the_preset_s_judge_and_lets_the_exact_one_look_on(rol
 def test_the_pair_learns_to_plan(tmp_path: Path) -> None:
     """Takes five minutes. One seed must gain .06. Three seeds must gain .10 on average, which `benchmarks/learning.py` measures."""
     assert call(["train", *PAIR, "--judge", "scenes", f"output={tmp_path}", "name=pair"]) == 0
-    rows = json.loads((tmp_path / "pair" / "held-out.json").read_text())
-    assert paired(rows["before"]["correct"], rows["after"]["correct"]).mean >= 0.06
+    rows = Records(tmp_path / "pair", main=False).held_out
+    assert paired(rows["before"], rows["after"], "correct").mean >= 0.06
 
 
 @pytest.mark.slow
@@ -139,6 +140,6 @@ def test_the_renderer_alone_learns_to_follow_boxes(tmp_path: Path) -> None:
     words += ["reward=ri", "renderer.strength=0.8", "steps=20", f"output={tmp_path}", "name=alone"]
     words += ["evaluation.every=0", "evaluation.best_of=0", "evaluation.greedy=false"]
     assert call(["train", "--preset", "scenes", "--planner", "file", "--renderer", "sdxl", "--judge", "scenes", *words]) == 0
-    rows = json.loads((tmp_path / "alone" / "held-out.json").read_text())
-    change = paired(rows["before"]["ri"], rows["after"]["ri"])
+    rows = Records(tmp_path / "alone", main=False).held_out
+    change = paired(rows["before"], rows["after"], "ri")
     assert change.mean > 1.4 * change.half_width  # 1.4 times 1.96 standard errors: p < .01
