@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the same names again, for type checkers and the API referen
     )
     from gotr1_core.reward import Expression as Expression
     from gotr1_core.rollout import Parts as Parts
+    from gotr1_core.runs.inputs import accept_changes as accept_changes
     from gotr1_core.runs.recorder import Run as Run
     from gotr1_core.runs.start import resume as resume, train as train
     from gotr1_core.samples import (
@@ -81,6 +82,7 @@ _HOME = {
     "protocols": "Benchmark Loss Planner Policy PromptSource RLAlgorithm Renderer RewardJudge",
     "reward": "Expression",
     "rollout": "Parts",
+    "runs.inputs": "accept_changes",
     "runs.recorder": "Run",
     "runs.start": "resume train",
     "samples": "ActionStats Example IMAGE PLAN Prompt Rollout Sample Sampling",

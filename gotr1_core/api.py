@@ -35,9 +35,11 @@ def load_config(
     Raises:
         UsageError: a key is unknown, a value is wrong, or the file cannot be read.
     """
+    from gotr1_core.components.inputs import absolute_inputs
     from gotr1_core.components.resolve import resolve_config
 
-    return validate(RunConfig, resolve_config(registry or Registry(), Path(file) if file else None, preset, keys, words))
+    registry = registry or Registry()
+    return absolute_inputs(registry, validate(RunConfig, resolve_config(registry, Path(file) if file else None, preset, keys, words)))
 
 
 def component(kind: Kind, name: str, *, registry: Registry | None = None, device: str = "cpu", **options: Any) -> Any:
@@ -60,12 +62,14 @@ def component(kind: Kind, name: str, *, registry: Registry | None = None, device
     return make_component(registry, kind, config, **arguments)
 
 
-def load_run(path: Path | str, *, registry: Registry | None = None, device: str = "cpu") -> tuple[RunConfig, Parts, Sampling]:
+def load_run(
+    path: Path | str, *, registry: Registry | None = None, device: str = "cpu", accept_changes: bool = False
+) -> tuple[RunConfig, Parts, Sampling]:
     """A run's config, its components with trained weights, and how to sample. ``path`` is a run, for its best checkpoint, or a checkpoint.
 
-    The judges are not made, so every reward is unknown (NaN).
+    The judges are not made, so every reward is unknown (NaN). ``accept_changes`` only warns of files that are not those that the run read.
 
     Raises:
-        UsageError: no run or complete checkpoint is there, or it is damaged.
+        UsageError: no run or complete checkpoint is there, it is damaged, or the run read other files than are there now.
     """
-    return restore(registry or Registry(), Path(path), device=device)
+    return restore(registry or Registry(), Path(path), device=device, accept_changes=accept_changes)

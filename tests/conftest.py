@@ -114,6 +114,7 @@ def trained(toy: Path) -> Path:
             (part / STATE).write_text(json.dumps({"sampling": sampling, "best": {"step": 1}}))
     config = validate(RunConfig, {**resolve_config(Registry(), None, "toy", {}, []), "name": "mine"})
     (folder / "config.yaml").write_text(dump(config))
+    (folder / "inputs.json").write_text("{}")
     return folder
 
 

@@ -223,7 +223,7 @@ def test_plugins_says_what_each_provides(said: Said) -> None:
 def test_config_show_takes_what_train_takes(said: Said) -> None:
     shown = yaml.safe_load(said("config", "show", "toy.yaml", "planner.shade=0.5", "--algorithm", "grpo", "--prompts", "mine.txt"))
     assert shown["planner"] == {"name": "toy", "shade": 0.5}
-    assert (shown["steps"], shown["prompts"]["file"], shown["algorithm"]) == (7, "mine.txt", {"name": "grpo"})
+    assert (shown["steps"], shown["prompts"]["file"], shown["algorithm"]) == (7, str(Path("mine.txt").absolute()), {"name": "grpo"})
     assert json.loads(said("config", "show", "--preset", "toy", "--json")) == yaml.safe_load(said("config", "show", "toy.yaml"))
     Path("shown.yaml").write_text(said("config", "show"))
     assert said("config", "show", "shown.yaml") == Path("shown.yaml").read_text()

@@ -48,7 +48,7 @@ def test_the_name_of_a_run_is_taken_once(toy: Path, refused: Refused) -> None:
 def test_prompts_are_read_before_weights(toy: Path, refused: Refused) -> None:
     (toy / "empty.txt").write_text("\n")
     error, _ = refused(["train", "--preset", "toy", "planner.model=/no/where", "--prompts", "empty.txt"])
-    assert error == "empty.txt has no prompts"
+    assert error == f"{toy / 'empty.txt'} has no prompts"
 
 
 def test_a_path_means_a_runs_best_checkpoint_or_the_one_it_names(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

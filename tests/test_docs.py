@@ -343,7 +343,16 @@ def test_what_cannot_change_on_resume_is_listed() -> None:
 def test_what_a_run_leaves_is_listed(miniature_run: Path) -> None:
     page = section(docs("runs"), "# Runs on disk")
     left = {path.name for path in miniature_run.iterdir()} - {".lock"}
-    assert left == {"config.yaml", "environment.json", "metrics.jsonl", "report.html", "held-out.json", "samples", "checkpoints"}
+    assert left == {
+        "config.yaml",
+        "environment.json",
+        "inputs.json",
+        "metrics.jsonl",
+        "report.html",
+        "held-out.json",
+        "samples",
+        "checkpoints",
+    }
     last = max((miniature_run / "checkpoints").glob("step-*"))
     left |= {str(path.relative_to(last)) for path in last.rglob("*") if path.is_file()}
     assert [name for name in left if name not in page] == []

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from gotr1_core import hookspecs, protocols
 from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
+from gotr1_core.config.paths import absolute_options
 from gotr1_core.hookspecs import KINDS
 from gotr1_core.plugins import Registry, load, options_of
 from gotr1_core.protocols import RewardJudge
@@ -240,8 +241,27 @@ def test_example_of_run_finished(tmp_path: Path, run: Path) -> None:
     assert (run.parent / "notebook.md").read_text() == "- first failed: \n- first finished: before 0.500, after 0.750\n"
 
 
+def test_example_of_options_that_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [block] = blocks("python", SECTIONS["Options that name files"])
+    names: dict[str, Any] = {}
+    exec(compile(block, "options.py", "exec", dont_inherit=True), names)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").write_text("")
+    given = {"captions": "c.jsonl", "model": "plain", "style": "plain"}
+    assert absolute_options(names["CaptionsOptions"], given) == {
+        "captions": f"{tmp_path}/c.jsonl",
+        "model": f"{tmp_path}/plain",
+        "style": "plain",
+    }
+
+
 def test_every_python_block_is_run() -> None:
     """By a test above, or as the example's own file."""
     assert all(f"def test_example_of_{name.removeprefix('gotr1_')}(" in Path(__file__).read_text() for name in HOOKS)
     counted = {title: len(blocks("python", text)) for title, text in SECTIONS.items() if title not in ELSEWHERE}
-    assert {title: count for title, count in counted.items() if count} == {"One file": 1, "A package": 2, **dict.fromkeys(HOOKS, 1)}
+    assert {title: count for title, count in counted.items() if count} == {
+        "One file": 1,
+        "A package": 2,
+        "Options that name files": 1,
+        **dict.fromkeys(HOOKS, 1),
+    }

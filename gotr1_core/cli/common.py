@@ -93,6 +93,9 @@ PresetName = Annotated[
 ]
 PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: a text file with one per line, or JSONL, JSON or CSV.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="With a run: go on if files that it read, such as weights or prompts, are not the same.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -123,13 +126,14 @@ def policies_to_draw(
     words: Sequence[str],
     *,
     planned: bool = True,
+    accept_changes: bool = False,
 ) -> tuple[Planner | None, Renderer, Sampling]:
     """Returns planner, renderer and how to sample: the policies of a run or checkpoint, or the untrained ones of a config.
 
     The config needs neither judges nor prompts. Without ``planned`` it needs no planner either; then none is loaded, and None is returned.
 
     Raises:
-        UsageError: a preset or a component is named together with a checkpoint.
+        UsageError: a preset or a component is named together with a checkpoint, or ``accept_changes`` is given without one.
     """
     from gotr1_core.components.build import make_policies, make_renderer
     from gotr1_core.config.models import RunConfig, make_sampling, validate
@@ -142,8 +146,10 @@ def policies_to_draw(
                 f"{refused[0]} cannot be combined with --checkpoint",
                 hint="a run draws with its own components; remove one of the two options",
             )
-        _, parts, sampling = restore(registry, checkpoint, words, device=device())
+        _, parts, sampling = restore(registry, checkpoint, words, device=device(), accept_changes=accept_changes)
         return parts.planner, parts.renderer, sampling
+    if accept_changes:
+        raise UsageError("--accept-changes needs --checkpoint", hint="remove it: only a run can have changed files")
     data = resolve_config(registry, None, preset, named, words)
     if not planned and "renderer" in data:
         data = {"planner": data["renderer"], **data}

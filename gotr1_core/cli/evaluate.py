@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gotr1_core.cli.common import BatchSize, Json, PresetName, complete_names, policies_to_draw, registry
+from gotr1_core.cli.common import AcceptChanges, BatchSize, Json, PresetName, complete_names, policies_to_draw, registry
 
 if TYPE_CHECKING:
     from gotr1_core.evaluation import Estimate
@@ -23,6 +23,7 @@ def command(
     count: Annotated[int | None, typer.Option(min=1, help="Use only the first COUNT prompts.")] = None,
     seed: Annotated[int, typer.Option(help="Evaluations with the same seed draw the same samples.")] = 1,
     batch: BatchSize = 64,
+    accept_changes: AcceptChanges = False,
     as_json: Json = False,
 ) -> None:
     """Draws the prompts of a benchmark and measures the samples. Means come with their 95 % intervals."""
@@ -33,7 +34,7 @@ def command(
     from gotr1_core.pictures.sample_files import null_for_nan
 
     suite = make_component(registry(), "benchmark", ComponentConfig(name=benchmark))
-    planner, renderer, sampling = policies_to_draw(registry(), checkpoint, preset, {}, override or [])
+    planner, renderer, sampling = policies_to_draw(registry(), checkpoint, preset, {}, override or [], accept_changes=accept_changes)
     assert planner is not None  # policies_to_draw returns one, since `planned` is true
     samples = draw_samples(planner, renderer, suite.prompts(count), sampling=sampling, seed=seed, batch=batch)
     measured = suite.measure(samples)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gotr1_core.cli.common import PlannerName, PresetName, RendererName, policies_to_draw, registry
+from gotr1_core.cli.common import AcceptChanges, PlannerName, PresetName, RendererName, policies_to_draw, registry
 from gotr1_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def command(
     planner: PlannerName = None,
     renderer: RendererName = None,
     preset: PresetName = None,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Plans and draws a prompt, or draws your own chain. Writes PNG files, chains as JSON, and pictures with the boxes drawn over them."""
     from gotr1_core.cli.progress import progress
@@ -43,7 +44,9 @@ def command(
         _check_free(out, number)
     own_chain = _read_chain(chain) if chain else None
     named = {"planner": planner, "renderer": renderer}
-    policy, drawer, sampling = policies_to_draw(registry(), checkpoint, preset, named, override or [], planned=own_chain is None)
+    policy, drawer, sampling = policies_to_draw(
+        registry(), checkpoint, preset, named, override or [], planned=own_chain is None, accept_changes=accept_changes
+    )
     plan = own_chain or policy
     assert plan is not None  # policies_to_draw returns a planner if there is no chain
     with progress("drawing", number) as report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,19 +23,25 @@ LOGGED = 20  # steps between rows of the log
 def command(
     config: ConfigOrWord = None,
     override: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as steps=20 or policy=janus.")] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Continue a training although its data or its model's files are not the same.")
+    ] = False,
 ) -> None:
     """Stage one: trains on prompts, chains and pictures. Run the command again to continue a stopped training."""
     from gotr1_core.cli.progress import progress
     from gotr1_core.components.build import make_component
+    from gotr1_core.components.inputs import absolute_sft_inputs
     from gotr1_core.config.merge import merge, parse_overrides, read_yaml
     from gotr1_core.config.models import SftConfig, validate
     from gotr1_core.engine.files import read_lines, write_atomically
     from gotr1_core.runs.checkpoint import explain_full_disk
-    from gotr1_core.workflows.sft import train_supervised
+    from gotr1_core.workflows.sft import record_sft_inputs, sft_inputs, train_supervised
 
     path, words = config_or_words(config, override or [])
     settings = validate(SftConfig, load_plugin_files(registry(), merge(read_yaml(path) if path else {}, parse_overrides(words))))
+    settings = absolute_sft_inputs(registry(), settings)
     batches = _batches(settings)
+    record = record_sft_inputs(settings, sft_inputs(registry(), settings), accept=accept_changes)
     import torch
 
     torch.manual_seed(settings.seed)  # for the random initial values of LoRA
@@ -46,7 +52,8 @@ def command(
         progress("training", settings.steps) as report,
         explain_full_disk(settings.output, again="run it again: it continues from its last save"),
     ):
-        for row in train_supervised(settings, policy, batches):
+        row: dict[str, Any] | None = None
+        for row in train_supervised(settings, policy, batches, record):
             report(row["step"] + 1)
             if row["step"] % LOGGED == 0 or row["step"] + 1 == settings.steps:
                 # Drops what a stopped run logged after its last save.
@@ -55,6 +62,8 @@ def command(
                 write_atomically(log, "\n".join(rows) + "\n")
                 if not sys.stderr.isatty():
                     print(rows[-1], file=sys.stderr, flush=True)
+    if row is None:
+        print(f"{settings.output} has done its {settings.steps} steps; a larger steps=N goes on", file=sys.stderr)
     print(settings.output / "model" / "weights")
 
 

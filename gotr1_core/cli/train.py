@@ -34,6 +34,7 @@ def command(
     preset: common.PresetName = None,
     prompts: common.PromptsFile = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run from its last checkpoint.")] = None,
+    accept_changes: common.AcceptChanges = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the sizes of a step; start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU even if there is a GPU.")] = False,
@@ -51,11 +52,14 @@ def command(
                 f"{refused[0] if refused else path} cannot be combined with --resume",
                 hint="a run continues with its own config; change it with KEY=VALUE",
             )
-        return _resume(resume, words, processes, dry_run=dry_run, as_json=as_json, cpu=cpu)
+        return _resume(resume, words, processes, dry_run=dry_run, as_json=as_json, cpu=cpu, accept=accept_changes)
+    if accept_changes:
+        raise UsageError("--accept-changes needs --resume", hint="remove it: a new run takes its files as they are")
     data = resolve_config(common.registry(), path, preset, {**named, **prompts_key}, words)
+    from gotr1_core.components.inputs import absolute_inputs
     from gotr1_core.config.models import RunConfig, validate
 
-    settings = validate(RunConfig, data)
+    settings = absolute_inputs(common.registry(), validate(RunConfig, data))
     if dry_run:
         return _print_plan(settings, processes, as_json=as_json)
     if processes is not None:
@@ -68,12 +72,20 @@ def command(
     _finish(run, view)
 
 
-def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as_json: bool, cpu: bool) -> None:
+def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as_json: bool, cpu: bool, accept: bool) -> None:
     from gotr1_core.cli.view import training_view
+    from gotr1_core.components.inputs import describe_changes
+    from gotr1_core.runs.inputs import ALL, accept_changes, check_inputs
     from gotr1_core.runs.start import resume, resumed_config
 
     settings, changed = resumed_config(folder, words)
     if not is_launched():  # in a started process, the launcher has printed this
+        for file in settings.plugins:
+            common.registry().add_file(file)
+        if dry_run or not accept:  # before processes are started, and before anything is loaded
+            check_inputs(folder, common.registry(), settings, ALL, accept=accept)
+        elif accepted := accept_changes(folder, registry=common.registry()):
+            print(f"accepted: {describe_changes(accepted)}", file=sys.stderr)
         for key, (was, now) in changed.items():
             print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}", file=sys.stderr)
     if dry_run:

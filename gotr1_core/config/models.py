@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from gotr1_core.config.merge import as_component, label_of
 from gotr1_core.config.messages import dotted_keys, explain
+from gotr1_core.config.paths import AbsolutePath, change_texts
 from gotr1_core.samples import Sampling
 
 LABEL = re.compile(r"[A-Za-z]\w*(-[A-Za-z0-9]\w*)*", re.ASCII)  # the JUDGE of JUDGE.NAME in a reward expression
@@ -76,11 +77,7 @@ JudgeList = Annotated[
     list[JudgeConfig], BeforeValidator(_component_list), WithJsonSchema({"anyOf": [*_SCHEMA["anyOf"], {"type": "array", "items": _SCHEMA}]})
 ]
 Algorithm = Annotated[ComponentConfig, BeforeValidator(_default_algorithm), WithJsonSchema({"anyOf": [{"type": "string"}, _OPTIONS]})]
-Files = Annotated[
-    list[Path],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    AfterValidator(lambda files: [file.absolute() for file in files]),
-]
+Files = Annotated[list[AbsolutePath], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 class SamplingConfig(Strict):
@@ -136,8 +133,8 @@ class PromptsConfig(Strict):
     """Where prompts come from: a source, or your own file (text with one prompt a line, or JSONL, JSON or CSV with "prompt")."""
 
     source: ComponentField | None = Field(None, description="Component that makes prompts.")
-    file: Path | None = Field(None, description="Your own training prompts; they replace the source's.")
-    held_out: Annotated[int, Field(gt=0)] | Path = Field(
+    file: AbsolutePath | None = Field(None, description="Your own training prompts; they replace the source's.")
+    held_out: Annotated[int, Field(gt=0)] | AbsolutePath = Field(
         300, description="Held-out prompts: a number of the source's validation split (without a source: the last of your file), or a file."
     )
     seed: int = Field(0, ge=0, description="Seed of the source.")
@@ -222,7 +219,7 @@ class SftConfig(Strict):
     policy: ComponentField = Field(description="Component that trains.")
     kind: Literal["planner", "renderer"] = Field("planner", description="The kind that the policy is registered as.")
     data: Annotated[
-        ComponentConfig | Path,
+        ComponentConfig | AbsolutePath,
         BeforeValidator(
             lambda v: Path(v) if isinstance(v, str) and {".", "/"} & {*v} else as_component(v)
         ),  # names of components have neither
@@ -263,9 +260,12 @@ def flatten_keys(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dotted
 
 
-def dump(config: BaseModel) -> str:
-    """A config as YAML. Reading it back gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def dump(config: BaseModel, folder: Path | None = None) -> str:
+    """A config as YAML. Reading it back gives an equal config. A path in ``folder`` becomes ``${HERE}/…``, so ``folder`` may be moved."""
+    data = config.model_dump(mode="json")
+    if folder is not None:
+        data = change_texts(data, lambda _, text: text.replace(f"{folder.resolve()}/", "${HERE}/"))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def make_sampling(config: SamplingConfig) -> Sampling:

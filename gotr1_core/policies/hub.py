@@ -89,6 +89,14 @@ def local_folder(model: str, *, key: str) -> Path | None:
     return folder
 
 
+def cached_commit(model: str) -> str | None:
+    """Returns the commit of a hub name's copy in the local cache; None if the cache has none, or the name cannot be a hub's."""
+    with suppress(ValueError):
+        folder = _cached_folder(model)
+        return folder.name if folder else None
+    return None
+
+
 def _existing_folder(model: str) -> Path | None:
     try:
         path = Path(model).expanduser()

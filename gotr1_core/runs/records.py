@@ -24,7 +24,7 @@ from gotr1_core.pictures.sample_files import null_for_nan, write_samples
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Sample
 
-CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+CONFIG, ENVIRONMENT, INPUTS = "config.yaml", "environment.json", "inputs.json"
 METRICS, HELD_OUT = "metrics.jsonl", "held-out.json"
 
 
@@ -39,8 +39,8 @@ def run_config(folder: Path) -> RunConfig:
     return validate(RunConfig, read_yaml(folder / CONFIG))
 
 
-def new_folder(registry: Registry, config: RunConfig) -> Path:
-    """Makes a run's folder, with its config and environment. An existing folder is never written into.
+def new_folder(registry: Registry, config: RunConfig, inputs: Mapping[str, Any] | None = None) -> Path:
+    """Makes a run's folder, with its config, its environment and the fingerprints of its ``inputs``. Never writes into an existing folder.
 
     Raises:
         UsageError: the name is taken, or the folder cannot be made.
@@ -51,8 +51,9 @@ def new_folder(registry: Registry, config: RunConfig) -> Path:
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        write_atomically(part / CONFIG, dump(config))
+        write_atomically(part / CONFIG, dump(config, folder))
         write_atomically(part / ENVIRONMENT, json.dumps(environment(registry, config), indent=1))
+        write_atomically(part / INPUTS, json.dumps(inputs or {}, indent=1))
         part.rename(folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)

@@ -16,6 +16,7 @@ from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.rollout import Parts
 from gotr1_core.runs.checkpoint import EMA_FILE, STATE, TRAINABLE, complete_checkpoints, read_state
+from gotr1_core.runs.inputs import COMPONENTS, POLICIES, check_inputs
 from gotr1_core.runs.records import CONFIG, run_config
 from gotr1_core.samples import Sampling
 
@@ -48,14 +49,21 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
 
 
 def restore(
-    registry: Registry, path: Path, words: Sequence[str] = (), *, device: torch.device | str = "cpu", with_judges: bool = False
+    registry: Registry,
+    path: Path,
+    words: Sequence[str] = (),
+    *,
+    device: torch.device | str = "cpu",
+    with_judges: bool = False,
+    accept_changes: bool = False,
 ) -> tuple[RunConfig, Parts, Sampling]:
     """A run's config, its components with trained weights, and how to sample. ``path`` is a run or one of its checkpoints.
 
     ``words`` are ``sampling.KEY=VALUE`` changes. Without ``with_judges`` no judge is made: drawing needs none, and some cost money.
+    ``accept_changes`` only warns of files, such as weights, that are not those that the run read.
 
     Raises:
-        UsageError: ``words`` change another key, or no checkpoint is there, or it is damaged.
+        UsageError: ``words`` change another key, no checkpoint is there, it is damaged, or the run read other files than are there now.
     """
     changed = parse_overrides(words)
     if changed.keys() - {"sampling"}:
@@ -69,9 +77,13 @@ def restore(
     settings = validate(GenerationSettings, merge(saved.model_dump(), changed))
     for file in config.plugins:
         registry.add_file(file)
+    reads = COMPONENTS if with_judges else POLICIES
+    check_inputs(run, registry, config, reads, accept=accept_changes)
     if with_judges:
         check(registry, config)
     parts = build(registry, config, device=device, with_judges=with_judges, preflight=not with_judges)
+    if not accept_changes:
+        check_inputs(run, registry, config, reads)  # again: a model may have been downloaded
     for role, (policy, _) in parts.trained(config.train).items():
         averaged = folder / role / EMA_FILE
         load_trainable(policy.module, averaged if averaged.is_file() else folder / role / TRAINABLE)

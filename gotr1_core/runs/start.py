@@ -15,6 +15,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
 from gotr1_core.components.build import build, prepare
+from gotr1_core.components.inputs import absolute_inputs, run_inputs
 from gotr1_core.components.limits import check_limits
 from gotr1_core.components.preflight import check, check_prompts
 from gotr1_core.components.prompts import FilePrompts, prompts_of
@@ -31,6 +32,7 @@ from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
 from gotr1_core.rollout import Parts
 from gotr1_core.runs.checkpoint import CHECKPOINTS, complete_checkpoints, explain_full_disk, find_damage, read_state
+from gotr1_core.runs.inputs import COMPONENTS, check_inputs
 from gotr1_core.runs.launched import is_launched
 from gotr1_core.runs.recorder import Run
 from gotr1_core.runs.records import CONFIG, ENVIRONMENT, check_output, environment, lock_folder, new_folder, run_config
@@ -77,11 +79,14 @@ def train(
     registry = registry or Registry()
     for file in config.plugins:
         registry.add_file(file)
+    config = absolute_inputs(registry, config)
     accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
     check_output(config)
+    reads = _reads(parts, source, held_out)
     trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
     main = accelerator.is_main_process
-    folder = Path(gather_objects(accelerator, str(new_folder(registry, config)) if main else "")[0])
+    made = str(new_folder(registry, config, run_inputs(registry, config, reads))) if main else ""
+    folder = Path(gather_objects(accelerator, made)[0])
     with _lock_run(folder, main=main):
         return _train(trainer, held_out, Run(folder, config, registry.manager, main=main), listeners)
 
@@ -105,7 +110,8 @@ def resume(
         registry, parts, source, held_out, listeners, cpu: as in :func:`train`, and so is what it returns.
 
     Raises:
-        UsageError: no run is there, it is finished, a change is refused, or a file is damaged.
+        UsageError: no run is there, it is finished, a change is refused, a file is damaged, or the run would read other files than it
+            started with (:func:`accept_changes` accepts them).
         Interrupted: the user stopped the run again.
         Gotr1Error: nothing could be learnt, or memory or disk space ran out.
     """
@@ -118,9 +124,12 @@ def resume(
         config, changed = resumed_config(folder, words)
         for file in config.plugins:
             registry.add_file(file)
+        config, reads = absolute_inputs(registry, config), _reads(parts, source, held_out)
+        check_inputs(folder, registry, config, reads)
         accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
         last = _last_checkpoint(folder, main=main)
         trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
+        check_inputs(folder, registry, config, reads)  # again: a model may have been downloaded, or a file edited while models loaded
         rows = load_trainer(trainer, last) if last else None
         if main:
             for unfinished in (folder / CHECKPOINTS).glob("*.part"):  # a killed process was writing them
@@ -129,6 +138,12 @@ def resume(
         run = Run(folder, config, registry.manager, main=main)
         run.records.truncate(rows)
         return _train(trainer, held_out, run, listeners)
+
+
+def _reads(parts: Parts | None, source: PromptSource | None, held_out: Sequence[Prompt] | None) -> Sequence[str]:
+    """The first words of the config keys whose files a run reads. What is given to it is not read."""
+    components = COMPONENTS if parts is None else ("plugins",)
+    return components if source is not None and held_out is not None else (*components, "prompts")
 
 
 def _last_checkpoint(folder: Path, *, main: bool) -> Path | None:
@@ -172,7 +187,7 @@ def _record_resume(folder: Path, registry: Registry, config: RunConfig, changed:
     recorded = read_json(folder / ENVIRONMENT)
     resumed = {"from": last.name if last else None, "changed": dict(changed), **environment(registry, config)}
     recorded["resumed"] = [*recorded.get("resumed", ()), resumed]
-    write_atomically(folder / CONFIG, dump(config))
+    write_atomically(folder / CONFIG, dump(config, folder))
     write_atomically(folder / ENVIRONMENT, json.dumps(recorded, indent=1))
 
 

@@ -19,7 +19,7 @@ from gotr1_core.runs.restore import find_checkpoint, restore
 from gotr1_core.workflows.model_card import Card, Piece
 
 
-def export(registry: Registry, path: Path, out: Path, *, merged: bool = False) -> tuple[Path, int]:
+def export(registry: Registry, path: Path, out: Path, *, merged: bool = False, accept_changes: bool = False) -> tuple[Path, int]:
     """Exports a checkpoint of a run. Returns the checkpoint's folder and the number of steps it was trained for.
 
     Args:
@@ -27,9 +27,11 @@ def export(registry: Registry, path: Path, out: Path, *, merged: bool = False) -
         path: a run, for its best checkpoint (the last one if none is marked as best); or one checkpoint.
         out: the folder to write, all of it or nothing. Two trained policies get folders in it, ``planner`` and ``renderer``.
         merged: True writes the full model with merged adapters, False the adapters alone.
+        accept_changes: only warns of files, such as the base model's, that are not those that the run read.
 
     Raises:
-        UsageError: ``path`` has no complete checkpoint, ``out`` is not empty, or a run without adapters is not exported ``merged``.
+        UsageError: ``path`` has no complete checkpoint, ``out`` is not empty, a run without adapters is not exported ``merged``, or the run
+            read other files than are there now.
         Gotr1Error: ``out`` cannot be written.
     """
     run, checkpoint = find_checkpoint(path)
@@ -37,7 +39,7 @@ def export(registry: Registry, path: Path, out: Path, *, merged: bool = False) -
         raise UsageError(f"{run} trained full weights and has no adapter", hint="--merge exports the full model")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", hint="choose another folder")
-    config, parts, sampling = restore(registry, checkpoint)
+    config, parts, sampling = restore(registry, checkpoint, accept_changes=accept_changes)
     step = int(read_state(checkpoint)["step"])
     pieces = _pieces(registry, config, parts)
     card = Card(run, config, sampling, step, pieces, parts.unified, merged)

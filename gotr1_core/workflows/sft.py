@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,12 +14,22 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gotr1_core.config.models import SftConfig, dump
+from gotr1_core.components.inputs import (
+    Fingerprint,
+    changed_inputs,
+    component_inputs,
+    describe_changes,
+    file_digest,
+    path_fingerprint,
+)
+from gotr1_core.config.models import ComponentConfig, SftConfig, dump
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.ema import EMA
 from gotr1_core.engine.files import read_json, recover_folder, replace_folder
 from gotr1_core.engine.optim import clip_gradients, make_optimizer, set_learning_rate
 from gotr1_core.engine.tensors import gather_to_cpu, load_optimizer, load_trainable, optimizer_tensors, read_tensors, trainable_tensors
+from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry, options_of
 from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Loss, Policy, PromptSource
 from gotr1_core.runs.checkpoint import EMA_FILE, OPTIMIZER, STATE, TRAINABLE
@@ -79,8 +91,53 @@ def weighted_loss(loss: Loss, weights: Mapping[SegmentName, float]) -> torch.Ten
     return torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
 
 
-def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Iterator[dict[str, Any]]:
-    """Trains the policy; yields a row of numbers for each step. Saves into ``config.output`` and continues from an earlier save there."""
+def sft_inputs(registry: Registry, config: SftConfig) -> dict[str, Fingerprint]:
+    """What a training learns from, by config key: its data (a source's options, or a file with its pictures) and its policy's files.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+    inputs = {f"plugins.{file.stem}": path_fingerprint(file) for file in config.plugins}
+    inputs |= component_inputs(registry, config.kind, config.policy, "policy")
+    if not isinstance(config.data, ComponentConfig):
+        data = path_fingerprint(config.data)
+        rows = [json.loads(line) for _, line in read_lines(config.data, hint="give a JSONL file with prompt, chain and image")]
+        pictures = [str(file_digest(config.data.parent / row["image"])) for row in rows if row.get("image")]
+        data["files"]["pictures"] = hashlib.sha256("".join(pictures).encode()).hexdigest()
+        return inputs | {"data": data}
+    options = options_of(registry.find("source", config.data.name).component, config.data.options)
+    values = None if options is None else options.model_dump(mode="json")
+    source = {"data": {"name": f"source {config.data.name}", "options": values}}
+    return inputs | source | component_inputs(registry, "source", config.data, "data")
+
+
+def record_sft_inputs(config: SftConfig, inputs: Mapping[str, Fingerprint], *, accept: bool = False) -> dict[str, Any]:
+    """Compares a training's inputs with those of an earlier save in its output. Returns what the next save keeps about them.
+
+    Raises:
+        UsageError: the earlier save learnt from other inputs, and ``accept`` is false; or the save is damaged.
+    """
+    saves = [config.output / name / STATE for name in ("model", "model.old")]  # .old: a process was killed while it replaced the save
+    state = next((read_json(save) for save in saves if save.is_file()), {})
+    changes = changed_inputs(state.get("inputs", {}), inputs)
+    if changes and not accept:
+        raise UsageError(
+            f"{config.output} was trained with other inputs: {describe_changes(changes)}",
+            hint="choose another output=DIR, put back what was there, or go on with what is there now: --accept-changes",
+        )
+    if changes:
+        print(f"accepted: {describe_changes(changes)}", file=sys.stderr)
+    accepted = [{"step": state.get("step"), "changed": changes}] if changes else []
+    return {"inputs": inputs, "accepted": [*state.get("accepted", ()), *accepted]}
+
+
+def train_supervised(
+    config: SftConfig, policy: Policy, batches: Batches, record: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Trains the policy; yields a row of numbers for each step. Saves into ``config.output`` and continues from an earlier save there.
+
+    Each save keeps ``record``, which is what :func:`record_sft_inputs` returned.
+    """
     if config.lora is not None:
         add_lora(policy, config.lora)
     if config.gradient_checkpointing:
@@ -115,12 +172,12 @@ def train_supervised(config: SftConfig, policy: Policy, batches: Batches) -> Ite
         row |= {"learning_rate": rate, "seconds": time.perf_counter() - started}
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             if accelerator.is_main_process:
-                _save(config, policy, optimizer, ema, step + 1)
+                _save(config, policy, optimizer, ema, {"step": step + 1, **(record or {})})
             accelerator.wait_for_everyone()
         yield row
 
 
-def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, ema: EMA | None, step: int) -> None:
+def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, ema: EMA | None, state: Mapping[str, Any]) -> None:
     with replace_folder(config.output / "model") as folder:
         with ema.active() if ema is not None else nullcontext():
             policy.save(folder / "weights")
@@ -129,7 +186,7 @@ def _save(config: SftConfig, policy: Policy, optimizer: torch.optim.Optimizer, e
         # To continue training: the weights above have merged adapters, the library's own names and perhaps another dtype.
         save_file(trainable_tensors(policy.module), folder / TRAINABLE)
         save_file(optimizer_tensors(optimizer), folder / OPTIMIZER)
-        (folder / STATE).write_text(json.dumps({"step": step}), encoding="utf-8")
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
 
 

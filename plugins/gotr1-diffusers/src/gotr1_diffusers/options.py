@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gotr1_core.config.paths import InputPath
+
 
 class DiffusionOptions(BaseModel):
     """The options that both renderers have."""
@@ -37,7 +39,7 @@ class DiffusionOptions(BaseModel):
 class SdxlOptions(DiffusionOptions):
     """The options of ``sdxl``."""
 
-    model: str = Field("stabilityai/stable-diffusion-xl-base-1.0", description="A folder or a hub name of a diffusers SDXL pipeline.")
+    model: InputPath = Field("stabilityai/stable-diffusion-xl-base-1.0", description="A folder or a hub name of a diffusers SDXL pipeline.")
     eta: float = Field(1.0, ge=0, description="Noise of DDIM's steps: 1 is that of DDPM; with 0 nothing can train.")
     spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         None, description="Spacing of the timesteps; that of the checkpoint's scheduler if not given."
@@ -55,6 +57,6 @@ class SdxlOptions(DiffusionOptions):
 class FlowOptions(DiffusionOptions):
     """The options of ``flow``."""
 
-    model: str = Field("stabilityai/stable-diffusion-3.5-medium", description="A folder or a hub name of a diffusers SD3 pipeline.")
+    model: InputPath = Field("stabilityai/stable-diffusion-3.5-medium", description="A folder or a hub name of a diffusers SD3 pipeline.")
     noise_level: float = Field(0.7, ge=0, description="Noise of Flow-SDE's steps, a in its paper; with 0 nothing can train.")
     text_tokens: int = Field(256, gt=0, le=512, description="Tokens of prompt and chain that T5 reads; CLIP reads the first 77.")

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gotr1_core.config.paths import InputPath
+
 INSTRUCTION = "Follow the caption to generate an image through a chain of thought process: {prompt}"
 
 
@@ -15,7 +17,7 @@ class JanusOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field("deepseek-community/Janus-Pro-1B", description="A folder or a hub name of a transformers Janus checkpoint.")
+    model: InputPath = Field("deepseek-community/Janus-Pro-1B", description="A folder or a hub name of a transformers Janus checkpoint.")
     instruction: str = Field(INSTRUCTION, description="The user message to the model; {prompt} stands for the prompt.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights.")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gotr1_core.config.paths import Input, InputPath
+
 Rewarded = Literal["sem", "spa", "ri", "pi", "requirements"]
+
+
+def _is_version(text: str, options: Mapping[str, Any]) -> bool:
+    del options
+    from gotr1_judges.rubrics import rubric_versions
+
+    return text in rubric_versions()
+
+
+def _is_in_folder(text: str, options: Mapping[str, Any]) -> bool:
+    """True for a rubric that is looked up in the folder of rubrics first, even if the working folder has such a file."""
+    from gotr1_judges.rubrics import NEWEST, is_rubric_of
+
+    return is_rubric_of(str(options.get("rubrics", NEWEST)), text)
 
 
 class ModelOptions(BaseModel):
@@ -23,14 +40,14 @@ class ModelOptions(BaseModel):
 class RubricOptions(ModelOptions):
     """Options of a judge that asks a multimodal LLM."""
 
-    model: str = Field(description="A folder or a hub name.")
+    model: InputPath = Field(description="A folder or a hub name.")
     scoring: Literal["text", "expected"] = Field(
         "text", description="text: a written verdict with its reason; expected: the mean of a one-token answer, in one forward pass."
     )
-    rubrics: str = Field(
+    rubrics: Annotated[str, Input(unless=_is_version)] = Field(
         "v1", description="The questions: a version of the package, or a folder whose files replace those of the newest version."
     )
-    rubric: dict[Rewarded, str] = Field(
+    rubric: dict[Rewarded, Annotated[str, Input(unless=_is_in_folder)]] = Field(
         {}, description="Single rubrics by reward: a file, or the name of one in the folder, such as {pi: pi-yes}."
     )
     canvas: int = Field(448, ge=448, description="Side in pixels of the canvas on which the plan's boxes are drawn for spa.")
@@ -49,19 +66,21 @@ class RubricOptions(ModelOptions):
 class QwenJudgeOptions(RubricOptions):
     """Options of the judge ``qwen-vl``."""
 
-    model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="A folder or a hub name of a Qwen2.5-VL or Qwen3-VL.")
+    model: InputPath = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="A folder or a hub name of a Qwen2.5-VL or Qwen3-VL.")
 
 
 class InternJudgeOptions(RubricOptions):
     """Options of the judge ``internvl``."""
 
-    model: str = Field("OpenGVLab/InternVL3-8B-hf", description="A folder or a hub name of an InternVL3 in transformers' format (-hf).")
+    model: InputPath = Field(
+        "OpenGVLab/InternVL3-8B-hf", description="A folder or a hub name of an InternVL3 in transformers' format (-hf)."
+    )
 
 
 class DetectorOptions(ModelOptions):
     """Options of the judge ``detector``."""
 
-    model: str = Field("IDEA-Research/grounding-dino-base", description="A folder or a hub name of a Grounding DINO or an OWLv2.")
+    model: InputPath = Field("IDEA-Research/grounding-dino-base", description="A folder or a hub name of a Grounding DINO or an OWLv2.")
     threshold: float | None = Field(
         None, ge=0, le=1, description="Boxes with less confidence do not count; by default 0.25, or 0.1 for an OWLv2."
     )
@@ -72,7 +91,7 @@ class DetectorOptions(ModelOptions):
 class PreferenceOptions(ModelOptions):
     """Options of a judge with a CLIP. Its score is the cosine, scaled so that ``low`` is 0 and ``high`` is 1."""
 
-    model: str = Field(description="A folder or a hub name of a CLIP.")
+    model: InputPath = Field(description="A folder or a hub name of a CLIP.")
     low: float = Field(0.0, ge=-1, le=1, description="Cosine of picture and prompt that scores 0.")
     high: float = Field(ge=-1, le=1, description="Cosine of picture and prompt that scores 1.")
     batch: int = Field(32, gt=0, description="Pictures in one pass.")
@@ -87,19 +106,21 @@ class PreferenceOptions(ModelOptions):
 class HpsOptions(PreferenceOptions):
     """Options of the judge ``hps``."""
 
-    model: str = Field("xswu/HPSv2", description="A folder with HPS v2.1 in safetensors; its release is a pickle, see docs/judges.md.")
+    model: InputPath = Field(
+        "xswu/HPSv2", description="A folder with HPS v2.1 in safetensors; its release is a pickle, see docs/judges.md."
+    )
     high: float = Field(0.4, ge=-1, le=1, description="Cosine of picture and prompt that scores 1.")
 
 
 class PickScoreOptions(PreferenceOptions):
     """Options of the judge ``pickscore``."""
 
-    model: str = Field("yuvalkirstain/PickScore_v1", description="A folder or a hub name of PickScore.")
+    model: InputPath = Field("yuvalkirstain/PickScore_v1", description="A folder or a hub name of PickScore.")
     high: float = Field(0.26, ge=-1, le=1, description="Cosine of picture and prompt that scores 1.")
 
 
 class ClipOptions(PreferenceOptions):
     """Options of the judge ``clip``."""
 
-    model: str = Field("openai/clip-vit-large-patch14", description="A folder or a hub name of a CLIP.")
+    model: InputPath = Field("openai/clip-vit-large-patch14", description="A folder or a hub name of a CLIP.")
     high: float = Field(0.4, ge=-1, le=1, description="Cosine of picture and prompt that scores 1.")

@@ -120,6 +120,15 @@ def read_rubrics(folder: str, single: Mapping[str, str], *, scoring: str, family
     return rubrics
 
 
+def is_rubric_of(folder: str, name: str) -> bool:
+    """True if a folder or version has a rubric of this name. Then the name means that rubric, not a file of the working folder."""
+    try:
+        folders = _search_folders(folder, "rubrics")
+    except UsageError:  # the check of the judge reports it
+        return False
+    return "/" not in name and any(place.joinpath(f"{name.removesuffix('.txt')}.txt").is_file() for place in folders)
+
+
 def _search_folders(folder: str, key: str) -> list[Traversable]:
     """Returns the folders in which rubrics are searched, in this order."""
     own = files("gotr1_judges").joinpath("rubrics")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from gotr1_core.config.paths import Input, InputFile, InputPath
+
+
+def _is_version(text: str, options: Mapping[str, Any]) -> bool:
+    del options
+    from gotr1_qwen.instruction import instruction_versions
+
+    return text in instruction_versions()
 
 
 class QwenOptions(BaseModel):
@@ -13,8 +22,10 @@ class QwenOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field("Qwen/Qwen2.5-VL-7B-Instruct", description="A folder or a hub name of a Qwen2.5-VL, Qwen3-VL, Qwen2.5 or Qwen3.")
-    instruction: str = Field(
+    model: InputPath = Field(
+        "Qwen/Qwen2.5-VL-7B-Instruct", description="A folder or a hub name of a Qwen2.5-VL, Qwen3-VL, Qwen2.5 or Qwen3."
+    )
+    instruction: Annotated[str, Input(unless=_is_version)] = Field(
         "v1", description="The user message to the model: v1, plain (the prompt alone), or a text file with {prompt} in it."
     )
     tags: Literal["text", "tokens"] = Field(
@@ -35,4 +46,4 @@ class FileOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chains: Path = Field(description='A JSONL file, each line {"prompt": …, "chain": …}, such as the samples.jsonl of gotr1 generate.')
+    chains: InputFile = Field(description='A JSONL file, each line {"prompt": …, "chain": …}, such as the samples.jsonl of gotr1 generate.')
