@@ -329,12 +329,12 @@ def test_an_edited_rubric_or_judge_is_refused(make: Make, here: Path, edited: st
     start.resume(done, ["steps=2"], cpu=True)
 
 
-def test_a_config_is_shown_with_absolute_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_shown_with_absolute_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "p.txt").write_text("one")
-    (here / "c.jsonl").write_text("")
-    words = ["config", "show", "--preset", "scenes", "--planner", "file", "planner.chains=c.jsonl", "--prompts", "p.txt", "--json"]
+    (here / "c.jsonl").write_text('{"prompt": "one", "chain": "one"}')
+    words = ["train", "--dry-run", "--preset", "scenes", "--planner", "file", "planner.chains=c.jsonl", "--prompts", "p.txt", "--json"]
     assert call(words) == 0
-    shown = json.loads(capsys.readouterr().out)
+    shown = json.loads(capsys.readouterr().out)["config"]
     assert (shown["planner"]["chains"], shown["prompts"]["file"]) == (str(here / "c.jsonl"), str(here / "p.txt"))
 
 

@@ -47,10 +47,9 @@ def show(
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
     prompts_key = {"prompts": {"file": str(prompts)} if prompts else None}
     data = resolve_config(common.registry(), path, preset, {**named, **prompts_key}, words)
-    from gotr1_core.components.inputs import absolute_inputs
     from gotr1_core.config.models import RunConfig, dump, validate
 
-    settings = absolute_inputs(common.registry(), validate(RunConfig, data))
+    settings = validate(RunConfig, data)
     print(json.dumps(settings.model_dump(mode="json"), ensure_ascii=False) if as_json else dump(settings).rstrip("\n"))
 
 
