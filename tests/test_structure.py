@@ -57,9 +57,9 @@ TOP_FILES, TOP_LINES = 20, 3_500
 """The top level of the core is what somebody reads in an afternoon."""
 
 MODULE_LINES = 400
-CORE_LINES = 10_500
-"""The whole core, all wings together. It had 12,776 lines before the conformance suite became a plugin. This is the limit that the rebuild
-set; later features may raise it, to 12,000 at most."""
+CORE_LINES = 12_000
+"""The whole core, all wings together. It had 12,776 lines before the conformance suite became a plugin. The rebuild ended below
+10,500. This is the limit for what later features add."""
 
 PARAMETERS = 8
 

@@ -23,6 +23,8 @@ from gotr1_core.components.inputs import (
     path_fingerprint,
 )
 from gotr1_core.config.models import ComponentConfig, SftConfig, dump
+from gotr1_core.data.examples import HINT
+from gotr1_core.data.rows import read_rows
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.ema import EMA
 from gotr1_core.engine.files import read_json, recover_folder, replace_folder
@@ -101,8 +103,8 @@ def sft_inputs(registry: Registry, config: SftConfig) -> dict[str, Fingerprint]:
     inputs |= component_inputs(registry, config.kind, config.policy, "policy")
     if not isinstance(config.data, ComponentConfig):
         data = path_fingerprint(config.data)
-        rows = [json.loads(line) for _, line in read_lines(config.data, hint="give a JSONL file with prompt, chain and image")]
-        pictures = [str(file_digest(config.data.parent / row["image"])) for row in rows if row.get("image")]
+        names = [row.values.get("image") for row in read_rows(config.data, "examples", hint=HINT)]
+        pictures = [str(file_digest(config.data.parent / name)) for name in names if isinstance(name, str) and name]
         data["files"]["pictures"] = hashlib.sha256("".join(pictures).encode()).hexdigest()
         return inputs | {"data": data}
     options = options_of(registry.find("source", config.data.name).component, config.data.options)
