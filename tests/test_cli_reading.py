@@ -258,7 +258,7 @@ RUN, SFT = "renderer: toy\njudge: toy\nreward: pi\nprompts: {source: scenes}\n",
         ("policy: tyo\n" + SFT, "sft", "there is no planner 'tyo'", "did you mean 'toy'?"),
         ("policy: {name: toy, shad: 1}\n" + SFT, "sft", "unknown key planner.shad", "did you mean planner.shade?"),
         ("policy: toy\ndata: {name: scenes, hard: 1}\n", "sft", "unknown key source.hard", "source.hard_share"),
-        ("policy: toy\ndata: none.jsonl\n", "sft", "there is no file none.jsonl", "a JSONL file or the name of a source"),
+        ("policy: toy\ndata: none.jsonl\n", "sft", "none.jsonl", "a JSONL file or the name of a source"),
     ],
 )
 def test_config_validate_refuses(content: str, stage: str, message: str, hint: str, toy: Path, capsys: Captured) -> None:
