@@ -294,6 +294,17 @@ def test_a_gated_model(server: Hub) -> None:
     assert "HF_TOKEN" in str(refused.hint)
 
 
+def test_a_pipeline_that_a_hub_has_in_one_variant(server: Hub) -> None:
+    files = {"model_index.json": 10, "unet/diffusion_pytorch_model.fp16.safetensors": 1000, "vae/diffusion_pytorch_model.safetensors": 10}
+    server.knows(files)
+    refused = with_command(refusal())
+    assert "the hub has its unet only in the variant fp16" in refused.message
+    assert str(refused.hint).startswith(f"set {KEY.removesuffix('model')}variant=fp16, or ")
+    assert find_weights(NAME, key=KEY, variant="fp16").folder is None
+    server.knows({**files, "unet/diffusion_pytorch_model-00001-of-00002.safetensors": 1000})
+    assert find_weights(NAME, key=KEY).folder is None
+
+
 def test_a_hub_without_safe_weights(server: Hub) -> None:
     server.knows({"config.json": 10, "pytorch_model.bin": 1000})
     assert "no *.safetensors" in refusal().message

@@ -47,16 +47,24 @@ class Weights:
 
 
 class _Incomplete(Exception):
-    """A folder is not a complete checkpoint. The message continues a sentence that begins with the folder."""
+    """A folder is not a complete checkpoint. The message continues a sentence that begins with the folder.
+
+    ``variant`` is the one to set instead, null for none, if the files are of another variant than the config asks for.
+    """
+
+    def __init__(self, message: str, variant: str | None = None) -> None:
+        super().__init__(message)
+        self.variant = variant
 
 
-def find_weights(model: str, *, key: str, check: Check | None = None) -> Weights:
+def find_weights(model: str, *, key: str, check: Check | None = None, variant: str | None = None) -> Weights:
     """Finds a model's weights; asks the hub only if they are not on disk. Takes at most `DEADLINE` plus the time to read headers.
 
     Args:
         model: a folder, or a hub name `owner/name`.
         key: the config key that names the model, such as `planner.model`, for messages.
         check: raises `UsageError` for a config that the component cannot load; called before the weights are checked.
+        variant: of a diffusers pipeline's files, such as ``fp16``; each part that has it is read in it.
 
     Raises:
         UsageError: the weights are neither on disk nor available on the hub. Says what is missing, how to get it and where to set it.
@@ -64,20 +72,19 @@ def find_weights(model: str, *, key: str, check: Check | None = None) -> Weights
     folder = _existing_folder(model)
     if folder is not None:
         try:
-            return _read_checkpoint(folder, check)
+            return _read_checkpoint(folder, check, variant)
         except _Incomplete as error:
-            raise UsageError(
-                f"{key}: the folder {model} {error}",
-                hint=f"set {key} to the folder of a complete checkpoint (`hf download OWNER/NAME --local-dir DIR` gets one); {MINIATURE}",
-            ) from None
+            hint = f"set {key} to the folder of a complete checkpoint (`hf download OWNER/NAME --local-dir DIR` gets one); {MINIATURE}"
+            hint = hint if error.variant is None else _variant_hint(key, error.variant)
+            raise UsageError(f"{key}: the folder {model} {error}", hint=hint) from None
     _check_hub_name(model, key)
     snapshot, cache_state = _cached_folder(model), "are not in the local cache"
     if snapshot is not None:
         try:
-            return _read_checkpoint(snapshot, check)
+            return _read_checkpoint(snapshot, check, variant)
         except _Incomplete as error:
             cache_state = f"are in the local cache, but the copy {error}"
-    return _find_on_hub(model, key, check, cache_state)
+    return _find_on_hub(model, key, check, cache_state, variant)
 
 
 def local_folder(model: str, *, key: str) -> Path | None:
@@ -135,7 +142,21 @@ def _cached_folder(model: str) -> Path | None:
 _CONFIGS = ("model_index.json", "config.json")
 
 
-def _read_checkpoint(folder: Path, check: Check | None) -> Weights:
+_WEIGHTS_FILE = re.compile(r"[^.]+(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+_PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def _variant_of(name: str) -> str | None:
+    """The variant in a file's name, such as ``fp16`` in ``model.fp16.safetensors``; None for a file of no variant."""
+    match = _WEIGHTS_FILE.fullmatch(name)
+    return match and match["variant"]
+
+
+def _variant_hint(key: str, variant: str) -> str:
+    return f"set {key.removesuffix('model')}variant={variant}"
+
+
+def _read_checkpoint(folder: Path, check: Check | None, variant: str | None) -> Weights:
     """Reads the config and the tensors' headers of a checkpoint or pipeline. No tensor is read."""
     name = next((name for name in _CONFIGS if (folder / name).is_file()), None)
     if name is None:
@@ -143,22 +164,23 @@ def _read_checkpoint(folder: Path, check: Check | None) -> Weights:
     config = _read_json_object(folder, name)
     if check is not None:
         check(config)
-    return Weights(
-        folder, config, _count_pipeline_parameters(folder, config) if name == "model_index.json" else _count_model_parameters(folder)
-    )
+    is_pipeline = name == "model_index.json"
+    return Weights(folder, config, _count_pipeline_parameters(folder, config, variant) if is_pipeline else _count_model_parameters(folder))
 
 
-def _count_pipeline_parameters(folder: Path, index: Mapping[str, Any]) -> int:
+def _count_pipeline_parameters(folder: Path, index: Mapping[str, Any], variant: str | None) -> int:
     """Counts the parameters of a pipeline. Its index is `{"unet": ["library", "class"], ...}`; parts with a config.json are models."""
     parts = [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and all(kind)]
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
         raise _Incomplete(f"lacks the part {missing[0]}")
     models = [name for name in parts if (folder / name / "config.json").is_file()]
-    return sum(_count_model_parameters(folder / name, f"{name}/") for name in models)
+    if variant and not any(_variant_of(file.name) == variant for name in models for file in (folder / name).glob("*.safetensors")):
+        raise _Incomplete(f"has no weights of the variant {variant}", "null")
+    return sum(_count_model_parameters(folder / name, f"{name}/", variant) for name in models)
 
 
-def _count_model_parameters(folder: Path, prefix: str = "") -> int:
+def _count_model_parameters(folder: Path, prefix: str = "", variant: str | None = None) -> int:
     """Counts the parameters of a model's files, which must all be there and complete."""
     files = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index*.json"):
@@ -168,7 +190,12 @@ def _count_model_parameters(folder: Path, prefix: str = "") -> int:
         files |= set(listed.values())
     if not files:
         raise _Incomplete(f"has no {prefix}*.safetensors (weights in other formats are not loaded)")
-    return sum(_count_file_parameters(folder, name, prefix) for name in sorted(files))
+    variants = {_variant_of(name) for name in files}
+    chosen = variant if variant in variants else None  # as diffusers does: a part without the variant has files of none
+    if chosen not in variants:
+        only = min(str(name) for name in variants)
+        raise _Incomplete(f"has {prefix}*.safetensors only in the variant {only}", only if prefix else None)
+    return sum(_count_file_parameters(folder, name, prefix) for name in sorted(files) if _variant_of(name) == chosen)
 
 
 def _count_file_parameters(folder: Path, name: str, prefix: str) -> int:
@@ -197,7 +224,7 @@ def _read_json_object(folder: Path, name: str) -> Mapping[str, Any]:
 # -- the hub ----------------------------------------------------------------------------------------------------------------
 
 
-def _find_on_hub(model: str, key: str, check: Check | None, cache_state: str) -> Weights:
+def _find_on_hub(model: str, key: str, check: Check | None, cache_state: str, variant: str | None) -> Weights:
     """Asks the hub about a model that is not on disk. ``cache_state`` says why the local cache is not enough."""
     from huggingface_hub import constants
 
@@ -216,6 +243,13 @@ def _find_on_hub(model: str, key: str, check: Check | None, cache_state: str) ->
     files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if not any(name.endswith(".safetensors") for name in files):
         refuse("the hub has no *.safetensors for it, and other formats are not loaded", "choose another model: ")
+    for part in _PARTS if "model_index.json" in files else ():
+        variants = {
+            _variant_of(name.removeprefix(f"{part}/")) for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")
+        }
+        if variants and not variants & {None, variant}:
+            only = min(map(str, variants))
+            refuse(f"the hub has its {part} only in the variant {only}", f"{_variant_hint(key, only)}, or ")
     needed, free = _download_bytes(model, files), _free_bytes(Path(constants.HF_HUB_CACHE))
     if needed > free:
         refuse(

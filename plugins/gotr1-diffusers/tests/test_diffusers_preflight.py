@@ -59,6 +59,50 @@ def test_what_is_no_whole_sdxl_is_refused(folder: Path, damage: Callable[[Path],
     assert caught.value.hint
 
 
+def in_variant(folder: Path, parts: list[str]) -> None:
+    """Renames the weights of some parts to those of the variant fp16."""
+    for part in parts:
+        for path in (folder / part).glob("*.safetensors"):
+            path.rename(path.with_suffix(".fp16.safetensors"))
+
+
+@pytest.mark.parametrize("parts", [["unet", "vae", "text_encoder", "text_encoder_2"], ["vae"], ["unet", "text_encoder"]])
+def test_a_pipeline_in_one_variant_alone_is_found_and_loads(folder: Path, parts: list[str]) -> None:
+    whole = preflight(folder)
+    in_variant(folder, parts)
+    with pytest.raises(UsageError, match=rf"({'|'.join(parts)})/\*.safetensors only in the variant fp16") as caught:
+        preflight(folder)
+    assert caught.value.hint == "set renderer.variant=fp16"
+    options = SdxlOptions(model=str(folder), variant="fp16")
+    assert SdxlPolicy.preflight(options, key="renderer") == whole
+    assert SdxlPolicy(options).module is not None
+
+
+def test_a_pipeline_in_two_variants_is_counted_once(folder: Path) -> None:
+    whole = preflight(folder)
+    for path in folder.glob("*/*.safetensors"):
+        shutil.copyfile(path, path.with_suffix(".fp16.safetensors"))
+    assert preflight(folder) == whole
+    assert SdxlPolicy.preflight(SdxlOptions(model=str(folder), variant="fp16"), key="renderer") == whole
+
+
+def test_a_variant_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="has no weights of the variant fp16") as caught:
+        SdxlPolicy.preflight(SdxlOptions(model=str(folder), variant="fp16"), key="renderer")
+    assert caught.value.hint == "set renderer.variant=null"
+
+
+def test_what_cannot_draw_is_refused_before_weights_are_loaded(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"renderer\.height=33 is not a multiple of"):
+        SdxlPolicy.preflight(SdxlOptions(model=str(folder), height=33), key="renderer")
+    change(folder / "unet" / "config.json", in_channels=9)
+    with pytest.raises(UsageError, match="takes 9 channels and the VAE gives 4"):
+        preflight(folder)
+    change(folder / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    with pytest.raises(UsageError, match="lacks its first text encoder"):
+        preflight(folder)
+
+
 def test_another_librarys_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UsageError, match="is a llama model, not a StableDiffusionXLPipeline"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,16 +19,37 @@ from gotr1_core.policies.lora import merged_state
 _COMPLETE = "give a folder that the pipeline's save_pretrained wrote, or a hub name of one"
 
 
-def preflight(model: str, key: str, kind: str) -> dict[str, int]:
+def preflight(options: Any, key: str, kind: str) -> dict[str, int]:
     """Checks that a pipeline has the class ``kind`` and returns its number of ``parameters`` if it is known.
 
     ``key`` is the component's place in the config, for messages.
 
     Raises:
-        UsageError: there are no weights, or the pipeline has another class.
+        UsageError: there are no weights of ``options.variant``, the pipeline has another class, is no text-to-image model, or cannot draw
+            pictures of this height and width.
     """
-    weights = find_weights(model, key=f"{key}.model", check=lambda config: check_pipeline_class(kind, config, f"{key}.model={model}"))
+    where = f"{key}.model={options.model}"
+    weights = find_weights(
+        options.model, key=f"{key}.model", check=lambda config: check_pipeline_class(kind, config, where), variant=options.variant
+    )
+    if weights.folder is not None:
+        _check_configs(weights.folder, weights.config, options, key)
     return {} if weights.parameters is None else {"parameters": weights.parameters}
+
+
+def _check_configs(folder: Path, index: Mapping[str, Any], options: Any, key: str) -> None:
+    """Checks by the config files of a pipeline's parts what is checked again when it is loaded."""
+    where = f"{key}.model={options.model}"
+    if not all(index.get("text_encoder", [None])) or not all(index.get("tokenizer", [None])):
+        raise no_text_encoder(where)
+    denoiser = "unet" if "unet" in index else "transformer"
+    configs = [json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in (denoiser, "vae")]
+    channels = [config.get(name) for config, name in zip(configs, ("in_channels", "latent_channels"), strict=True)]
+    if None not in channels:
+        check_channels(index[denoiser][1], channels[0], channels[1], where)
+    if "block_out_channels" in configs[1]:
+        unit = 2 ** (len(configs[1]["block_out_channels"]) - 1) * configs[0].get("patch_size", 1)
+        check_sides({"height": options.height, "width": options.width}, unit, prefix=f"{key}.")
 
 
 def check_pipeline_class(kind: str, config: Mapping[str, Any], where: str) -> None:
@@ -52,7 +75,9 @@ def load_pipeline(options: Any, kind: str) -> Any:
     Raises:
         UsageError: it is neither on disk nor on the hub, has another class, or is incomplete.
     """
-    weights = find_weights(options.model, key="model", check=lambda config: check_pipeline_class(kind, config, options.model))
+    weights = find_weights(
+        options.model, key="model", check=lambda config: check_pipeline_class(kind, config, options.model), variant=options.variant
+    )
     logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
     import diffusers  # takes seconds, so only after the checks
     import transformers
@@ -95,7 +120,9 @@ def _load_text_encoders(weights: Weights, dtype: torch.dtype, variant: str | Non
         if not name.startswith("text_encoder") or not all(kind):
             continue
         encoder_class: Any = getattr(transformers, kind[1])
-        settings = {"dtype": dtype, "variant": variant, "local_files_only": True, "use_safetensors": True}
+        assert weights.folder is not None  # the caller's condition
+        own_variant = variant if any((weights.folder / name).glob(f"*.{variant}*.safetensors")) else None  # as diffusers does
+        settings = {"dtype": dtype, "variant": own_variant, "local_files_only": True, "use_safetensors": True}
         encoders[name], info = encoder_class.from_pretrained(weights.folder, subfolder=name, output_loading_info=True, **settings)
         if info["missing_keys"]:
             raise _incomplete(str(weights.folder), f"{name} lacks {sorted(info['missing_keys'])[0]}")
@@ -124,8 +151,33 @@ def check_pipeline(pipeline: Any, denoiser: Any, model: str) -> None:
         UsageError: its first text encoder is missing, or its denoiser takes other channels than the VAE's latents.
     """
     if pipeline.text_encoder is None or pipeline.tokenizer is None:
-        raise UsageError(f"{model} lacks its first text encoder, like a refiner", hint="give the base model")
-    denoiser_channels, vae_channels = denoiser.config.in_channels, pipeline.vae.config.latent_channels
+        raise no_text_encoder(model)
+    check_channels(type(denoiser).__name__, denoiser.config.in_channels, pipeline.vae.config.latent_channels, model)
+
+
+def no_text_encoder(model: str) -> UsageError:
+    """The error of a pipeline without its first text encoder."""
+    return UsageError(f"{model} lacks its first text encoder, like a refiner", hint="give the base model")
+
+
+def check_channels(denoiser: str, denoiser_channels: int, vae_channels: int, model: str) -> None:
+    """Checks that a denoiser takes the VAE's latents and nothing else. ``denoiser`` is the name of its class.
+
+    Raises:
+        UsageError: it takes other channels.
+    """
     if denoiser_channels != vae_channels:
-        what = f"{model}: its {type(denoiser).__name__} takes {denoiser_channels} channels and the VAE gives {vae_channels}"
+        what = f"{model}: its {denoiser} takes {denoiser_channels} channels and the VAE gives {vae_channels}"
         raise UsageError(what, hint="give a text-to-image model, not one for inpainting or editing")
+
+
+def check_sides(sides: Mapping[str, int | None], unit: int, prefix: str = "") -> None:
+    """Checks that height and width in pixels are multiples of ``unit``. None is the model's own, which is.
+
+    Raises:
+        UsageError: one is not. ``prefix`` stands before its name.
+    """
+    for name, side in sides.items():
+        if side is not None and side % unit:
+            nearest = f"nearest: {prefix}{name}={max(1, round(side / unit)) * unit}"
+            raise UsageError(f"{prefix}{name}={side} is not a multiple of {unit}", hint=nearest)

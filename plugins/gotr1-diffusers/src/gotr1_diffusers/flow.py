@@ -100,7 +100,7 @@ class FlowPolicy(DiffusionPolicy[FlowOptions]):
     @staticmethod
     def preflight(options: FlowOptions, *, key: str = "renderer") -> dict[str, int]:
         """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
-        return checkpoint.preflight(options.model, key, FlowPolicy.pipeline_class)
+        return checkpoint.preflight(options, key, FlowPolicy.pipeline_class)
 
     def make_module(self, pipeline: Any) -> FlowModule:
         """The trainable module, made of the pipeline's parts."""

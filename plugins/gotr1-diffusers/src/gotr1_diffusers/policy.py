@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
-from gotr1_core.errors import UsageError
 from gotr1_core.policies.lora import peft_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, Example, Prompt, Rollout, Sampling
@@ -73,10 +72,7 @@ class DiffusionPolicy(ABC, Generic[OptionsT]):
         factor = self.pipeline.vae_scale_factor
         default = self.pipeline.default_sample_size * factor
         size = self.options.height or default, self.options.width or default
-        for name, side in zip(("height", "width"), size, strict=True):
-            unit = factor * self.patch
-            if side % unit:
-                raise UsageError(f"{name}={side} is not a multiple of {unit}", hint=f"nearest: {name}={max(1, round(side / unit)) * unit}")
+        checkpoint.check_sides({"height": size[0], "width": size[1]}, factor * self.patch)
         return size
 
     @property

@@ -139,7 +139,7 @@ class SdxlPolicy(DiffusionPolicy[SdxlOptions]):
     @staticmethod
     def preflight(options: SdxlOptions, *, key: str = "renderer") -> dict[str, int]:
         """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
-        return checkpoint.preflight(options.model, key, SdxlPolicy.pipeline_class)
+        return checkpoint.preflight(options, key, SdxlPolicy.pipeline_class)
 
     def make_module(self, pipeline: Any) -> SdxlModule:
         """The trainable module, made of the pipeline's parts."""
