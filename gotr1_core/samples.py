@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,11 @@ class Prompt:
     id: str = ""
     category: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The text by which prompts are compared: in Unicode's composed form (NFC), without spaces around it."""
+        return unicodedata.normalize("NFC", self.text.strip())
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,24 @@ def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:
         (["train", "--preset", "toy", "prompts=null"], "prompts: ", "gotr1 config schema"),
         (["train", "--preset", "toy", "prompts={held_out: 3}", "prompts.source=null"], "there are no prompts", "--prompts FILE"),
         (["train", "--preset", "toy", "prompts.source=scene"], "there is no source 'scene'", "did you mean 'scenes'?"),
+        (["train", "--preset", "toy", "--dry-run", "name=exp/1"], "name='exp/1' is not the name of one folder", "output=runs/exp name=1"),
+        (["train", "--preset", "toy", "--dry-run", "name=.."], "name='..' is not the name of one folder", "short name"),
+        (["train", "--preset", "toy", "--dry-run", f"name={'x' * 250}"], "is not the name of one folder", "short name"),
+        (["train", "--preset", "toy", "name=exp/1"], "name='exp/1' is not the name of one folder", "output=runs/exp name=1"),
+        (["train", "--preset", "toy", "--dry-run", "output=toy.yaml"], "toy.yaml is not a folder that you can write to", "output="),
+        (["train", "--preset", "toy", "--dry-run", "output=/proc/x"], "/proc is not a folder that you can write to", "output="),
+        (["train", "--preset", "toy", "--dry-run", "--prompts", "none.txt"], "none.txt: No such file", "one prompt a line"),
+        (["train", "--preset", "toy", "--dry-run", "prompts.held_out=none.txt"], "none.txt: No such file", "one prompt a line"),
+        (
+            ["train", "--preset", "toy", "--dry-run", "--planner", "file", "planner.chains=chains.jsonl", "train=renderer"],
+            "chains.jsonl has no chain for the prompt",
+            "add a line for it",
+        ),
+        (
+            ["train", "--preset", "toy", "--dry-run", "--planner", "file", "planner.chains=chains.jsonl", "train=planner"],
+            "train: the planner has nothing to train",
+            "set train=renderer",
+        ),
         (["train", "--preset", "toy", "--prompts", "none.txt"], "none.txt: No such file", "one prompt a line"),
         (
             ["train", "--preset", "toy", "--prompts", "toy.yaml", "prompts.source=null", "prompts.held_out=300"],
@@ -135,6 +153,7 @@ def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:
 def test_mistakes_cost_two_lines(arguments: list[str], message: str, hint: str, toy: Path, refused: Refused) -> None:
     (toy / "binary.yaml").write_bytes(b"steps: caf\xe9")
     (toy / "twice.yaml").write_text("steps: 1\nsteps: 2\n")
+    (toy / "chains.jsonl").write_text('{"prompt": "a red circle", "chain": "a red circle"}\n')
     error, advice = refused(arguments)
     assert message in error
     assert hint in advice

@@ -319,4 +319,4 @@ def test_sft_says_how_far_it_is(tiny_janus: Path, tmp_path: Path, capsys: Captur
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert call([*words[:-1], f"output={blocked}", "steps=1"]) == 2
-    assert f"error: cannot make the folder {blocked}: File exists" in capsys.readouterr().err
+    assert f"error: cannot make the folder {blocked}: {blocked} is not a folder that you can write to" in capsys.readouterr().err

@@ -67,12 +67,13 @@ def blocks(page: Path) -> list[Block]:
 
 @pytest.fixture
 def place(tmp_path: Path, miniature_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like the root of a clone, with a run called NAME that was stopped before its end."""
+    """A folder like the root of a clone, with a run called NAME that was stopped before its end, and prompts of the reader's own."""
     for name in ("plugins", "examples", "benchmarks", "constraints.txt", "requirements.txt", "requirements-dev.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(miniature_run, tmp_path / "runs" / "NAME")
     config = tmp_path / "runs" / "NAME" / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("\nsteps: 3\n", "\nsteps: 115\n"), encoding="utf-8")
+    (tmp_path / "my-prompts.txt").write_text("a red circle\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -333,7 +333,7 @@ def test_a_plan_is_shown_with_absolute_paths(here: Path, capsys: pytest.CaptureF
     (here / "p.txt").write_text("one")
     (here / "c.jsonl").write_text('{"prompt": "one", "chain": "one"}')
     words = ["train", "--dry-run", "--preset", "scenes", "--planner", "file", "planner.chains=c.jsonl", "--prompts", "p.txt", "--json"]
-    assert call(words) == 0
+    assert call([*words, "prompts.held_out=p.txt", "train=renderer"]) == 0
     shown = json.loads(capsys.readouterr().out)["config"]
     assert (shown["planner"]["chains"], shown["prompts"]["file"]) == (str(here / "c.jsonl"), str(here / "p.txt"))
 

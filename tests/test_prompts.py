@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gotr1_core.components.prompts import FilePrompts, prompts_of
-from gotr1_core.config.models import PromptsConfig
+from gotr1_core.components.prompts import FilePrompts, count_repeats, note_repeats, prompts_of
+from gotr1_core.config.models import PromptsConfig, RunConfig, validate
 from gotr1_core.data.prompts import read_prompts
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
@@ -67,3 +67,29 @@ def test_without_a_source_the_last_prompts_of_a_file_are_held_out(tmp_path: Path
     trained = prompts_of(Registry(), chosen)[0].prompts("train", 4, 0)
     assert [p.text for p in trained] == ["one", "two", "three", "one"]
     assert [p.text for p in prompts_of(Registry(), chosen)[1]] == ["four"]
+
+
+def test_repeated_prompts_are_counted_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """café and café are one prompt: composed and decomposed forms of the same letters."""
+    file, held_out = tmp_path / "mine.txt", tmp_path / "held.txt"
+    file.write_text("a\nb\na\ncaf\u00e9\ncafe\u0301\n", encoding="utf-8")
+    held_out.write_text("b\nc\nb\nd\n", encoding="utf-8")
+    config = PromptsConfig(file=file, held_out=held_out)
+    source, measured = prompts_of(Registry(), config)
+    counts = count_repeats(source, measured)
+    assert counts == {"training": 5, "training_repeated": 2, "held_out": 4, "held_out_repeated": 1, "held_out_in_training": 1}
+    assert [prompt.text for prompt in source.prompts("train", 5, 0)] == ["a", "b", "a", "caf\u00e9", "cafe\u0301"]
+    note_repeats(counts, config)
+    assert capsys.readouterr().err == (
+        "note: 2 of 5 training prompts repeat an earlier one; 1 of 4 held-out prompts repeat an earlier one; "
+        "1 held-out prompts are training prompts too. All are used.\n"
+    )
+
+
+def test_what_a_source_repeats_is_its_own_affair(capsys: pytest.CaptureFixture[str]) -> None:
+    config = validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x", "prompts": {"source": "scenes"}}).prompts
+    counts = count_repeats(*prompts_of(Registry(), config))
+    assert (counts["training"], counts["held_out"]) == (0, 300)
+    assert counts["held_out_repeated"] > 0
+    note_repeats(counts, config)
+    assert capsys.readouterr().err == ""

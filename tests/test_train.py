@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_a_run_of_three_steps(registry: Registry, make: Any, tmp_path: Path, lor
     settings |= {"segments": {"plan": {"kl": 0.01}, "image": {"weight": 0.5, "kl": 0.01}}, "output": str(tmp_path), "name": "one"}
     config, heard = make(**settings), Heard()
     run = start.train(config, registry=registry, listeners=[heard], cpu=True)
+    repeats = json.loads((run.folder / "environment.json").read_text())["prompts"]
+    assert (repeats["training"], repeats["held_out"]) == (0, 6)
 
     before = [("evaluated", 0, "before"), ("evaluated", 0, "before, greedy"), ("evaluated", 0, "before, best of 2")]
     steps = [("step", 1, ""), ("step", 2, ""), ("evaluated", 2, "held-out"), ("step", 3, ""), ("evaluated", 3, "after")]

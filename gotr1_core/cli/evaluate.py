@@ -34,9 +34,10 @@ def command(
     from gotr1_core.pictures.sample_files import null_for_nan
 
     suite = make_component(registry(), "benchmark", ComponentConfig(name=benchmark))
+    prompts = suite.prompts(count)  # before weights are loaded, which takes longer
     planner, renderer, sampling = policies_to_draw(registry(), checkpoint, preset, {}, override or [], accept_changes=accept_changes)
     assert planner is not None  # policies_to_draw returns one, since `planned` is true
-    samples = draw_samples(planner, renderer, suite.prompts(count), sampling=sampling, seed=seed, batch=batch)
+    samples = draw_samples(planner, renderer, prompts, sampling=sampling, seed=seed, batch=batch)
     measured = suite.measure(samples)
     rows: dict[str, dict[str, Estimate]] = defaultdict(dict)  # by category and score
     for category in ["all", *dict.fromkeys(s.prompt.category for s in samples)]:

@@ -32,6 +32,7 @@ def command(
 ) -> None:
     """Plans and draws a prompt, or draws your own chain. Writes PNG files, chains as JSON, and pictures with the boxes drawn over them."""
     from gotr1_core.cli.progress import progress
+    from gotr1_core.engine.files import check_writable
     from gotr1_core.pictures.sample_files import write_samples
     from gotr1_core.runs.checkpoint import explain_full_disk
     from gotr1_core.workflows.generation import generate
@@ -42,6 +43,7 @@ def command(
         raise UsageError("the prompt is empty", hint="say what to draw")
     if not overwrite:
         _check_free(out, number)
+    check_writable(out, hint="choose another folder with --out")
     own_chain = _read_chain(chain) if chain else None
     named = {"planner": planner, "renderer": renderer}
     policy, drawer, sampling = policies_to_draw(

@@ -33,7 +33,7 @@ def command(
     from gotr1_core.components.inputs import absolute_sft_inputs
     from gotr1_core.config.merge import merge, parse_overrides, read_yaml
     from gotr1_core.config.models import SftConfig, validate
-    from gotr1_core.engine.files import read_lines, write_atomically
+    from gotr1_core.engine.files import check_writable, read_lines, write_atomically
     from gotr1_core.runs.checkpoint import explain_full_disk
     from gotr1_core.workflows.sft import record_sft_inputs, sft_inputs, train_supervised
 
@@ -41,6 +41,7 @@ def command(
     settings = validate(SftConfig, load_plugin_files(registry(), merge(read_yaml(path) if path else {}, parse_overrides(words))))
     settings = absolute_sft_inputs(registry(), settings)
     batches = _batches(settings)
+    check_writable(settings.output, hint="choose another folder with output=DIR")
     record = record_sft_inputs(settings, sft_inputs(registry(), settings), accept=accept_changes)
     import torch
 

@@ -61,7 +61,7 @@ def command(
 
     settings = absolute_inputs(common.registry(), validate(RunConfig, data))
     if dry_run:
-        return _print_plan(settings, processes, as_json=as_json)
+        return _print_plan(settings, processes, as_json=as_json, is_new=True)
     if processes is not None:
         return _launch(settings, processes, cpu=cpu)
     from gotr1_core.cli.view import training_view
@@ -130,14 +130,21 @@ def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None
         launch(processes, ["train", str(file), *options], config.output / str(config.name))
 
 
-def _print_plan(config: RunConfig, processes: Any, *, as_json: bool) -> None:
-    """Prints what would run: the config and the sizes of a step."""
+def _print_plan(config: RunConfig, processes: Any, *, as_json: bool, is_new: bool = False) -> None:
+    """Prints what would run: the config and the sizes of a step. Finds all that a run would find before it samples, except in weights."""
     from gotr1_core.components.limits import step_sizes
-    from gotr1_core.components.preflight import check
+    from gotr1_core.components.preflight import check, preflight_prompts
+    from gotr1_core.components.prompts import all_prompts, count_repeats, note_repeats, prompts_of
     from gotr1_core.config.models import dump
+    from gotr1_core.runs.records import check_output
 
+    if is_new:
+        check_output(config)
     count = 1 if processes is None else processes.num_processes
     sizes: dict[str, Any] = step_sizes(config, count, check(common.registry(), config, count).sizes)
+    source, held_out = prompts_of(common.registry(), config.prompts)
+    preflight_prompts(common.registry(), config, all_prompts(source, held_out))
+    note_repeats(count_repeats(source, held_out), config.prompts)
     if as_json:
         print(json.dumps({"config": config.model_dump(mode="json"), "sizes": sizes}))
         return

@@ -100,8 +100,7 @@ def prepare(parts: Parts, config: RunConfig) -> None:
     trained = parts.trained(config.train)
     for role, (policy, _) in trained.items():
         if not any(p.requires_grad for p in policy.module.parameters()):
-            other = "planner" if role == "renderer" else "renderer"
-            raise UsageError(f"train: the {role} has nothing to train", hint=f"set train={other}, or choose another {role}")
+            raise nothing_to_train(role)
     training = [policy for policy, _ in trained.values()]
     for policy in parts.policies().values():
         if policy not in training:
@@ -110,6 +109,12 @@ def prepare(parts: Parts, config: RunConfig) -> None:
             add_lora(policy, config.lora)
         if policy in training and config.gradient_checkpointing:
             policy.enable_gradient_checkpointing()
+
+
+def nothing_to_train(role: str) -> UsageError:
+    """The error of a policy that should train and has no trainable parameters. ``role`` is planner or renderer."""
+    other = "planner" if role == "renderer" else "renderer"
+    return UsageError(f"train: the {role} has nothing to train", hint=f"set train={other}, or choose another {role}")
 
 
 def make_policies(

@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gotr1_core.components.build import check_metric, is_unified, judge_key, make_component
+from gotr1_core.components.build import check_metric, is_unified, judge_key, make_component, nothing_to_train
 from gotr1_core.components.limits import check_context, check_groups, check_limits
-from gotr1_core.config.models import ComponentConfig, JudgeConfig, RunConfig
+from gotr1_core.config.models import ComponentConfig, JudgeConfig, RunConfig, make_sampling
 from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import Kind
 from gotr1_core.judges import check_rewards, offers
@@ -63,7 +63,11 @@ def _check_options(registry: Registry, config: RunConfig) -> bool:
     unified = is_unified(registry, config)
     components += [] if unified else [("renderer", config.renderer)]
     for kind, component in components:
-        options_of(registry.find(kind, component.name).component, component.options)
+        registered = registry.find(kind, component.name).component
+        options_of(registered, component.options)
+        trains = kind in ("planner", "renderer") and config.train in (kind, "both")
+        if trains and not getattr(load(registered.target), "trainable", True):
+            raise nothing_to_train(kind)
     return unified
 
 
@@ -104,6 +108,14 @@ def preflight(registry: Registry, config: RunConfig, *, unified: bool) -> dict[s
             for name, size in make.preflight(options_of(component, settings.options), key=key).items():
                 sizes[name] = size + sizes.get(name, 0) if name == "parameters" else size
     return sizes
+
+
+def preflight_prompts(registry: Registry, config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Lets a planner's class with a ``preflight_prompts`` refuse prompts before weights are loaded."""
+    component = registry.find("planner", config.planner.name).component
+    make = load(component.target)
+    if hasattr(make, "preflight_prompts"):
+        make.preflight_prompts(options_of(component, config.planner.options), prompts, make_sampling(config.sampling))
 
 
 def check_prompts(planner: Planner, prompts: Sequence[Prompt], sampling: Sampling) -> None:

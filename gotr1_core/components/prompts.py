@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,37 @@ def _split(prompts: list[Prompt], config: PromptsConfig) -> tuple[list[Prompt], 
             hint="set prompts.held_out to a smaller number, or to another file",
         )
     return prompts[: -config.held_out], prompts[-config.held_out :]
+
+
+def all_prompts(source: PromptSource, held_out: Sequence[Prompt]) -> list[Prompt]:
+    """The held-out prompts, and those of your own training file. A source that is a component may have prompts without end."""
+    return [*held_out, *(source.all if isinstance(source, FilePrompts) else ())]
+
+
+def count_repeats(source: PromptSource, held_out: Sequence[Prompt]) -> dict[str, int]:
+    """How many prompts repeat an earlier one, and how many held-out prompts train too. Nothing is removed.
+
+    Training prompts are counted if they are from your own file. ``Prompt.key`` says when two prompts are equal.
+    """
+    measured = [prompt.key for prompt in held_out]
+    training = [prompt.key for prompt in all_prompts(source, [])]
+    return {
+        "training": len(training),
+        "training_repeated": len(training) - len(set(training)),
+        "held_out": len(measured),
+        "held_out_repeated": len(measured) - len(set(measured)),
+        "held_out_in_training": len({*training} & {*measured}),
+    }
+
+
+def note_repeats(counts: Mapping[str, int], config: PromptsConfig) -> None:
+    """Prints a line about repeated prompts, if some are and if they are from your own files."""
+    notes = [
+        f"{counts[f'{kind}_repeated']} of {counts[kind]} {name} prompts repeat an earlier one"
+        for kind, name in (("training", "training"), ("held_out", "held-out"))
+        if counts[f"{kind}_repeated"]
+    ]
+    if counts["held_out_in_training"]:
+        notes.append(f"{counts['held_out_in_training']} held-out prompts are training prompts too")
+    if notes and (counts["training"] or isinstance(config.held_out, Path)):
+        print(f"note: {'; '.join(notes)}. All are used.", file=sys.stderr)

@@ -55,14 +55,14 @@ def read_chain(path: Path, *, key: str, hint: str) -> Chain:
 
 
 def read_chains(path: Path, *, key: str) -> dict[str, tuple[Chain, ...]]:
-    """Returns the chains of a file by prompt, in the order of the file: rows with ``prompt`` and ``chain``, one or a list of them.
+    """Returns the chains of a file by ``Prompt.key``, in the order of the file: rows with ``prompt`` and ``chain``, one or a list of them.
 
     Raises:
         UsageError: the file cannot be read or has no chains, or a row is wrong. ``key`` begins messages: the file's place in the config.
     """
     chains: dict[str, list[Chain]] = {}
     for row in read_rows(path, "chains", hint=f"give a JSONL file: {LINES}", key=key):
-        prompt, given = row_prompt(row, "", hint=f"write {LINES}").text.strip(), row.values.get("chain")
+        prompt, given = row_prompt(row, "", hint=f"write {LINES}").key, row.values.get("chain")
         texts = given if isinstance(given, list) and given else [given]
         chains.setdefault(prompt, []).extend(_chain_of(row, text, f"write {LINES}") for text in texts)
     return {prompt: tuple(of_prompt) for prompt, of_prompt in chains.items()}

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -58,6 +59,24 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def check_writable(folder: Path, *, hint: str) -> None:
+    """Checks that a folder can be made and written into, by a file without a name that is gone at once. Makes no folder.
+
+    Raises:
+        UsageError: it cannot. ``hint`` says what to give instead.
+    """
+    above = folder
+    try:
+        above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        with TemporaryFile(dir=above):
+            return
+    except (OSError, ValueError) as error:  # also a null character in the path
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return  # a full disk has an error of its own, with what to do
+        why = "is not a folder that you can write to" if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot make the folder {folder}: {above} {why}", hint=hint) from None
 
 
 def read_text(path: Path, *, hint: str, key: str = "") -> str:

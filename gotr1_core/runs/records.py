@@ -17,7 +17,7 @@ from typing import Any
 
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, dump, validate
-from gotr1_core.engine.files import read_json, split_lines, write_atomically
+from gotr1_core.engine.files import check_writable, read_json, split_lines, write_atomically
 from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import HeldOut
 from gotr1_core.pictures.sample_files import null_for_nan, write_samples
@@ -39,8 +39,12 @@ def run_config(folder: Path) -> RunConfig:
     return validate(RunConfig, read_yaml(folder / CONFIG))
 
 
-def new_folder(registry: Registry, config: RunConfig, inputs: Mapping[str, Any] | None = None) -> Path:
-    """Makes a run's folder, with its config, its environment and the fingerprints of its ``inputs``. Never writes into an existing folder.
+def new_folder(
+    registry: Registry, config: RunConfig, inputs: Mapping[str, Any] | None = None, *, recorded: Mapping[str, Any] | None = None
+) -> Path:
+    """Makes a run's folder, with its config, its environment with ``recorded`` added, and the fingerprints of its ``inputs``.
+
+    It never writes into an existing folder.
 
     Raises:
         UsageError: the name is taken, or the folder cannot be made.
@@ -52,7 +56,7 @@ def new_folder(registry: Registry, config: RunConfig, inputs: Mapping[str, Any] 
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write_atomically(part / CONFIG, dump(config, folder))
-        write_atomically(part / ENVIRONMENT, json.dumps(environment(registry, config), indent=1))
+        write_atomically(part / ENVIRONMENT, json.dumps({**environment(registry, config), **(recorded or {})}, indent=1))
         write_atomically(part / INPUTS, json.dumps(inputs or {}, indent=1))
         part.rename(folder)
     except OSError as error:
@@ -64,16 +68,23 @@ def new_folder(registry: Registry, config: RunConfig, inputs: Mapping[str, Any] 
 
 
 def check_output(config: RunConfig) -> None:
-    """Checks that a run's folder can be made. It is cheap, so it runs before anything is loaded.
+    """Checks that a run's folder can be made. It is cheap, so it runs before anything is loaded, and in a dry run.
 
     Raises:
-        UsageError: the name is taken, or the output folder cannot be written to.
+        UsageError: the name is taken or is not that of one folder, or the output folder cannot be written to.
     """
+    if config.name is not None and (Path(config.name).parts != (config.name,) or config.name == ".." or not _is_short(config.name)):
+        folder, _, last = config.name.rstrip("/").rpartition("/")
+        hint = f"set both: output={config.output / folder} name={last}" if folder and last else "choose a short name"
+        raise UsageError(f"name={config.name[:100]!r} is not the name of one folder", hint=hint)
     if config.name and (config.output / config.name).exists():
         raise _taken(config.output / config.name)
-    above = next(folder for folder in (config.output, *config.output.parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"cannot make {config.output}: {above} is not a folder that you can write to", hint="choose another output=…")
+    check_writable(config.output, hint="choose another output=…")
+
+
+def _is_short(name: str) -> bool:
+    """True if a file system takes the name with the `.part` that is added while the folder is made."""
+    return len(os.fsencode(name)) <= 240 and "\0" not in name
 
 
 def _taken(folder: Path) -> UsageError:

@@ -17,8 +17,8 @@ from accelerate.utils import set_seed
 from gotr1_core.components.build import build, prepare
 from gotr1_core.components.inputs import absolute_inputs, run_inputs
 from gotr1_core.components.limits import check_limits
-from gotr1_core.components.preflight import check, check_prompts
-from gotr1_core.components.prompts import FilePrompts, prompts_of
+from gotr1_core.components.preflight import check, check_prompts, preflight_prompts
+from gotr1_core.components.prompts import all_prompts, count_repeats, note_repeats, prompts_of
 from gotr1_core.config.merge import merge, parse_overrides
 from gotr1_core.config.models import RunConfig, dump, flatten_keys, validate
 from gotr1_core.engine.accelerate_settings import refuse_settings
@@ -85,7 +85,10 @@ def train(
     reads = _reads(parts, source, held_out)
     trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
     main = accelerator.is_main_process
-    made = str(new_folder(registry, config, run_inputs(registry, config, reads))) if main else ""
+    repeats = count_repeats(trainer.source, held_out)
+    if main:
+        note_repeats(repeats, config.prompts)
+    made = str(new_folder(registry, config, run_inputs(registry, config, reads), recorded={"prompts": repeats})) if main else ""
     folder = Path(gather_objects(accelerator, made)[0])
     with _lock_run(folder, main=main):
         return _train(trainer, held_out, Run(folder, config, registry.manager, main=main), listeners)
@@ -211,6 +214,9 @@ def _make_trainer(
     if source is None or held_out is None:
         config_source, config_held_out = prompts_of(registry, config.prompts)
         source, held_out = source or config_source, config_held_out if held_out is None else held_out
+    prompts = all_prompts(source, held_out)
+    if parts is None:
+        preflight_prompts(registry, config, prompts)
     set_seed(config.seed)  # for LoRA's initial weights
     with explain_out_of_memory("loading", config):
         if parts is None:
@@ -218,7 +224,7 @@ def _make_trainer(
         else:
             prepare(parts, config)
         trainer = Trainer(config, parts, source, accelerator)
-    check_prompts(parts.planner, [*held_out, *(source.all if isinstance(source, FilePrompts) else ())], trainer.sampling)
+    check_prompts(parts.planner, prompts, trainer.sampling)
     return trainer, held_out
 
 

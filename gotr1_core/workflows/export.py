@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gotr1_core.config.models import ComponentConfig, RunConfig
-from gotr1_core.engine.files import replace_folder
+from gotr1_core.engine.files import check_writable, replace_folder
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Kind
 from gotr1_core.plugins import Registry, options_of
@@ -39,6 +39,7 @@ def export(registry: Registry, path: Path, out: Path, *, merged: bool = False, a
         raise UsageError(f"{run} trained full weights and has no adapter", hint="--merge exports the full model")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", hint="choose another folder")
+    check_writable(out, hint="choose another folder")
     config, parts, sampling = restore(registry, checkpoint, accept_changes=accept_changes)
     step = int(read_state(checkpoint)["step"])
     pieces = _pieces(registry, config, parts)

@@ -58,11 +58,24 @@ def test_a_prompt_without_a_chain_is_named(chains: Path) -> None:
     planner.check_prompts([Prompt("a dog"), Prompt("a cat\n")], Sampling())
     for use in (
         lambda: planner.check_prompts([Prompt("a cat"), Prompt("a bird")], Sampling()),
+        lambda: FilePlanner.preflight_prompts(FileOptions(chains=chains), [Prompt("a cat"), Prompt("a bird")], Sampling()),
         lambda: planner.plan([Prompt("a bird")], seeds=[0], sampling=Sampling()),
     ):
         with pytest.raises(UsageError, match="has no chain for the prompt 'a bird'") as caught:
             use()
         assert '{"prompt": "…", "chain": "…"}' in str(caught.value.hint)
+
+
+def test_prompts_compare_after_unicode_normalisation(tmp_path: Path) -> None:
+    file = tmp_path / "chains.jsonl"
+    composed, decomposed = "un café", "un cafe\u0301 "
+    file.write_text(json.dumps({"prompt": decomposed, "chain": "one"}) + "\n" + json.dumps({"prompt": composed, "chain": "two"}))
+    planner = FilePlanner(FileOptions(chains=file))
+    for prompt in (Prompt(composed), Prompt(decomposed)):
+        FilePlanner.preflight_prompts(FileOptions(chains=file), [prompt], Sampling())
+        planner.check_prompts([prompt], Sampling())
+        plans = planner.plan([prompt, prompt], seeds=[0, 1], sampling=Sampling())
+        assert [chain.raw for chain in plans.chains] == ["one", "two"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ class FilePlanner:
     """Returns chains from a file. It samples no tokens, so there are no actions and there is nothing to train."""
 
     lora_prefix = ""
+    trainable = False
 
     def __init__(self, options: FileOptions, *, device: torch.device | str = "cpu") -> None:
         self.path, self.device = options.chains, device
@@ -33,6 +34,19 @@ class FilePlanner:
         """Reads the file, so that a missing or damaged one is reported before the run. Returns no sizes. ``key`` is for messages."""
         read_chains(options.chains, key=f"{key}.chains")
         return {}
+
+    @staticmethod
+    def preflight_prompts(options: FileOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Checks that the file has a chain for every prompt, before anything is loaded.
+
+        Raises:
+            UsageError: a prompt has no chain. It is named.
+        """
+        del sampling
+        chains = read_chains(options.chains, key="planner.chains")
+        for prompt in prompts:
+            if prompt.key not in chains:
+                raise _no_chain(options.chains, prompt)
 
     def check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Checks that the file has a chain for every prompt. Raises a `UsageError` that names one without."""
@@ -50,10 +64,9 @@ class FilePlanner:
 
     def _chains_of(self, prompt: Prompt) -> tuple[Chain, ...]:
         try:
-            return self.chains[prompt.text.strip()]
+            return self.chains[prompt.key]
         except KeyError:
-            hint = f"add a line for it: {LINES}"
-            raise UsageError(f"{self.path} has no chain for the prompt {shorten(prompt.text, 200)}", hint=hint) from None
+            raise _no_chain(self.path, prompt) from None
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
         """Raises `UsageError`: there is nothing to train."""
@@ -69,6 +82,10 @@ class FilePlanner:
     def save_adapter(self, folder: Path) -> None:
         """Raises `UsageError`: there is nothing to save."""
         _nothing_to_train()
+
+
+def _no_chain(path: Path, prompt: Prompt) -> UsageError:
+    return UsageError(f"{path} has no chain for the prompt {shorten(prompt.text, 200)}", hint=f"add a line for it: {LINES}")
 
 
 def _nothing_to_train() -> NoReturn:
