@@ -241,7 +241,7 @@ def test_a_malformed_chain_that_gotr1_sampled_stays_what_it_was(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.ndjson", "a.csv", "folder/a"])
 def test_sft_takes_a_file_of_any_name_for_a_file(name: str) -> None:
-    assert validate(SftConfig, {"policy": "janus", "data": name}).data == Path(name)
+    assert validate(SftConfig, {"policy": "janus", "data": name}).data == Path(name).absolute()
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------
