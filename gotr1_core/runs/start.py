@@ -81,7 +81,8 @@ def train(
         registry.add_file(file)
     config = absolute_inputs(registry, config)
     accelerator = make_accelerator(config.mixed_precision, cpu=cpu)
-    check_output(config)
+    if accelerator.is_main_process:  # it writes a file for a moment
+        check_output(config)
     reads = _reads(parts, source, held_out)
     trainer, held_out = _make_trainer(registry, config, accelerator, parts, source, held_out)
     main = accelerator.is_main_process
