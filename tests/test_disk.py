@@ -174,7 +174,7 @@ def test_stage_one_resumes_when_there_is_room_again(make: Make, disk: Disk, caps
     assert status == 1
     assert error == f"error: {disk.folder} cannot be written: No space left on device"
     assert hint == "hint: make room, then run it again: it continues from its last save"
-    assert json.loads((disk.folder / "model" / "state.json").read_text()) == {"step": 1}
+    assert json.loads((disk.folder / "model" / "state.json").read_text())["step"] == 1
     assert list(disk.folder.rglob("*.part")) == []
     disk.free()
     assert call([*words, "steps=2"]) == 0

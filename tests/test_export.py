@@ -293,7 +293,7 @@ def test_mistakes_cost_two_lines(run: Path, full: Path, tmp_path: Path, capsys: 
         ([full, out], 2, "trained full weights", "--merge"),
         ([run, tmp_path / "taken"], 2, "not an empty folder", "another folder"),
         ([run, tmp_path / "taken" / "file"], 2, "not an empty folder", "another folder"),
-        ([run, tmp_path / "taken" / "file" / "below"], 1, "cannot be written: Not a directory", "another folder"),
+        ([run, tmp_path / "taken" / "file" / "below"], 2, "is not a folder that you can write to", "another folder"),
         ([run], 2, "Missing argument", "--help"),
     ]
     for arguments, status, message, hint in cases:
