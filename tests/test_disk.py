@@ -178,7 +178,7 @@ def test_stage_one_resumes_when_there_is_room_again(make: Make, disk: Disk, caps
     assert list(disk.folder.rglob("*.part")) == []
     disk.free()
     assert call([*words, "steps=2"]) == 0
-    assert json.loads((disk.folder / "model" / "state.json").read_text()) == {"step": 2}
+    assert json.loads((disk.folder / "model" / "state.json").read_text())["step"] == 2
     assert [json.loads(row)["step"] for row in (disk.folder / "log.jsonl").read_text().splitlines()] == [0, 1]
 
 
