@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from gotr1_core.protocols import RewardJudge
     from gotr1_core.samples import Sample
 
 hookspec = pluggy.HookspecMarker("gotr1")
@@ -71,6 +72,15 @@ def gotr1_checks() -> Iterable[Diagnosis]:
     raise AssertionError("a specification, never called")
 
 
+@hookspec(firstresult=True)
+def gotr1_wrap_judge(judge: RewardJudge, cache: str | None, facts: Callable[[], Mapping[str, Any]]) -> RewardJudge | None:
+    """A judge was made. Returns another one to use in its place, which asks it and keeps what it says, or None.
+
+    ``cache`` is that of the config: a folder, ``off``, or None. ``facts()`` has what its scores depend on, as JSON: its name, its
+    distribution with the version, its options, and the fingerprints of its files.
+    """
+
+
 @hookspec
 def gotr1_run_started(run: Path, config: Mapping[str, Any], step: int) -> None:
     """A run's folder exists and its components are built. ``step`` steps are already done (more than 0 in a resumed run)."""
@@ -79,6 +89,15 @@ def gotr1_run_started(run: Path, config: Mapping[str, Any], step: int) -> None:
 @hookspec
 def gotr1_step_finished(run: Path, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
     """One step's update is done; the first is 1. ``metrics`` are those of ``metrics.jsonl``, ``samples`` what the step drew."""
+
+
+@hookspec
+def gotr1_evaluating(run: Path, step: int, name: str, total: int, samples: Sequence[Sample]) -> None:
+    """An evaluation is under way. Called at its start, with no samples, and after each ``evaluation.batch`` of prompts.
+
+    ``samples`` are those that the first process has drawn and judged so far, ``total`` how many it will have. ``name`` is that of
+    ``gotr1_evaluated``.
+    """
 
 
 @hookspec

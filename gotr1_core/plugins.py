@@ -11,12 +11,8 @@ Files given to :meth:`Registry.add_file` load in any case.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import importlib
-import importlib.util
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,12 +25,14 @@ from typing import Any
 import pluggy
 
 from gotr1_core import hookspecs
-from gotr1_core.errors import Gotr1Error, UsageError
-from gotr1_core.hookspecs import KINDS, Component, Kind
+from gotr1_core.border.discovery import RAISED, WITHOUT, allowed_points, distribution_of, load_plugin_file, plugin_error
+from gotr1_core.border.registration import component_problem, hook_problem
+from gotr1_core.engine.console import print
+from gotr1_core.errors import Gotr1Error, UsageError, nearest, one_line, place_of
+from gotr1_core.hookspecs import Component, Kind
 
 GROUP = "gotr1"
-ONLY, WITHOUT, STRICT = "GOTR1_PLUGINS", "GOTR1_DISABLE_PLUGINS", "GOTR1_STRICT_PLUGINS"
-RAISED = (Exception, SystemExit)  # what third-party code may raise; it must not end the command line
+STRICT = "GOTR1_STRICT_PLUGINS"
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,13 @@ class Broken:
 
 
 class Registry:
-    """All plugins of this installation, each loaded inside its own ``try``."""
+    """All plugins of this installation, each loaded inside its own ``try``.
 
-    def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
+    With ``config_plugins=False``, files that a config or a run names are not loaded; ``left_out`` lists them.
+    """
+
+    def __init__(self, points: Iterable[EntryPoint] | None = None, *, config_plugins: bool = True) -> None:
+        self.config_plugins, self.left_out = config_plugins, list[Path]()
         self.manager = pluggy.PluginManager("gotr1")
         self.manager.add_hookspecs(hookspecs)
         self.loaded: list[Plugin] = []
@@ -88,8 +90,8 @@ class Registry:
         self.files: list[Path] = []
         self.commands: dict[str, str] = {}  # by command of the command line, the id of its plugin
         self.strict = _switch(STRICT)
-        for point in _chosen(entry_points(group=GROUP) if points is None else points):
-            distribution, version = _distribution(point)
+        for point in allowed_points(entry_points(group=GROUP) if points is None else points):
+            distribution, version = distribution_of(point)
             try:
                 self.add(point.load(), distribution, version, name=point.name)
             except RAISED as error:
@@ -106,7 +108,7 @@ class Registry:
         Raises:
             Gotr1Error: instead of the warning, if ``GOTR1_STRICT_PLUGINS=1``.
         """
-        shown = one_line(error)
+        shown = plugin_error(error)
         if self.strict:
             raise Gotr1Error(
                 f"plugin {name} of {distribution} {what}: {shown}", hint=f"mend it, or leave it out: {WITHOUT}={name}"
@@ -115,19 +117,28 @@ class Registry:
         print(f"warning: plugin {name} of {distribution} {what}: {shown}", file=sys.stderr)
 
     def add(self, plugin: object, distribution: str, version: str = "", *, name: str = "") -> Plugin:
-        """Registers a plugin: a module or an object with hooks."""
+        """Registers a plugin: a module or an object with hooks.
+
+        Raises:
+            Gotr1Error: a component or a hook is not as it must be, see :mod:`gotr1_core.border.registration`.
+        """
         implementation = getattr(plugin, "gotr1_components", None)
         try:
+            if problem := hook_problem(plugin):
+                raise Gotr1Error(problem)
             self.manager.register(plugin, f"{distribution}:{name or distribution}")
             self.manager.check_pending()  # a hook that does not exist, such as a misspelt one
-            components = (*(implementation() if implementation else ()), *_decorated(plugin))
-            invalid = [c for c in components if not _is_component(c)]
-            if invalid:
-                raise TypeError(f"registers {invalid[0]!r}, which is no Component")
+            registered = () if implementation is None else implementation()
+            if not isinstance(registered, Iterable):
+                raise Gotr1Error(f"gotr1_components returned {registered!r}; expected Components{_at(implementation)}")
+            components = (*registered, *_decorated(plugin))
+            problems = [problem for component in components if (problem := component_problem(component))]
+            if problems:
+                raise Gotr1Error(f"registers {problems[0]}{_at(implementation)}")
             names = [(c.kind, c.name) for c in components]
             repeated = [f"{kind} {name!r}" for kind, name in names if names.count((kind, name)) > 1]
             if repeated:
-                raise ValueError(f"registers the {repeated[0]} twice")
+                raise Gotr1Error(f"registers the {repeated[0]} twice{_at(implementation)}")
         except RAISED:
             if self.manager.is_registered(plugin):  # pluggy keeps what it had accepted before it found a wrong hook
                 self.manager.unregister(plugin)
@@ -150,11 +161,11 @@ class Registry:
         same = [file for file in self.files if file.stem == path.stem]
         if same:
             raise UsageError(f"two plugin files have one name: {same[0]} and {path}", hint="rename one of them")
-        module, version = _load_file(path)
+        module, version = load_plugin_file(path)
         try:
             plugin = self.add(module, path.name, version, name=path.stem)
         except RAISED as error:
-            raise UsageError(f"the plugin {path} is broken: {one_line(error)}", hint=_HOOKS) from error
+            raise UsageError(f"the plugin {path} is broken: {plugin_error(error)}", hint=_HOOKS) from error
         if not plugin.components and set(plugin.hooks) <= {"gotr1_components"}:
             self.manager.unregister(module)
             self.loaded.remove(plugin)
@@ -191,9 +202,10 @@ class Registry:
             both = " or ".join(f"{p.distribution}:{bare}" for p in matches)
             raise UsageError(f"more than one plugin provides the {kind} {bare!r}", hint=f"say {both}")
         names = [p.component.name for p in self.of_kind(kind)]
-        raise UsageError(
-            f"there is no {kind} {name!r}", hint=f"{nearest(bare, names)}known: {', '.join(names) or 'none; install a plugin'}"
-        )
+        hint = f"{nearest(bare, names)}known: {', '.join(names) or 'none; install a plugin'}"
+        if self.left_out:
+            hint = f"it may be in a file that --no-plugins left out: {', '.join(map(str, self.left_out))}; {hint}"
+        raise UsageError(f"there is no {kind} {name!r}", hint=hint)
 
     def preset(self, name: str) -> Path:
         """The YAML file of a preset."""
@@ -212,22 +224,10 @@ def _decorated(plugin: object) -> list[Component]:
     return list(dict.fromkeys(component for component in components if isinstance(component, Component)))
 
 
-def _is_component(thing: object) -> bool:
-    """True for a well-formed component. Nothing checks a component again before it is used."""
-    if not isinstance(thing, Component) or thing.kind not in KINDS:
-        return False
-    return all(isinstance(field, str) for field in (thing.name, thing.target, thing.options or "", thing.summary)) and ":" in thing.target
-
-
-def one_line(error: BaseException) -> str:
-    """An error's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The beginning of a hint that names the closest known name; empty if none is close."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean {near[0]!r}? " if near else ""
+def _at(function: object) -> str:
+    """The place of a plugin's function in brackets; empty if it is not known."""
+    place = place_of(function) if function is not None else ""
+    return f" ({place})" if place else ""
 
 
 def _switch(variable: str) -> bool:
@@ -237,97 +237,7 @@ def _switch(variable: str) -> bool:
     return value == "1"
 
 
-def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """The name and version of an entry point's distribution, as far as its metadata has them."""
-    try:
-        return (point.dist.name or point.name, point.dist.version or "") if point.dist else (point.name, "")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError):  # the error depends on the version of Python
-        return point.name, ""
-
-
-def _names(point: EntryPoint) -> set[str]:
-    """The names an environment variable may use for a plugin, normalised as distributions compare names."""
-    return {_plain(point.name), _plain(_distribution(point)[0])}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _chosen(points: Iterable[EntryPoint]) -> list[EntryPoint]:
-    """The entry points that the environment allows, sorted by name."""
-    chosen = installed = sorted(points, key=lambda p: p.name)
-    if ONLY in os.environ:
-        only = _listed(ONLY, installed)
-        chosen = [p for p in chosen if only & _names(p)]
-    if WITHOUT in os.environ:
-        without = _listed(WITHOUT, installed)
-        chosen = [p for p in chosen if not without & _names(p)]
-    return chosen
-
-
-def _listed(variable: str, points: Iterable[EntryPoint]) -> set[str]:
-    """The names that an environment variable lists; each must be installed."""
-    installed = {name for point in points for name in _names(point)}
-    listed = [name.strip() for name in os.environ[variable].split(",") if name.strip()]
-    unknown = [name for name in listed if _plain(name) not in installed]
-    if unknown:
-        hint = f"{nearest(_plain(unknown[0]), sorted(installed))}installed: {', '.join(sorted(installed)) or 'none'}"
-        raise UsageError(f"{variable} names {unknown[0]!r}, which is not installed", hint=hint)
-    return {_plain(name) for name in listed}
-
-
 _HOOKS = "its functions marked with gotr1_core.hookspecs.hookimpl are its hooks; gotr1_components yields what it provides"
-_file_modules: dict[str, tuple[Path, str]] = {}
-"""The modules that were loaded from plugin files: path and version by name."""
-
-
-def _load_file(path: Path) -> tuple[ModuleType, str]:
-    """The module made from a file, and the beginning of the file's SHA-256. An unchanged file gives the same module."""
-    if path.suffix != ".py":
-        raise UsageError(f"{path} is no plugin file", hint="give a Python file, such as my_judge.py")
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the plugin {path}: {error.strerror}", hint="give the path of a Python file; a run names its own in config.yaml"
-        ) from None
-    name, version = path.stem, hashlib.sha256(source).hexdigest()[:12]
-    if name in sys.modules and _file_modules.get(name) == (path, version):
-        return sys.modules[name], version
-    if name not in _file_modules and _is_taken(name, path):
-        raise UsageError(f"the plugin {path} would hide the module {name!r}, which is installed", hint="rename the file")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # the suffix is Python's
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module  # before it runs: dataclasses and pydantic look their module up
-    try:
-        # Runs exactly what was hashed. An import might run stale bytecode beside the file.
-        exec(compile(source, path, "exec", dont_inherit=True), vars(module))
-    except BaseException as error:
-        sys.modules.pop(name)
-        if before is not None:
-            sys.modules[name] = before
-        if not isinstance(error, RAISED):
-            raise
-        raise UsageError(f"the plugin {path} does not load: {one_line(error)}", hint="mend it; --debug shows where") from error
-    _file_modules[name] = (path, version)
-    return module, version
-
-
-def _is_taken(name: str, path: Path) -> bool:
-    """True if another file has a module of this name."""
-    if name in sys.modules:
-        origin = getattr(sys.modules[name], "__file__", None)
-    elif not name.replace("-", "_").isidentifier():
-        raise UsageError(f"the plugin {path} cannot be a module called {name!r}", hint="rename it: letters, digits and _")
-    else:
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            return False
-        origin = spec.origin
-    return origin is None or Path(origin).resolve() != path
 
 
 def load(target: str) -> Any:
@@ -340,7 +250,8 @@ def load(target: str) -> Any:
     try:
         return attrgetter(name)(_module(module))
     except AttributeError as error:
-        raise Gotr1Error(f"{target} cannot be loaded: {error}", hint=_REINSTALL) from error
+        near = nearest(name, dir(sys.modules[module]))
+        raise Gotr1Error(f"{target} cannot be loaded: {error}", hint=near + _REINSTALL) from error
 
 
 _REINSTALL = "install the plugin that provides it again, with what it depends on"
@@ -358,10 +269,12 @@ def options_of(component: Component, given: Mapping[str, Any]) -> Any:
 
     Raises:
         UsageError: an unknown option, or a value that is not allowed.
+        Gotr1Error: the registration names no pydantic model.
     """
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
-    from gotr1_core.config.messages import dotted_keys, explain
+    from gotr1_core.border.contract import Call, introduce
+    from gotr1_core.config.messages import dotted_keys, explain, refuse_large_integers
 
     if component.options is None:
         if given:
@@ -370,9 +283,17 @@ def options_of(component: Component, given: Mapping[str, Any]) -> Any:
                 hint=f"see `gotr1 show {component.kind} {component.name}`",
             )
         return None
-    model = load(component.options)
+    model, see = load(component.options), f"see `gotr1 show {component.kind} {component.name}`"
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise Gotr1Error(
+            f"the {component.kind} {component.name!r} has options={component.options!r}, which is no class of pydantic",
+            hint=f"see {place_of(model)}; options are a class that inherits from pydantic.BaseModel",
+        )
+    introduce(model, component.kind, component.name, model.__module__.partition(".")[0])
     try:
-        return model.model_validate(dict(given))
+        with Call(component.kind, model, "model_validate").told(ValidationError):
+            options = model.model_validate(dict(given))
     except ValidationError as error:
-        see = f"see `gotr1 show {component.kind} {component.name}`"
         raise explain(error, given, dotted_keys(model), prefix=f"{component.kind}.", see=see) from None
+    refuse_large_integers(options, f"{component.kind}.", see=see)
+    return options

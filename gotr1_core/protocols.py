@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from gotr1_core.chain import Chain
-from gotr1_core.samples import ActionStats, Example, Prompt, Rollout, Sample, Sampling, SegmentName
+from gotr1_core.samples import ActionStats, Example, Prompt, Rollout, Sample, Sampling, SegmentName, Words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,7 +112,11 @@ class Renderer(Policy, Protocol):
 
 @runtime_checkable
 class RewardJudge(Protocol):
-    """Scores samples. ``rewards`` says what it can score, and whether it must see the plan or the image for it."""
+    """Scores samples. ``rewards`` says what it can score, and whether it must see the plan or the image for it.
+
+    An attribute ``thread_safe`` that is True says that another thread may ask it while models draw, as one that asks a server. It is
+    asked one call at a time.
+    """
 
     rewards: Mapping[str, SegmentName]
 
@@ -121,8 +125,58 @@ class RewardJudge(Protocol):
 
 
 @runtime_checkable
+class ExplainingJudge(RewardJudge, Protocol):
+    """An optional part of a judge: it says words beside its numbers (:class:`~gotr1_core.samples.Words`)."""
+
+    def score_with_words(
+        self, samples: Sequence[Sample], names: Sequence[str]
+    ) -> tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[Words | None]]]:
+        """What :meth:`score` returns, and for each name the words of every sample, None where the judge says nothing.
+
+        It is called in place of :meth:`score`. A name without any words may be missing from the second mapping.
+        """
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """An optional part of a judge or planner: it counts what it did, such as requests, tokens or answers that came from a cache."""
+
+    def counts(self) -> Mapping[str, float]:
+        """What this process's component has counted so far, by name: sums, which are added over processes.
+
+        They go to ``metrics.jsonl`` as ``judge.LABEL.NAME`` or ``planning.NAME``, and to the live view.
+        """
+
+
+@runtime_checkable
+class RunMember(Protocol):
+    """An optional part of a judge or planner: it keeps something in the folder of the run that it works for, such as what was spent."""
+
+    def join_run(self, folder: Path, *, name: str) -> None:
+        """Called once on each process before any work. ``name`` is the component's in the run: a judge's label, or ``planner``."""
+
+
+@runtime_checkable
+class CacheableJudge(RewardJudge, Protocol):
+    """An optional part of a judge: it says whether its scores may be kept on disk, and what they depend on."""
+
+    cached: bool
+    """True: they are kept unless the user says ``cache=off``. False: only where the user names a folder, ``cache=DIR``."""
+
+    def cache_key(self) -> Mapping[str, Any] | None:
+        """What scores depend on besides sample, options and files, as JSON: rubrics, the revision that a server names.
+
+        None: they must not be kept, for example because answers are sampled.
+        """
+
+
+@runtime_checkable
 class RLAlgorithm(Protocol):
-    """Turns rewards into advantages, and advantages into a loss."""
+    """Turns rewards into advantages, and advantages into a loss.
+
+    An attribute ``compares_groups`` that is False says that a sample is not compared with its group (:func:`compares_groups`). One whose
+    numbers change from step to step is :class:`Stateful` too.
+    """
 
     def advantages(self, rewards: Tensor) -> Advantages:
         """Advantages from rewards ``[P, N, M]``, NaN where there is none."""
@@ -152,6 +206,23 @@ class RLAlgorithm(Protocol):
         """
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """An optional part of an algorithm that keeps state from step to step, such as a running baseline.
+
+    Every process has its own algorithm, and checkpoints hold each one's state. A critic's weights are saved in any case.
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The whole state by name: tensors of any shape, numbers, texts, booleans, None, and lists and dicts of these without tensors.
+
+        An empty mapping says that nothing needs to be saved, although attributes change, such as those that only cache something.
+        """
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes a state that :meth:`state_dict` returned. Its tensors, of the same shapes, are on the CPU."""
+
+
 @dataclass(frozen=True)
 class Experience:
     """What one policy did in a step, before it learns from it. On the CPU, without gradient.
@@ -160,7 +231,7 @@ class Experience:
         rewards: ``[P, N, M]``, NaN where there is none. Plans lie in the order of ``rewards``.
         place: ``[K]``, the position in the flattened rewards of each image row. Pruned images have no row.
         masks: bool ``[B, T]`` by segment that trains, ``[0, 0]`` where nothing of it was drawn; so are the following.
-        old, reference: log-probabilities of policy and reference, float64; the latter where the run has a reference.
+        old, reference: log-probabilities of policy and reference, float64; the latter where the algorithm ``needs_reference``.
         values: values of the states before the actions, float64, where the algorithm has a critic.
     """
 
@@ -224,6 +295,11 @@ class ActorCritic(AdvantageEstimator, Protocol):
         """The loss of values ``[K]`` against returns ``[K]``, a scalar sum, and its statistics; ``old [K]`` are earlier values."""
 
 
+def compares_groups(algorithm: RLAlgorithm) -> bool:
+    """True if the algorithm compares a sample with its group, as all do that neither have a critic nor say ``compares_groups = False``."""
+    return bool(getattr(algorithm, "compares_groups", not isinstance(algorithm, ActorCritic)))
+
+
 @runtime_checkable
 class PromptSource(Protocol):
     """Gives prompts. A source for stage one gives examples as well."""
@@ -243,4 +319,4 @@ class Benchmark(Protocol):
         """The benchmark's prompts, or the first ``count``."""
 
     def measure(self, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
-        """By name, one number per sample."""
+        """By name, one number per sample, which depends on that sample alone: large benchmarks are measured in parts."""

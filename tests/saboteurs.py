@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from baseline_plugin import RunningBaseline
 from gaussian import STEPS, WINDOW, GaussianModule, GaussianRenderer
 from PIL import ImageDraw
 from torch import Tensor
@@ -211,6 +212,46 @@ class MergedPrompts(TinyPolicy):
         return super().encode([first.setdefault(prompt.text[:20], prompt) for prompt in prompts])
 
 
+class HidesNaN(TinyPolicy):
+    """Turns log-probabilities that are not finite into zeros. Chains and pictures of broken numbers look like all others."""
+
+    def plan(self, *args: Any, **more: Any) -> Rollout:
+        return self.hidden(super().plan(*args, **more))
+
+    def render(self, *args: Any, **more: Any) -> Rollout:
+        return self.hidden(super().render(*args, **more))
+
+    def hidden(self, rollout: Rollout) -> Rollout:
+        return replace(rollout, tensors={**rollout.tensors, "log_prob": rollout.tensors["log_prob"].nan_to_num()})
+
+
+class BlackPictures(TinyPolicy):
+    """Draws pictures by a decoder whose numbers it never looks at: those that are not finite become black pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module.decoder = torch.nn.Linear(1, 1)
+
+    def render(self, *args: Any, **more: Any) -> Rollout:
+        drawn = super().render(*args, **more)
+        with torch.no_grad():
+            shade = self.module.decoder(torch.ones(1)).nan_to_num().sigmoid().item()
+        return replace(drawn, images=tuple(image.point(lambda value: value * shade) for image in drawn.images if image is not None))
+
+
+class CrashesInFull(TinyPolicy):
+    """Cannot train on chains of full length. Its chains always have two symbols."""
+
+    def __init__(self) -> None:
+        super().__init__(ends=False)
+        self.module.forward = self.forward  # type: ignore[method-assign]
+
+    def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
+        if PLAN in segments and segments[PLAN].tensors["tokens"].shape[1] == LENGTH:
+            raise IndexError("index out of range in self")
+        return TinyModule.forward(self.module, segments)
+
+
 # -- Gaussian steps ---------------------------------------------------------------------------------------------------------
 
 
@@ -393,6 +434,29 @@ class MaskedByProduct(Broken):
         return Loss({segment: total}, {segment: mask.sum()})
 
 
+class ForgetsItsMean(RunningBaseline):
+    """Keeps only a part of its state."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def hidden_mean() -> Grpo:
+    """An algorithm whose running mean is in no attribute: a function that it holds has it."""
+    algorithm, means = Broken(), [0.5]
+
+    def advantages(rewards: Tensor) -> Advantages:
+        image = rewards.nan_to_num(0.0).double() - means[-1]
+        means.append(means[-1] + 0.3 * image.mean().item())
+        return Advantages(image.mean(-1), image)
+
+    algorithm.advantages = advantages  # type: ignore[method-assign]
+    return algorithm
+
+
 # -- judges -----------------------------------------------------------------------------------------------------------------
 
 
@@ -468,6 +532,15 @@ class DrawsOnPicture(HonestJudge):
         if sample.image is not None:
             ImageDraw.Draw(sample.image).rectangle((0, 0, 20, 20), outline="black")
         return super().one(sample, name)
+
+
+class OtherNumbersWithWords(HonestJudge):
+    """The scores that come with words are not those without."""
+
+    def score_with_words(
+        self, samples: Sequence[Sample], names: Sequence[str]
+    ) -> tuple[Mapping[str, Sequence[float]], Mapping[str, Sequence[None]]]:
+        return {name: [v / 2 for v in row] for name, row in self.score(samples, names).items()}, {}
 
 
 class DependsOnOthersAsked(HonestJudge):

@@ -6,6 +6,8 @@ import pytest
 
 from gotr1_testing import Case, PlannerContract, RendererContract, TinyPolicy
 
+pytestmark = pytest.mark.unmeasured
+
 
 class TestTinyPlanner(PlannerContract):
     case = Case(max_chain_tokens=2)

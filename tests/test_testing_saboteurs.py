@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import saboteurs as broken
+import torch
+from baseline_plugin import Forgetful, RunningBaseline
 from gaussian import GaussianModule, GaussianRenderer
 
 from gotr1_core.config.models import SegmentConfig
 from gotr1_core.hookspecs import Kind
 from gotr1_core.samples import IMAGE
 from gotr1_rl.grpo import Grpo, GrpoOptions
-from gotr1_testing import Case, CheckResult, RendererContract, TinyPolicy
+from gotr1_testing import AlgorithmContract, Case, CheckResult, RendererContract, TinyPolicy
 from gotr1_testing.exact import example_rewards, make_tree, update_gradient, with_rewards
-from gotr1_testing.runner import checks_of, subject_of
+from gotr1_testing.runner import checks_of, run_checks, subject_of
 
+pytestmark = pytest.mark.unmeasured
 CASE = Case(max_chain_tokens=2, statistical_samples=1000)
 
 
@@ -27,6 +30,14 @@ class TestGaussianRenderer(RendererContract):
     @pytest.fixture
     def renderer(self) -> GaussianRenderer:
         return GaussianRenderer()
+
+
+class TestRunningBaseline(AlgorithmContract):
+    """An algorithm with state, which compares without groups."""
+
+    @pytest.fixture
+    def algorithm(self) -> RunningBaseline:
+        return RunningBaseline()
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,9 @@ MISTAKES = {
     "masks from pad ids": planner(broken.MasksFromPadIds, "mean-log-prob-gradient-is-zero"),
     "float32 ids": planner(broken.Float32Seeds, "other-seeds-give-other-samples"),
     "merged prompts": planner(broken.MergedPrompts, "same-sample-alone-and-in-batch"),
+    "NaN turned into 0, of plans": planner(broken.HidesNaN, "not-finite-is-marked"),
+    "NaN turned into 0, of pictures": Mistake("renderer", broken.HidesNaN, "not-finite-is-marked", TinyPolicy),
+    "NaN turned into black pixels": Mistake("renderer", broken.BlackPictures, "not-finite-is-marked", TinyPolicy),
     # policies: Gaussian steps
     "wrong last ᾱ": steps(lambda: GaussianRenderer(broken.WrongLastAlpha()), "log-probs-match-sampler"),
     "wrong last ᾱ, by chance": steps(lambda: broken.SaysWhatItScores(broken.WrongLastAlpha()), "mean-log-prob-gradient-is-zero"),
@@ -107,6 +121,9 @@ MISTAKES = {
     "unknown rewards are 0": algorithm(broken.UnknownIsZero, "unknown-rewards"),
     "no baseline": algorithm(broken.RewardsAsAdvantages, "shifted-rewards"),
     "absolute advantages": algorithm(broken.AbsoluteAdvantages, "expected-gradient"),
+    "a mean that no checkpoint has": algorithm(Forgetful, "state-is-kept"),
+    "a state that is kept in part": algorithm(broken.ForgetsItsMean, "state-is-kept"),
+    "a state in no attribute": algorithm(broken.hidden_mean, "state-is-kept"),
     "masked by a product": algorithm(broken.MaskedByProduct, "masked-adds-nothing"),
     # judges
     "reward 0 on failure": judge(broken.ZeroOnFailure, "unknown-is-nan"),
@@ -115,6 +132,7 @@ MISTAKES = {
     "a plan reward that looks at the picture": judge(broken.Peeks, "plan-rewards-are-blind"),
     "scores relative to the batch": judge(broken.ComparesSamples, "same-in-any-batch"),
     "answers kept by position": judge(broken.KeepsOrder, "same-in-any-order"),
+    "other numbers with words": judge(broken.OtherNumbersWithWords, "same-in-any-order"),
     "a picture drawn upon": judge(broken.DrawsOnPicture, "leaves-samples-alone"),
     "a reward that depends on what else is asked": judge(broken.DependsOnOthersAsked, "same-asked-alone"),
 }
@@ -135,7 +153,7 @@ def test_a_mistake_is_caught_by_its_check(name: str) -> None:
 
 
 @pytest.mark.parametrize("module", [broken.ConditionalScoring, broken.DividedGuidance, broken.MispairedRows])
-def test_the_ratio_does_not_show_the_mistake(module: type[broken.TinyModule]) -> None:
+def test_the_sampler_gap_shows_the_mistake_and_the_ratio_does_not(module: type[broken.TinyModule]) -> None:
     """With one update the ratio is 1 whatever the scorer computes; the sampler gap shows the mistake."""
     wrong = broken.tiny(module)
     batch = with_rewards(make_tree(wrong), example_rewards())
@@ -144,3 +162,57 @@ def test_the_ratio_does_not_show_the_mistake(module: type[broken.TinyModule]) ->
     assert statistics["image.sampler_gap"] > 0.05
     _, honest = update_gradient(Grpo(GrpoOptions()), TinyPolicy(), batch, {IMAGE: SegmentConfig()})
     assert honest["image.sampler_gap"] < 1e-6
+
+
+@pytest.mark.parametrize("make", [RunningBaseline, Forgetful, lambda: Grpo(GrpoOptions())])
+def test_checks_do_not_share_state(make: Callable[[], Any]) -> None:
+    """On the command line, one after the other, checks find what each finds alone with a new algorithm, as in pytest."""
+    alone = [check.run(make()) for check in checks_of("algorithm")]
+    assert [repr(result) for result in run_checks("algorithm", make)] == [repr(result) for result in alone]
+
+
+def test_a_policy_that_cannot_train_on_whole_chains_is_caught() -> None:
+    """All other checks are made on chains that are cut before their natural end."""
+    results = {result.name: result for result in run_checks("planner", broken.CrashesInFull, CASE)}
+    assert {name for name, result in results.items() if result.passed is False} == {"learns-at-natural-length"}
+    assert "IndexError: index out of range in self" in results["learns-at-natural-length"].note
+    honest = {result.name: result for result in run_checks("planner", lambda: TinyPolicy(ends=False), CASE, ["learns-at-natural-length"])}
+    assert "chains of up to 2 tokens, 0 of 5 cut at 2" in honest["learns-at-natural-length"].note
+
+
+def test_modules_that_share_a_weight_are_compared_rightly() -> None:
+    class Tied(broken.TinyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image_head.weight = self.plan_head.weight
+            self.twin = self.plan_head
+
+    (check,) = checks_of("renderer", ["surrogate-gradient-is-the-slope"])
+    result = check.run(subject_of("renderer", broken.tiny(Tied), CASE))
+    assert result.passed, result
+    assert "float64 throughout" in result.note
+
+
+def test_a_wrong_gradient_of_one_module_of_many_is_named() -> None:
+    """Where everything is float64, modules are compared in groups. Only one of forty has a wrong gradient, by a tenth."""
+
+    class Many(broken.TinyModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = torch.nn.ModuleList(torch.nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(40))
+            with torch.no_grad():
+                for number, layer in enumerate(self.small):
+                    layer.weight.fill_(0.1 + 0.01 * number)
+
+        def hidden(self, *args: Any) -> torch.Tensor:
+            features = super().hidden(*args)
+            for number, layer in enumerate(self.small):
+                factor = 1 + 0.1 * layer.weight.squeeze()
+                wrong = factor if number != 21 else 0.9 * factor + 0.1 * factor.detach()
+                features = features * wrong
+            return features
+
+    (check,) = checks_of("planner", ["surrogate-gradient-is-the-slope"])
+    result = check.run(subject_of("planner", broken.tiny(Many), CASE))
+    assert result.passed is False
+    assert "worst of 44 modules: small.21; float64 throughout" in result.note

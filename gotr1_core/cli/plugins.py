@@ -1,20 +1,29 @@
-"""``gotr1 plugins``: prints the installed plugins, what each provides, and why one fails to load."""
+"""``gotr1 plugins``: prints the installed plugins, what each provides, and why one fails to load. gotr1-testing adds ``plugins new``."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from gotr1_core.cli.common import Json, registry
+from gotr1_core.engine.console import print
 
 if TYPE_CHECKING:
     from gotr1_core.plugins import Plugin, Registry
 
 
-def command(as_json: Json = False) -> None:
-    """Lists the plugins and what each provides. Plugins that fail are listed with their error."""
+app = typer.Typer(help="Lists the plugins. With gotr1-testing, `new` begins one.")
+
+
+@app.callback(invoke_without_command=True)
+def command(ctx: typer.Context, as_json: Json = False) -> None:
+    """Lists the plugins and what each provides; plugins that fail with their error. gotr1-testing adds `new`."""
     from gotr1_core.cli.tables import format_table
 
+    if ctx.invoked_subcommand is not None:
+        return
     plugins = registry()
     if as_json:
         print(json.dumps(_facts(plugins), ensure_ascii=False))
@@ -22,7 +31,8 @@ def command(as_json: Json = False) -> None:
     rows = [(p.distribution, p.version, _provides(plugins, p)) for p in plugins.loaded]
     print(format_table(("plugin", "version", "provides"), rows), end="")
     if plugins.broken:
-        print("\n" + format_table(("failed", "error"), [(_name(b.distribution, b.name), b.error) for b in plugins.broken]), end="")
+        print()
+        print(format_table(("failed", "error"), [(_name(b.distribution, b.name), b.error) for b in plugins.broken]), end="")
 
 
 def _name(distribution: str, name: str) -> str:

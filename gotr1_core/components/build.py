@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from gotr1_core.border.calls import call_preflight, check_component
+from gotr1_core.border.contract import Call, introduce
+from gotr1_core.border.discovery import RAISED, plugin_error
+from gotr1_core.components.fingerprints import judge_facts
 from gotr1_core.config.models import ComponentConfig, JudgeConfig, RunConfig
 from gotr1_core.engine.out_of_memory import is_out_of_memory
-from gotr1_core.errors import UsageError
+from gotr1_core.engine.score_tally import ScoreTally
+from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.evaluation import REWARD
 from gotr1_core.hookspecs import Kind
 from gotr1_core.judges import Judges
-from gotr1_core.plugins import Registry, load, options_of
+from gotr1_core.plugins import Provided, Registry, load, options_of
 from gotr1_core.policies.lora import add_lora
 from gotr1_core.protocols import Planner, Renderer, RewardJudge, RLAlgorithm
 from gotr1_core.reward import Expression
@@ -32,18 +39,39 @@ def make_component(
     Raises:
         UsageError: there is no such component, an option is wrong, or weights are missing.
     """
-    component = registry.find(kind, config.name).component
-    options = options_of(component, config.options)
-    make = load(component.target)
+    provided = registry.find(kind, config.name)
+    options = options_of(provided.component, config.options)
+    make = component_class(provided)
     try:
-        if preflight and hasattr(make, "preflight"):
-            make.preflight(options, key=key or kind)
-        return make(options, **arguments)
+        if preflight:
+            call_preflight(kind, make, options, key or kind)
+        with Call(kind, make, "__init__").told(OSError):
+            component = make(options, **arguments)
     except OSError as error:  # mostly weights that are not where the config says
         if is_out_of_memory(error):
             raise
         reason = str(error).strip().split("\n")[0]
         raise UsageError(f"the {kind} {config.name!r} cannot be made: {reason}", hint="see its options; is the path right?") from error
+    introduce(type(component), kind, provided.component.name, provided.distribution)
+    check_component(kind, component)
+    return component
+
+
+_CLASS = "name the class, not an object of it: gotr1 calls it with its options"
+
+
+def component_class(provided: Provided) -> Any:
+    """A component's class, imported. From now on errors about the class name the component and its distribution.
+
+    Raises:
+        Gotr1Error: the registration names something that cannot be called.
+    """
+    make = load(provided.component.target)
+    if not callable(make):
+        kind, name, target = provided.component.kind, provided.component.name, provided.component.target
+        raise Gotr1Error(f"the {kind} {name!r} of {provided.distribution} has target={target!r}, which is no class", hint=_CLASS)
+    introduce(make, provided.component.kind, provided.component.name, provided.distribution)
+    return make
 
 
 def is_unified(registry: Registry, config: RunConfig) -> bool:
@@ -98,6 +126,8 @@ def prepare(parts: Parts, config: RunConfig) -> None:
         UsageError: a policy that should train has no trainable parameters.
     """
     trained = parts.trained(config.train)
+    for role, policy in parts.policies().items():
+        check_component(role, policy)
     for role, (policy, _) in trained.items():
         if not any(p.requires_grad for p in policy.module.parameters()):
             raise nothing_to_train(role)
@@ -108,7 +138,8 @@ def prepare(parts: Parts, config: RunConfig) -> None:
         elif config.lora is not None:
             add_lora(policy, config.lora)
         if policy in training and config.gradient_checkpointing:
-            policy.enable_gradient_checkpointing()
+            with Call("policy", policy, "enable_gradient_checkpointing").told():
+                policy.enable_gradient_checkpointing()
 
 
 def nothing_to_train(role: str) -> UsageError:
@@ -141,20 +172,54 @@ def make_renderer(registry: Registry, config: RunConfig, *, device: torch.device
 
 def make_judges(registry: Registry, config: RunConfig, *, device: torch.device | str = "cpu", preflight: bool = True) -> Judges:
     """Makes the judges and parses the reward expression."""
-    judges = {
-        judge.label: make_judge(registry, judge, key=judge_key(judge, config), device=device, preflight=preflight) for judge in config.judge
-    }
-    return Judges(judges, Expression.parse(config.reward))
+    settings: dict[str, Any] = {"device": device, "preflight": preflight, "cache": config.cache}
+    judges = {judge.label: make_judge(registry, judge, key=judge_key(judge, config), **settings) for judge in config.judge}
+    needs = {judge.label: judge.need or getattr(judges[judge.label], "need", "") for judge in config.judge}
+    return Judges(judges, Expression.parse(config.reward), reminder=config.judge_reminder, tally=ScoreTally(needs))
 
 
 def make_judge(
-    registry: Registry, config: ComponentConfig, *, key: str | None = None, device: torch.device | str = "cpu", preflight: bool = True
+    registry: Registry,
+    config: ComponentConfig,
+    *,
+    key: str | None = None,
+    device: torch.device | str = "cpu",
+    preflight: bool = True,
+    cache: str | None = "off",
 ) -> RewardJudge:
-    """Makes one judge. ``device`` is passed on if the judge's class takes one."""
-    parameters = inspect.signature(load(registry.find("judge", config.name).component.target)).parameters
-    arguments = {"device": device} if "device" in parameters else {}
+    """Makes one judge. ``device`` is passed on if the judge's class takes one, and so are ``processes``, this one's number and the count.
+
+    A plugin may keep its scores in ``cache``: a folder, ``off``, or None for the judge's own choice.
+
+    Raises:
+        UsageError: ``cache`` names a folder, and no plugin keeps scores.
+    """
+    parameters = inspect.signature(component_class(registry.find("judge", config.name))).parameters
+    given = {"device": device, "processes": (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))}
+    arguments = {name: value for name, value in given.items() if name in parameters}
     judge: RewardJudge = make_component(registry, "judge", config, key=key, preflight=preflight, **arguments)
-    return judge
+    if cache == "off":
+        return judge
+    wrapped = _wrapped(registry, judge, cache, partial(judge_facts, registry, config))
+    if wrapped is None and cache is not None:
+        raise UsageError(f"cache: no plugin keeps scores in {cache}", hint="install gotr1-judges, or say cache=off")
+    return judge if wrapped is None else wrapped
+
+
+def _wrapped(registry: Registry, judge: RewardJudge, cache: str | None, facts: Callable[[], Mapping[str, Any]]) -> RewardJudge | None:
+    """The judge that the last plugin with ``gotr1_wrap_judge`` puts in this one's place; None if none does."""
+    for plugin, wrap in reversed(list(registry.implementations("gotr1_wrap_judge"))):
+        try:
+            wrapped: RewardJudge | None = wrap(judge=judge, cache=cache, facts=facts)
+        except Gotr1Error:
+            raise
+        except RAISED as error:
+            message = f"the plugin {plugin.name} failed in gotr1_wrap_judge: {plugin_error(error)}"
+            raise Gotr1Error(message, hint="--debug shows the traceback; cache=off asks no plugin") from error
+        if wrapped is not None:
+            check_component("judge", wrapped)
+            return wrapped
+    return None
 
 
 def judge_key(judge: JudgeConfig, config: RunConfig) -> str:

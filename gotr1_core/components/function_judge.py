@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.border.contract import Call
+from gotr1_core.errors import UsageError
 from gotr1_core.hookspecs import Component
 
 if TYPE_CHECKING:
     from gotr1_core.samples import Sample, SegmentName
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-HINT = "return a number in [0,1] for each sample, or math.nan for a sample that has no score"
 
 
 def judge(rewards: Mapping[str, SegmentName], *, name: str | None = None, batch: bool = False) -> Callable[[Function], Function]:
@@ -54,8 +54,10 @@ def judge(rewards: Mapping[str, SegmentName], *, name: str | None = None, batch:
                 del options
 
             def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
-                return _scores(function, offered, batch, samples, names)
+                return _scores(Call("judge", self, "score"), function, offered, batch, samples, names)
 
+        vars(FunctionJudge.score).update(__wrapped__=function)  # errors name the place of the function
+        FunctionJudge.__qualname__, FunctionJudge.__module__ = function.__name__, function.__module__
         target, summary = f"{function.__module__}:{function.__name__}.judge", (function.__doc__ or "").strip().partition("\n")[0]
         component = Component("judge", name or function.__name__.replace("_", "-"), target, None, summary)
         vars(function).update(judge=FunctionJudge, gotr1_component=component)
@@ -65,7 +67,12 @@ def judge(rewards: Mapping[str, SegmentName], *, name: str | None = None, batch:
 
 
 def _scores(
-    function: Callable[..., Any], rewards: Mapping[str, SegmentName], batch: bool, samples: Sequence[Sample], names: Sequence[str]
+    call: Call,
+    function: Callable[..., Any],
+    rewards: Mapping[str, SegmentName],
+    batch: bool,
+    samples: Sequence[Sample],
+    names: Sequence[str],
 ) -> dict[str, list[float]]:
     """Calls the function for the rewards of the plan, then for those of the picture. Its exceptions are not caught."""
     scores = {name: [math.nan] * len(samples) for name in names}
@@ -76,57 +83,21 @@ def _scores(
             continue
         given = [samples[row] for row in rows]
         if batch:
-            answer = _by_reward(function, function(given), rewards, wanted)
-            columns = {name: _as_list(function, name, answer[name], len(given)) for name in wanted}
+            answer = _by_reward(call, function(given), rewards, wanted)
+            columns = {name: answer[name] for name in wanted}
         else:
-            answers = [_by_reward(function, function(sample), rewards, wanted) for sample in given]
+            answers = [_by_reward(call, function(sample), rewards, wanted) for sample in given]
             columns = {name: [answer[name] for answer in answers] for name in wanted}
-        for name, values in columns.items():
+        for name, values in call.numbers(columns, wanted, len(given), unit=True).items():
             for row, value in zip(rows, values, strict=True):
-                scores[name][row] = _as_score(function, name, value)
+                scores[name][row] = value
     return scores
 
 
-def _by_reward(function: Callable[..., Any], answer: Any, rewards: Mapping[str, SegmentName], wanted: Sequence[str]) -> Mapping[str, Any]:
+def _by_reward(call: Call, answer: Any, rewards: Mapping[str, SegmentName], wanted: Sequence[str]) -> Mapping[str, Any]:
     """The function's answer as a mapping. A function with one reward may return the number itself."""
-    if not isinstance(answer, Mapping):
-        if len(rewards) > 1:
-            raise _error(function, f"returned {_shown(answer)}", f"return a mapping with its rewards: {', '.join(rewards)}")
+    if not isinstance(answer, Mapping) and len(rewards) == 1:
         return {wanted[0]: answer}
-    unknown = [name for name in answer if name not in rewards]
-    if unknown:
-        raise _error(function, f"returned the reward {unknown[0]!r}", f"@judge(rewards=…) names {', '.join(rewards)}")
-    missing = [name for name in wanted if name not in answer]
-    if missing:
-        raise _error(function, f"did not return the reward {missing[0]!r}", HINT)
-    return answer
-
-
-def _as_list(function: Callable[..., Any], name: str, values: Any, count: int) -> list[Any]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise _error(function, f"returned {_shown(values)} for {name!r}, which is no list of numbers", HINT)
-    listed = list(values)
-    if len(listed) != count:
-        raise _error(function, f"returned {len(listed)} numbers for {name!r} of {count} samples", HINT)
-    return listed
-
-
-def _as_score(function: Callable[..., Any], name: str, value: Any) -> float:
-    try:
-        if isinstance(value, str | bytes):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: torch, for a tensor of several numbers
-        raise _error(function, f"returned {_shown(value)} for {name!r}, which is no number", HINT) from None
-    if not (0 <= number <= 1 or math.isnan(number)):
-        raise _error(function, f"returned {number:.9g} for {name!r}, which is not in [0,1]", HINT)
-    return number
-
-
-def _error(function: Callable[..., Any], what: str, hint: str) -> Gotr1Error:
-    return Gotr1Error(f"the judge {function.__name__}() of {function.__module__} {what}", hint=hint)
-
-
-def _shown(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
+    fits = isinstance(answer, Mapping) and {*wanted} <= {*answer} <= {*rewards}
+    call.need(fits, answer, f"a mapping with its rewards: {', '.join(wanted)}")
+    return answer  # type: ignore[no-any-return]

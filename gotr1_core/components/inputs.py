@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from gotr1_core.components.build import is_unified, judge_key
+from gotr1_core.components.fingerprints import Fingerprint, component_inputs, path_fingerprint
 from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig
-from gotr1_core.config.paths import absolute_options, change_texts, marked_options
-from gotr1_core.errors import Gotr1Error
+from gotr1_core.config.paths import absolute_options
+from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Kind
-from gotr1_core.plugins import Registry, load, options_of
-from gotr1_core.policies.hub import cached_commit
+from gotr1_core.plugins import Registry, load
 
-Fingerprint = dict[str, Any]
-"""Of one input, JSON-ready: ``name``, and ``files`` with a SHA-256 for each file, or the ``commit`` of a hub's copy (None: not known)."""
+FINGERPRINTS = {
+    str: (
+        {"name": str, "files": {str: (str, NoneType)}},
+        {"name": str, "commit": (str, NoneType)},
+        {"name": str, "options": (dict, NoneType)},
+    )
+}
+"""The shape of the fingerprints in a file, by config key."""
 Changes = dict[str, tuple[Fingerprint, Fingerprint]]
 """By config key, an input as it was and as it is."""
-
-WHOLE, PIECE, PIECES = 2**28, 2**16, 1024
-"""A file of up to WHOLE bytes is hashed whole. Of a larger one, its size and so many pieces of so many bytes, evenly spaced, are hashed."""
 
 
 def absolute_inputs(registry: Registry, config: RunConfig) -> RunConfig:
@@ -79,58 +81,22 @@ def _components(registry: Registry, config: RunConfig) -> Iterator[tuple[str, Ki
         yield "prompts.source", "source", config.prompts.source
 
 
-def component_inputs(registry: Registry, kind: Kind, component: ComponentConfig, key: str) -> dict[str, Fingerprint]:
-    """The fingerprints of the inputs that a component's options mark, with defaults, by config key. ``key`` is the component's.
-
-    Raises:
-        UsageError: an option is wrong.
-    """
-    options = options_of(registry.find(kind, component.name).component, component.options)
-    inputs: dict[str, Fingerprint] = {}
-    for name, mark in marked_options(type(options)).items():
-
-        def add(item: str, text: str, mark: Any = mark) -> None:
-            if mark.is_path(text, vars(options)) or Path(text).is_absolute():  # the latter: it may be missing now
-                inputs[item] = path_fingerprint(Path(text).expanduser())
-            elif "/" in text:
-                inputs[item] = {"name": text, "commit": cached_commit(text)}
-
-        change_texts(getattr(options, name), add, f"{key}.{name}")
-    return inputs
-
-
-def path_fingerprint(path: Path) -> Fingerprint:
-    """The fingerprint of a file or folder. Of a missing one ``files`` is empty. Hidden files do not count.
-
-    Of a folder its own files count, and those of its subfolders unless it is a model (it has a ``config.json``).
-    A hub's copy in the local cache has its commit instead.
-    """
-    if path.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", path.name):
-        return {"name": str(path), "commit": path.name}
-    patterns = ("*",) if (path / "config.json").is_file() else ("*", "*/*")
-    found = {"": path} if path.is_file() else {str(f.relative_to(path)): f for p in patterns for f in sorted(path.glob(p)) if f.is_file()}
-    visible = {name: file for name, file in found.items() if not any(part.startswith((".", "__pycache__")) for part in Path(name).parts)}
-    return {"name": str(path), "files": {name: file_digest(file) for name, file in visible.items()}}
-
-
-def file_digest(path: Path) -> str | None:
-    """The SHA-256 of a file, or of its size and evenly spaced pieces if it is large; None if it cannot be read."""
-    with suppress(OSError), path.open("rb") as file:
-        size = path.stat().st_size
-        if size <= WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(str(size).encode())
-        for number in range(PIECES):
-            file.seek(number * (size - PIECE) // (PIECES - 1))
-            digest.update(file.read(PIECE))
-        return digest.hexdigest()
-    return None
-
-
 def changed_inputs(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> Changes:
     """The inputs of ``before`` that are not the same now. The path does not count, only what is there."""
     missing: Fingerprint = {"name": "nothing", "files": {}}
     return {key: (old, now.get(key, missing)) for key, old in before.items() if not _same_input(old, now.get(key, missing))}
+
+
+def check_unchanged(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> None:
+    """Checks that no input changed while it was read: the fingerprints would not be those of what was read.
+
+    Raises:
+        UsageError: an input is not the same.
+    """
+    if changes := changed_inputs(before, now):
+        raise UsageError(
+            f"a file changed while it was read: {describe_changes(changes)}", hint="wait until nobody writes it, then start again"
+        )
 
 
 def _same_input(old: Fingerprint, new: Fingerprint) -> bool:

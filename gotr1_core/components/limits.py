@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gotr1_core.config.models import RunConfig
+from gotr1_core.border.algorithm_calls import call_advantages
+from gotr1_core.config.models import MOST, RunConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.protocols import RLAlgorithm
 from gotr1_core.rollout import SEGMENTS
-from gotr1_core.samples import PLAN
+from gotr1_core.samples import PLAN, SegmentName
 
 _TORCH = (2, 13)  # before, FSDP2 ignored dataclasses such as ActionStats in a module's output, without an error
 
@@ -20,10 +21,14 @@ def check_limits(config: RunConfig, processes: int | None) -> None:
     ``processes`` is the number of processes that will train, or None if it is not known yet.
 
     Raises:
-        UsageError: ``groups`` is no multiple of ``processes``, the model cannot be sharded, an evaluation has more prompts than are held
-            out, or its batch is smaller than ``best_of``.
+        UsageError: a step has too many samples, ``groups`` is no multiple of ``processes``, the model cannot be sharded, a segment that
+            trains is decoded greedily, an evaluation has more prompts than are held out, or its batch is smaller than ``best_of``.
     """
     _check_sharding(config, processes)
+    _check_temperatures(config)
+    if (samples := config.groups * config.plans * config.images) > MOST:
+        numbers = f"groups={config.groups}, plans={config.plans}, images={config.images}"
+        raise UsageError(f"{numbers}: a step would have {samples:,} samples", hint=f"at most {MOST:,} in a step; GoT-R1 has 128")
     processes = processes or 1
     if config.groups % processes:
         below, above = config.groups // processes * processes, -(-config.groups // processes) * processes
@@ -59,6 +64,22 @@ def _check_sharding(config: RunConfig, processes: int | None) -> None:
         raise UsageError(f"shard=true needs torch 2.13 or newer, not {torch.__version__}", hint="install a newer torch, or set shard=false")
 
 
+def trained_segments(config: RunConfig) -> list[SegmentName]:
+    """The segments that train and whose loss has a weight."""
+    return [name for name in SEGMENTS[config.train] if getattr(config.segments, name).weight > 0]
+
+
+def _check_temperatures(config: RunConfig) -> None:
+    """Refuses to train a segment that is decoded greedily: all samples would be equal, and nothing sampled has a probability."""
+    for name in trained_segments(config):
+        key = "temperature" if name == PLAN else "image_temperature"
+        if getattr(config.sampling, key) == 0:
+            raise UsageError(
+                f"sampling.{key}=0 decodes the {name} greedily: samples of a prompt do not differ, so there is nothing to learn",
+                hint=f"train at sampling.{key}=1; greedy decoding in evaluations: evaluation.sampling.{key}=0",
+            )
+
+
 def check_context(config: RunConfig, sizes: Mapping[str, int]) -> None:
     """Checks that chain and picture fit into the context of a unified policy, where they are one sequence.
 
@@ -85,12 +106,12 @@ def check_groups(algorithm: RLAlgorithm, config: RunConfig) -> None:
     """
     import torch
 
-    training = [name for name in SEGMENTS[config.train] if getattr(config.segments, name).weight > 0]
+    training = trained_segments(config)
     if not training:
         name = SEGMENTS[config.train][0]
         raise UsageError(f"train={config.train}, but no segment of it has a weight", hint=f"set segments.{name}.weight to more than 0")
     rewards = torch.linspace(0, 1, 2 * config.plans * config.images).pow(2).view(2, config.plans, config.images)
-    advantages = algorithm.advantages(rewards)
+    advantages = call_advantages(algorithm, rewards)
     if all(bool((getattr(advantages, name) == 0).all()) for name in training):
         raise UsageError(
             f"plans={config.plans}, images={config.images}: {config.algorithm.name} has no samples of a prompt to compare",

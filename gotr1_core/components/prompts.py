@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gotr1_core.border.calls import call_prompts
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import PromptsConfig
-from gotr1_core.data.prompts import read_prompts
+from gotr1_core.data.prompts import prompt_texts, read_prompts
+from gotr1_core.engine.console import print
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.protocols import PromptSource
-from gotr1_core.samples import Example, Prompt
+from gotr1_core.samples import Example, Prompt, prompt_key
 
 
 class FilePrompts:
@@ -35,7 +37,7 @@ class FilePrompts:
         raise UsageError("a file of prompts has no chains and pictures to learn from", hint="give gotr1 sft a source, or JSONL examples")
 
 
-def prompts_of(registry: Registry, config: PromptsConfig) -> tuple[PromptSource, list[Prompt]]:
+def prompts_of(registry: Registry, config: PromptsConfig) -> tuple[PromptSource, Sequence[Prompt]]:
     """The source of training prompts, and the held-out prompts.
 
     Held-out prompts come from a file, else from the start of the source's validation split, else from the end of your own file.
@@ -45,18 +47,18 @@ def prompts_of(registry: Registry, config: PromptsConfig) -> tuple[PromptSource,
     """
     if config.file is None and config.source is None:
         raise UsageError("there are no prompts", hint="give --prompts FILE, or prompts.source=NAME")
-    own = read_prompts(config.file) if config.file is not None else []
+    own: Sequence[Prompt] = read_prompts(config.file) if config.file is not None else []
     source: Any = make_component(registry, "source", config.source) if config.source is not None else None
     if isinstance(config.held_out, Path):
         held_out = read_prompts(config.held_out)
     elif source is not None:
-        held_out = list(source.prompts("validation", config.held_out, config.seed))
+        held_out = list(call_prompts(source, "validation", config.held_out, config.seed))
     else:
         own, held_out = _split(own, config)
     return FilePrompts(own) if own else source, held_out
 
 
-def _split(prompts: list[Prompt], config: PromptsConfig) -> tuple[list[Prompt], list[Prompt]]:
+def _split(prompts: Sequence[Prompt], config: PromptsConfig) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """Splits your own prompts: the last ``held_out`` are for evaluation, the others for training."""
     assert isinstance(config.held_out, int)
     if config.held_out >= len(prompts):
@@ -67,9 +69,9 @@ def _split(prompts: list[Prompt], config: PromptsConfig) -> tuple[list[Prompt], 
     return prompts[: -config.held_out], prompts[-config.held_out :]
 
 
-def all_prompts(source: PromptSource, held_out: Sequence[Prompt]) -> list[Prompt]:
-    """The held-out prompts, and those of your own training file. A source that is a component may have prompts without end."""
-    return [*held_out, *(source.all if isinstance(source, FilePrompts) else ())]
+def own_prompts(source: PromptSource) -> Sequence[Prompt]:
+    """The prompts of your own training file. A source that is a component may have prompts without end, so it has none here."""
+    return source.all if isinstance(source, FilePrompts) else ()
 
 
 def count_repeats(source: PromptSource, held_out: Sequence[Prompt]) -> dict[str, int]:
@@ -77,19 +79,20 @@ def count_repeats(source: PromptSource, held_out: Sequence[Prompt]) -> dict[str,
 
     Training prompts are counted if they are from your own file. ``Prompt.key`` says when two prompts are equal.
     """
-    measured = [prompt.key for prompt in held_out]
-    training = [prompt.key for prompt in all_prompts(source, [])]
+    training = own_prompts(source)
+    # Of a key its 64-bit hash is kept, a third of the memory. Among a million keys two have one hash with a probability of 3e-8.
+    trained, measured = ({hash(prompt_key(text)) for text in prompt_texts(prompts)} for prompts in (training, held_out))
     return {
         "training": len(training),
-        "training_repeated": len(training) - len(set(training)),
-        "held_out": len(measured),
-        "held_out_repeated": len(measured) - len(set(measured)),
-        "held_out_in_training": len({*training} & {*measured}),
+        "training_repeated": len(training) - len(trained),
+        "held_out": len(held_out),
+        "held_out_repeated": len(held_out) - len(measured),
+        "held_out_in_training": len(trained & measured),
     }
 
 
-def note_repeats(counts: Mapping[str, int], config: PromptsConfig) -> None:
-    """Prints a line about repeated prompts, if some are and if they are from your own files."""
+def note_repeats(counts: Mapping[str, int]) -> None:
+    """Prints a line about repeated prompts, if there are some. ``counts`` are those of :func:`count_repeats`."""
     notes = [
         f"{counts[f'{kind}_repeated']} of {counts[kind]} {name} prompts repeat an earlier one"
         for kind, name in (("training", "training"), ("held_out", "held-out"))
@@ -97,5 +100,5 @@ def note_repeats(counts: Mapping[str, int], config: PromptsConfig) -> None:
     ]
     if counts["held_out_in_training"]:
         notes.append(f"{counts['held_out_in_training']} held-out prompts are training prompts too")
-    if notes and (counts["training"] or isinstance(config.held_out, Path)):
+    if notes:
         print(f"note: {'; '.join(notes)}. All are used.", file=sys.stderr)

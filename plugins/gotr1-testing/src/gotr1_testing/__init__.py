@@ -1,4 +1,4 @@
-"""The conformance suite: checks of what every planner, renderer, judge and algorithm must do.
+"""The conformance suite: checks of what every planner, renderer, judge, algorithm, source, benchmark and preset must do.
 
 They run as tests of a subclass, and as the command ``gotr1 check``::
 
@@ -23,24 +23,34 @@ if TYPE_CHECKING:
     from gotr1_testing.check import Check as Check, CheckResult as CheckResult, Measured as Measured, NotRun as NotRun
     from gotr1_testing.contracts import (
         AlgorithmContract as AlgorithmContract,
+        BenchmarkContract as BenchmarkContract,
         JudgeContract as JudgeContract,
         PlannerContract as PlannerContract,
+        PresetContract as PresetContract,
         RendererContract as RendererContract,
+        SourceContract as SourceContract,
     )
     from gotr1_testing.enumerable import TinyPolicy as TinyPolicy
     from gotr1_testing.judges import JUDGE as JUDGE, JudgeSubject as JudgeSubject
     from gotr1_testing.policies import PLANNER as PLANNER, RENDERER as RENDERER
+    from gotr1_testing.presets import PRESET as PRESET, PresetSubject as PresetSubject
     from gotr1_testing.reliability import RELIABILITY as RELIABILITY
+    from gotr1_testing.sources import BENCHMARK as BENCHMARK, SOURCE as SOURCE
     from gotr1_testing.subject import Case as Case, Subject as Subject
 
 _NAMES = {
     "algorithms": ("ALGORITHM",),
     "check": ("Check", "CheckResult", "Measured", "NotRun"),
-    "contracts": ("AlgorithmContract", "JudgeContract", "PlannerContract", "RendererContract"),
+    "contracts": (
+        *("AlgorithmContract", "BenchmarkContract", "JudgeContract", "PlannerContract", "PresetContract"),
+        *("RendererContract", "SourceContract"),
+    ),
     "enumerable": ("TinyPolicy",),
     "judges": ("JUDGE", "JudgeSubject"),
     "policies": ("PLANNER", "RENDERER"),
+    "presets": ("PRESET", "PresetSubject"),
     "reliability": ("RELIABILITY",),
+    "sources": ("BENCHMARK", "SOURCE"),
     "subject": ("Case", "Subject"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}

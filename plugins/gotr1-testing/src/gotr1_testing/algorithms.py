@@ -1,19 +1,24 @@
 """Checks of algorithms, with the update of a training run on the enumerable policy.
 
-An algorithm with a critic compares samples with the critic's values, not with each other. Checks about groups are not run for it.
+An algorithm with a critic compares samples with the critic's values, and another may say that it compares without groups. Checks about
+groups are not run for them. What one check measures never depends on an earlier check: the state of a stateful algorithm is put back.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gotr1_core.border.algorithm_calls import call_advantages, call_count, call_loss
 from gotr1_core.config.models import SegmentConfig
-from gotr1_core.protocols import ActorCritic, RLAlgorithm
+from gotr1_core.engine.algorithm_state import StateWatch, algorithm_state, load_algorithm_state, save_algorithm_state
+from gotr1_core.protocols import ActorCritic, RLAlgorithm, Stateful, compares_groups
 from gotr1_core.reference import Reference
 from gotr1_core.samples import IMAGE, PLAN, ActionStats, SegmentName
 from gotr1_testing.check import Check, Measured, NotRun, worst
@@ -25,7 +30,9 @@ from gotr1_testing.exact import (
     flatten_gradient,
     kl_gradients,
     make_tree,
+    one_update,
     relative_distance,
+    unchanged_state,
     update_gradient,
     with_rewards,
 )
@@ -46,8 +53,9 @@ def _gradient_of(algorithm: RLAlgorithm, rewards: Tensor, **config: Any) -> Grad
 
 
 def _require_groups(algorithm: RLAlgorithm) -> None:
-    if isinstance(algorithm, ActorCritic):
-        raise NotRun("it compares samples with its critic's values, not with their group")
+    if not compares_groups(algorithm):
+        why = "with its critic's values" if isinstance(algorithm, ActorCritic) else "in its own way (compares_groups is False)"
+        raise NotRun(f"it compares samples {why}, not with their group")
 
 
 def shifted_rewards_change_nothing(algorithm: RLAlgorithm) -> Measured:
@@ -93,7 +101,10 @@ def groups_are_independent(algorithm: RLAlgorithm) -> Measured:
     rewards = example_rewards()
     changed = rewards.clone()
     changed[0] = torch.flip(rewards[0], (0,)) * 0.3
-    before, after = algorithm.advantages(rewards), algorithm.advantages(changed)
+    with unchanged_state(algorithm):
+        before = call_advantages(algorithm, rewards)
+    with unchanged_state(algorithm):
+        after = call_advantages(algorithm, changed)
     gap = max((before.plan - after.plan)[1:].abs().max().item(), (before.image - after.image)[1:].abs().max().item())
     if torch.equal(before.plan[0], after.plan[0]):
         return Measured(float("nan"), EXACT, "the advantages of a prompt do not change with its own rewards")
@@ -113,7 +124,7 @@ def unknown_rewards_are_left_out(algorithm: RLAlgorithm) -> Measured:
         for batch in (full, without):
             mask = (batch.plans if name == PLAN else batch.images or batch.plans).tensors["mask"]
             mean = update_gradient(algorithm, policy, batch, {name: settings})[0]
-            sums.append({n: g * float(algorithm.count(mask)) for n, g in mean.items()})
+            sums.append({n: g * call_count(algorithm, mask) for n, g in mean.items()})
         gaps.append(relative_distance(*sums))
     all_unknown = flatten_gradient(_gradient_of(algorithm, torch.full_like(rewards, math.nan))).norm().item()
     return Measured(max(*gaps, all_unknown), EXACT, "change of the gradient's sum, relative, and size of that of unknown rewards")
@@ -157,7 +168,8 @@ def masked_actions_add_nothing(algorithm: RLAlgorithm) -> Measured:
         leaf = torch.where(mask, log_prob, bad).requires_grad_()
         filled = {name: torch.where(mask, tensor, -bad) for name, tensor in inputs.items()}
         stats = ActionStats(leaf, filled["entropy"])
-        loss = algorithm.loss(PLAN, stats, filled["old"], filled["reference"], advantages, mask, settings)
+        with unchanged_state(algorithm):
+            loss = call_loss(algorithm, PLAN, stats, filled["old"], filled["reference"], advantages, mask, settings)
         gradient = torch.autograd.grad(loss.sums[PLAN], leaf)[0]
         outcomes.append(torch.cat([loss.sums[PLAN].detach().view(1), gradient.flatten()]))
     gap = max((outcome - outcomes[0]).abs().max().item() if outcome.isfinite().all() else math.inf for outcome in outcomes[1:])
@@ -171,7 +183,7 @@ def expected_gradient_is_exact(algorithm: RLAlgorithm, *, ends: bool) -> Measure
         expected = expected_gradient(algorithm, size, ends=ends)
         errors.append(expected.direction_error)
         notes.append(f"{expected.factor:.4f} of it in groups of {size}")
-    if not isinstance(algorithm, ActorCritic) and _scaling(algorithm)[1] == "normalised":
+    if compares_groups(algorithm) and _scaling(algorithm)[1] == "normalised":
         cosines = [1 - error for error in errors]
         reason = "groups are divided by their standard deviation, which turns it by design"
         return Measured(min(cosines), MIN_COSINE, f"cosine with the exact gradient; {reason}; {', '.join(notes)}", at_least=True)
@@ -187,7 +199,7 @@ def expected_gradient_of_equal_lengths(algorithm: RLAlgorithm) -> Measured:
 def expected_gradient_of_unequal_lengths(algorithm: RLAlgorithm) -> Measured:
     """Chains have one symbol or two."""
     mask = torch.tensor([[True, False], [True, True]])
-    if float(algorithm.count(mask)) != 3:
+    if call_count(algorithm, mask) != 3:
         raise NotRun("it weighs sequences and not tokens, so a token of a longer chain counts less by design")
     return expected_gradient_is_exact(algorithm, ends=True)
 
@@ -235,6 +247,33 @@ def kl_gradient_is_exact(algorithm: RLAlgorithm) -> Measured:
     return Measured(gaps[nearest], EXACT, f"distance from the gradient of 0.5 {nearest}, the mean over tokens, relative")
 
 
+def state_is_kept(algorithm: RLAlgorithm) -> Measured:
+    """What a checkpoint holds is all that the next update depends on. The state is written, read and loaded as a run does it.
+
+    An algorithm without state gives the same update again, whatever it saw in between.
+    """
+    policy, rewards = TinyPolicy(), example_rewards()
+    batches = [with_rewards(make_tree(policy), r) for r in (rewards, rewards.flip(0).square(), 0.5 * rewards)]
+    watch = StateWatch(algorithm)
+    one_update(algorithm, policy, batches[0], BOTH)
+    if changed := watch.look():
+        note = f"attributes change over an update ({', '.join(changed)}), and it has no state_dict and load_state_dict"
+        return Measured(len(changed), 0.0, note)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = algorithm_state(algorithm)
+        if saved is not None:
+            save_algorithm_state([saved], Path(folder) / "state")
+        outcomes = []
+        for batch in batches[1:]:
+            if saved is not None:
+                load_algorithm_state(algorithm, Path(folder) / "state", 0, 1)
+            outcomes.append(flatten_gradient(one_update(algorithm, policy, batches[0], BOTH)[0]))
+            one_update(algorithm, policy, batch, BOTH)
+    gap = (outcomes[0] - outcomes[1]).abs().max().item()
+    kept = "after its state was loaded" if isinstance(algorithm, Stateful) else "after another one"
+    return Measured(gap, 0.0, f"largest difference of the gradient of the same update {kept}")
+
+
 ALGORITHM = (
     Check("shifted-rewards", "rewards shifted by a number per prompt change nothing", shifted_rewards_change_nothing),
     Check("scaled-rewards", "scaled rewards change nothing, or scale the gradient", scaled_rewards_keep_or_scale_the_gradient),
@@ -248,4 +287,5 @@ ALGORITHM = (
     Check("expected-gradient-uneven", "the same where chains differ in length", expected_gradient_of_unequal_lengths),
     Check("kl-starts-at-0", "the divergence from itself is 0, and flat", kl_starts_at_zero),
     Check("kl-gradient", "the gradient of the divergence is exact on average", kl_gradient_is_exact),
+    Check("state-is-kept", "an update depends on nothing that a checkpoint does not hold", state_is_kept),
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gotr1_core.samples import IMAGE, ActionStats, Sampling
+from gotr1_core.samples import IMAGE, PLAN, ActionStats, Sampling
 from gotr1_testing.check import Check, Measured, NotRun, worst
 from gotr1_testing.subject import Drawn, Subject
 from gotr1_testing.tolerances import STANDARD_ERRORS
@@ -36,7 +36,10 @@ def surprise_is_entropy(subject: Subject) -> Measured:
     subject.require_small()
     measurements = []
     rows = subject.make_rows(subject.case.statistical_samples)
+    plans_only = subject.segment == PLAN  # guidance is the pictures': at the largest scale it would show in plans too
     for setting in subject.case.settings:
+        if plans_only and setting.guidance_scale != max(subject.case.guidance):
+            continue
         sampling = subject.sampling(setting.guidance_scale, setting.temperature)
         drawn = subject.draw(sampling, rows)
         with torch.no_grad():

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from gotr1_core.border.contract import ContractError
+
 Subject = TypeVar("Subject")
 
 
@@ -63,12 +65,14 @@ class Check(Generic[Subject]):
     changes: bool = False
 
     def run(self, subject: Subject) -> CheckResult:
-        """Measures the subject. Exceptions of the component itself are not caught."""
+        """Measures the subject. What breaks the component's contract, or is raised in it, is a failed check."""
         nan = float("nan")
         try:
             measured = self.measure(subject)
         except NotRun as reason:
             return CheckResult(self.name, None, nan, nan, str(reason))
+        except ContractError as error:
+            return CheckResult(self.name, False, nan, nan, f"{error.message} ({error.hint})")
         return CheckResult(self.name, measured.within, measured.value, measured.limit, measured.note, measured.at_least)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gotr1_core.cli.common import Json, complete_kinds, complete_names, parse_kind, registry
+from gotr1_core.engine.console import print
 
 if TYPE_CHECKING:
     from gotr1_core.config.models import ComponentConfig, RunConfig
@@ -27,7 +28,7 @@ def _names(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def command(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="planner, renderer, judge or algorithm.", autocompletion=complete_kinds)],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What it is, such as planner.", autocompletion=complete_kinds)],
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `gotr1 list` shows it.", autocompletion=_names)],
     options: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The component's options, such as model=PATH.")] = None,
     preset: Annotated[
@@ -35,7 +36,7 @@ def command(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="CHECK", help="Run only this check; may be given again.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Add a prompt to check with; may be given again.")] = None,
-    chain_tokens: Annotated[int, typer.Option(min=1, help="Cut chains at this number of tokens.")] = 96,
+    chain_tokens: Annotated[int, typer.Option(min=1, max=1_000_000, help="Cut chains at this number of tokens.")] = 96,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +54,7 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Checks that a component does what training relies on: log-probabilities, gradients, scores. Exits with 1 if a check fails."""
+    """Checks that a component does what training relies on: log-probabilities, scores, prompts and more. Exits with 1 if a check fails."""
     import json
 
     from gotr1_core.cli.common import device
@@ -62,6 +63,7 @@ def command(
     from gotr1_core.config.merge import merge, parse_overrides
     from gotr1_core.config.models import ComponentConfig
     from gotr1_core.samples import Prompt
+    from gotr1_testing.presets import PresetSubject
     from gotr1_testing.runner import checks_of, run_checks
     from gotr1_testing.subject import PROMPTS, Case
 
@@ -75,13 +77,19 @@ def command(
     reference_judge, compared = _comparison(component_kind, name, preset, reference, samples)
 
     def make() -> Any:
+        if component_kind == "preset":
+            return PresetSubject(name, registry())
         if component_kind == "judge":
             return make_judge(registry(), config, device=device())
         return make_component(registry(), component_kind, config, **arguments)
 
+    def load(folder: Path) -> Any:
+        return make_component(registry(), component_kind, ComponentConfig(name=name, **{**settings, "model": str(folder)}), **arguments)
+
+    loads = load if component_kind in ("planner", "renderer") and _has_option_model(component_kind, name) else None
     results: list[CheckResult] = []
     with progress("checking", len(checks)) as done:
-        for result in run_checks(component_kind, make, case, only or [], reference=reference_judge, compared=compared):
+        for result in run_checks(component_kind, make, case, only or [], reference=reference_judge, compared=compared, load=loads):
             results.append(result)
             done(len(results))
     shows = {check.name: check.shows for check in checks}
@@ -91,6 +99,14 @@ def command(
         _print_table(results, shows)
     if any(result.passed is False for result in results):
         raise typer.Exit(1)
+
+
+def _has_option_model(kind: Kind, name: str) -> bool:
+    """True if a component has an option ``model``, so that an export of it can be loaded."""
+    from gotr1_core.plugins import load
+
+    options = registry().find(kind, name).component.options
+    return options is not None and "model" in load(options).model_fields
 
 
 def _preset_options(kind: Kind, name: str, preset: str) -> dict[str, Any]:
@@ -107,14 +123,18 @@ def _preset_options(kind: Kind, name: str, preset: str) -> dict[str, Any]:
         "renderer": [config.renderer],
         "judge": config.judge,
         "algorithm": [config.algorithm],
+        "source": [config.prompts.source] if config.prompts.source else [],
     }
+    if kind not in components:
+        raise UsageError(f"--preset cannot be used for a check of kind {kind}", hint="leave it out")
     for component in components[kind]:
         if component.name == name:
             unified = kind == "renderer" and not component.options and config.planner.name == name
             return config.planner.options if unified else component.options
     if kind == "judge":
         return {}  # it is compared with the preset's own judge
-    raise UsageError(f"the preset {preset} has no {kind} {name!r}", hint=f"it has {', '.join(c.name for c in components[kind])}")
+    has = ", ".join(c.name for c in components[kind]) or "none"
+    raise UsageError(f"the preset {preset} has no {kind} {name!r}", hint=f"it has {has}")
 
 
 def _comparison(
@@ -156,13 +176,14 @@ def _read_samples(folder: Path) -> list[Sample]:
 
 def _example_samples(config: RunConfig | None) -> list[Sample]:
     """Prompts of a source that has examples, each with its own example and with those of other prompts of its category."""
+    from gotr1_core.border.calls import call_examples
     from gotr1_core.components.build import make_component
     from gotr1_core.samples import Sample
 
     if config is None or config.prompts.source is None:
         return []
     source = make_component(registry(), "source", config.prompts.source)
-    examples = source.examples("validation", 0, PROMPT_COUNT + max(OFFSETS), config.prompts.seed)
+    examples = call_examples(source, "validation", 0, PROMPT_COUNT + max(OFFSETS), config.prompts.seed)
     return [
         Sample(examples[i].prompt, examples[i + k].chain, examples[i + k].image, (i, j, 0))
         for i in range(PROMPT_COUNT)

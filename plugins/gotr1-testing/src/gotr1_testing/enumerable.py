@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain, parse
+from gotr1_core.errors import UsageError
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, ActionStats, Example, Prompt, Rollout, Sampling, SegmentName
 from gotr1_core.sampling import apply_guidance, decode, uniforms
@@ -171,12 +172,20 @@ class TinyPolicy:
         """Does nothing: there are hardly any activations."""
 
     def save(self, folder: Path) -> None:
-        """It cannot be saved: its code makes it anew."""
-        raise NotImplementedError
+        """It cannot be saved: its code makes it anew.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("the enumerable policy is made by its code alone", hint="there is nothing to save")
 
     def save_adapter(self, folder: Path) -> None:
-        """It cannot be saved: its code makes it anew."""
-        raise NotImplementedError
+        """It cannot be saved: its code makes it anew.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("the enumerable policy is made by its code alone", hint="there is nothing to save")
 
 
 QUARTERS = {True: ((2, 1, 1), ((4, 0, 0), (1, 2, 1), (1, 1, 2))), False: ((2, 1, 1), ((1, 1, 2), (1, 2, 1), (2, 1, 1)))}

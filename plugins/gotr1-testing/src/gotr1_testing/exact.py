@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +12,14 @@ import torch
 from torch import Tensor
 
 from gotr1_core.batch import Batch
+from gotr1_core.border.algorithm_calls import call_advantages, call_count
+from gotr1_core.border.calls import call_plan, call_render
 from gotr1_core.chain import parse
 from gotr1_core.config.models import OptimizerConfig, SegmentConfig
 from gotr1_core.engine.collectives import make_accelerator
 from gotr1_core.engine.critic import make_critic
 from gotr1_core.engine.metrics import Clock
-from gotr1_core.protocols import RLAlgorithm
+from gotr1_core.protocols import RLAlgorithm, Stateful
 from gotr1_core.reference import Reference
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, SegmentName
 from gotr1_core.sampling import seed_for
@@ -37,7 +41,9 @@ def update_gradient(
     reference: Reference | None = None,
     **config: Any,
 ) -> tuple[Gradient, dict[str, float]]:
-    """What one update subtracts from each parameter at learning rate 1, and the update's statistics. The policy stays as it was.
+    """What one update subtracts from each parameter at learning rate 1, and the update's statistics.
+
+    The policy stays as it was, and so does the state of a stateful algorithm.
 
     Args:
         algorithm: computes advantages and loss.
@@ -47,6 +53,29 @@ def update_gradient(
         reference: by default the policy itself, if the algorithm needs one.
         config: changes of the run's config.
     """
+    with unchanged_state(algorithm):
+        return one_update(algorithm, policy, batch, segments, reference=reference, **config)
+
+
+@contextmanager
+def unchanged_state(algorithm: RLAlgorithm) -> Iterator[None]:
+    """Puts the state of a stateful algorithm back at the end of the block."""
+    state = deepcopy(dict(algorithm.state_dict())) if isinstance(algorithm, Stateful) else {}
+    yield
+    if isinstance(algorithm, Stateful):
+        algorithm.load_state_dict(state)
+
+
+def one_update(
+    algorithm: RLAlgorithm,
+    policy: TinyPolicy,
+    batch: Batch,
+    segments: Mapping[SegmentName, SegmentConfig],
+    *,
+    reference: Reference | None = None,
+    **config: Any,
+) -> tuple[Gradient, dict[str, float]]:
+    """The same as :func:`update_gradient`, but an algorithm that keeps state has changed afterwards."""
     module, accelerator = policy.module, make_accelerator("no", cpu=True)
     learning: Any = policy  # its module has a class of its own, which the mutable attribute of the protocol does not allow
     settings = OptimizerConfig(learning_rate=1.0, schedule="constant", max_grad_norm=1e30)
@@ -57,7 +86,7 @@ def update_gradient(
     reference = reference or (Reference(module) if getattr(algorithm, "needs_reference", False) else None)
     learner = Learner(learning, module, optimizer, settings, segments, reference, critic=critic)
     learner.updates = critic.warmup if critic else 0  # past a warm-up in which the policy does not learn
-    advantages = algorithm.advantages(batch.rewards)
+    advantages = call_advantages(algorithm, batch.rewards)
     statistics = update(accelerator, learner, algorithm, batch, advantages, update_config(**config), Clock())
     with torch.no_grad():
         gradient = {name: before[name] - p for name, p in module.named_parameters()}
@@ -77,14 +106,14 @@ def relative_distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor])
     return (flatten_gradient(first) - flatten_gradient(second)).norm().item() / size if size else 0.0
 
 
-def make_tree(policy: TinyPolicy, *, prompts: int = 3, plans: int = 4) -> Batch:
+def make_tree(policy: Any, *, prompts: int = 3, plans: int = 4) -> Batch:
     """Plans of several prompts with two pictures each. All rewards are 0; see :func:`with_rewards`."""
     repeated = [p for p in PROMPTS[:prompts] for _ in range(plans)]
     sampling = Sampling(guidance_scale=3.0, max_chain_tokens=2)
-    planned = policy.plan(repeated, seeds=[seed_for("plan", i) for i in range(len(repeated))], sampling=sampling)
+    planned = call_plan(policy, repeated, seeds=[seed_for("plan", i) for i in range(len(repeated))], sampling=sampling)
     rows = torch.arange(len(repeated)).repeat_interleave(PICTURES)
     seeds = [seed_for("image", i) for i in range(len(rows))]
-    images = policy.render([repeated[r] for r in rows], [planned.chains[r] for r in rows], seeds=seeds, sampling=sampling)
+    images = call_render(policy, [repeated[r] for r in rows], [planned.chains[r] for r in rows], seeds=seeds, sampling=sampling)
     images = Rollout(IMAGE, sampling, {**images.tensors, "parent": rows}, images=images.images)
     return _make_batch(planned, images, torch.zeros(prompts, plans, PICTURES))
 
@@ -133,7 +162,7 @@ def expected_gradient(algorithm: RLAlgorithm, size: int, *, ends: bool) -> Expec
     rewards = REWARDS[tokens[:, 0], tokens[:, 1]].view(-1, size, 1).expand(-1, -1, PICTURES)
     batch = _make_batch(plans.rows(rows.flatten()), None, rewards)
     gradient, _ = update_gradient(algorithm, policy, batch, {PLAN: SegmentConfig()})
-    count = float(algorithm.count(batch.plans.tensors["mask"])) / rows.numel()  # actions per sequence, or 1
+    count = call_count(algorithm, batch.plans.tensors["mask"]) / rows.numel()  # actions per sequence, or 1
     estimate, exact = -flatten_gradient(gradient) * count, flatten_gradient(expected_reward_gradient(policy, plans))
     inner, length = (estimate @ exact).item(), exact.norm().item()
     norm = estimate.norm().item()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from gotr1_core.border.calls import call_judge, call_score
 from gotr1_core.chain import SCALE, Box, Chain, Region, parse
 from gotr1_core.protocols import RewardJudge
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample
@@ -87,21 +88,13 @@ class JudgeSubject:
         return list(self.judge.rewards)
 
     def score(self, samples: Sequence[Sample] | None = None, names: Sequence[str] | None = None) -> dict[str, list[float]]:
-        """Scores by reward, one per sample; by default all rewards of :attr:`samples`.
-
-        Raises:
-            ValueError: the judge answered with other rewards, or with another number of scores.
-        """
+        """Scores by reward, one per sample, as training asks for them; by default all rewards of :attr:`samples`."""
         samples = self.samples if samples is None else samples
         names = self.names if names is None else names
-        scores = self.judge.score(list(samples), list(names))
-        if set(scores) != set(names) or any(len(scores[name]) != len(samples) for name in names):
-            lengths = {name: len(values) for name, values in scores.items()}
-            raise ValueError(f"asked for {', '.join(names)} of {len(samples)} samples it answered with {lengths}")
-        return {name: [float(v) for v in scores[name]] for name in names}
+        return call_judge(self.judge, list(samples), list(names))[0]
 
 
-def _largest_difference(first: Scores, second: Scores) -> float:
+def largest_difference(first: Scores, second: Scores) -> float:
     """The largest difference of two scores of a sample. NaN equals NaN, and differs infinitely from a number."""
     gaps = [0.0]
     for name in first:
@@ -122,12 +115,13 @@ def scores_are_in_range(subject: JudgeSubject) -> Measured:
 
 
 def same_in_any_order(subject: JudgeSubject) -> Measured:
-    """Scores the samples backwards and in another order."""
-    scores, gap = subject.score(), 0.0
+    """Scores the samples without the judge's words, backwards and in another order."""
+    scores = subject.score()
+    gap = largest_difference(scores, call_score(subject.judge, list(subject.samples), list(subject.names)))  # without its words
     count = len(subject.samples)
     for order in (list(range(count))[::-1], [*range(1, count, 2), *range(0, count, 2)]):
         reordered = subject.score([subject.samples[i] for i in order])
-        gap = max(gap, _largest_difference({name: [scores[name][i] for i in order] for name in scores}, reordered))
+        gap = max(gap, largest_difference({name: [scores[name][i] for i in order] for name in scores}, reordered))
     return Measured(gap, MAX_DIFFERENCE, "largest difference of a score")
 
 
@@ -136,8 +130,8 @@ def same_in_any_batch(subject: JudgeSubject) -> Measured:
     scores = subject.score()
     alone = [subject.score([sample]) for sample in subject.samples]
     twice = subject.score([*subject.samples, *subject.samples])
-    gaps = [_largest_difference(scores, {name: [single[name][0] for single in alone] for name in scores})]
-    gaps.append(_largest_difference({name: [*row, *row] for name, row in scores.items()}, twice))
+    gaps = [largest_difference(scores, {name: [single[name][0] for single in alone] for name in scores})]
+    gaps.append(largest_difference({name: [*row, *row] for name, row in scores.items()}, twice))
     if subject.score([]) != {name: [] for name in scores}:
         return Measured(math.nan, MAX_DIFFERENCE, "for no samples it must return no scores")
     return Measured(max(gaps), MAX_DIFFERENCE, "largest difference of a score")
@@ -146,26 +140,31 @@ def same_in_any_batch(subject: JudgeSubject) -> Measured:
 def same_asked_alone(subject: JudgeSubject) -> Measured:
     """Asks for each reward alone, and for all together."""
     scores = subject.score()
-    gaps = {name: _largest_difference({name: scores[name]}, subject.score(names=[name])) for name in subject.names}
+    gaps = {name: largest_difference({name: scores[name]}, subject.score(names=[name])) for name in subject.names}
     name = max(gaps, key=lambda n: gaps[n])
     return Measured(gaps[name], MAX_DIFFERENCE, f"largest difference of a score ({name})")
 
 
 def leaves_samples_alone(subject: JudgeSubject) -> Measured:
     """Scoring does not change the samples, their pictures, or the lists of samples and names."""
-    samples, names = list(subject.samples), subject.names
+    names = subject.names
+    changed = changed_samples(subject.samples, lambda passed: call_score(subject.judge, passed, names))
+    return Measured(changed + (names != subject.names), 0.0, "samples, or lists of them, that scoring has changed")
+
+
+def changed_samples(samples: Sequence[Sample], use: Callable[[list[Sample]], object]) -> int:
+    """How many samples ``use`` changes, and one more if it changes the list that it is given."""
     before = [(_bytes(s), deepcopy((s.prompt, s.chain, dict(s.scores), s.reward, s.lineage))) for s in samples]
     passed = list(samples)
-    subject.judge.score(passed, names)
+    use(passed)
     changed = [
-        i
-        for i, (s, (pixels, (prompt, chain, scores, reward, lineage))) in enumerate(zip(samples, before, strict=True))
+        s
+        for s, (pixels, (prompt, chain, scores, reward, lineage)) in zip(samples, before, strict=True)
         if _bytes(s) != pixels
         or (s.prompt, s.chain, s.lineage) != (prompt, chain, lineage)
         or repr((dict(s.scores), s.reward)) != repr((scores, reward))  # NaN is not equal to itself
     ]
-    list_changed = len(passed) != len(samples) or any(a is not b for a, b in zip(passed, samples, strict=True)) or names != subject.names
-    return Measured(len(changed) + list_changed, 0.0, "samples, or lists of them, that scoring has changed")
+    return len(changed) + (len(passed) != len(samples) or any(a is not b for a, b in zip(passed, samples, strict=True)))
 
 
 def _bytes(sample: Sample) -> tuple[object, ...]:
@@ -203,7 +202,7 @@ def plan_rewards_are_blind(subject: JudgeSubject) -> Measured:
     count = len(subject.samples)
     swapped = [replace(s, image=subject.samples[(i + 1) % count].image) for i, s in enumerate(subject.samples)]
     without = [replace(s, image=None) for s in subject.samples]
-    gap = max(_largest_difference(scores, subject.score(samples, names)) for samples in (swapped, without))
+    gap = max(largest_difference(scores, subject.score(samples, names)) for samples in (swapped, without))
     return Measured(gap, MAX_DIFFERENCE, f"largest difference of {', '.join(names)}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gotr1_core.border.calls import call_module, call_render
 from gotr1_core.samples import PLAN, Sampling
 from gotr1_testing.check import Check, Measured, NotRun, worst
 from gotr1_testing.subject import Drawn, Row, Subject, join_drawn, max_or_nan
@@ -68,7 +69,9 @@ def log_probs_match_for_given_chains(subject: Subject) -> Measured:
     sampling = subject.sampling(guidance_scale=max(subject.case.guidance))
     rows = subject.rows
     with torch.no_grad():
-        rollout = subject.policy.render([r.prompt for r in rows], [r.chain for r in rows], seeds=[r.seed for r in rows], sampling=sampling)
+        rollout = call_render(
+            subject.policy, [r.prompt for r in rows], [r.chain for r in rows], seeds=[r.seed for r in rows], sampling=sampling
+        )
     drawn = Drawn(rollout)
     return compare_log_probs(subject, subject.log_prob(drawn), drawn.log_prob[drawn.mask], sampling)
 
@@ -81,8 +84,8 @@ def same_log_probs_in_one_pass(subject: Subject) -> Measured:
     drawn = subject.draw(sampling)
     assert drawn.plans is not None
     with torch.no_grad():
-        both = subject.module({PLAN: drawn.plans, subject.segment: drawn.rollout})
-        plans = subject.module({PLAN: drawn.plans})[PLAN]
+        both = call_module(subject.policy, subject.module, {PLAN: drawn.plans, subject.segment: drawn.rollout})
+        plans = call_module(subject.policy, subject.module, {PLAN: drawn.plans})[PLAN]
     mask = drawn.plans.tensors["mask"]
     image = compare_log_probs(subject, both[subject.segment].log_prob[drawn.mask], subject.log_prob(drawn), sampling, "of the picture")
     return worst([image, compare_log_probs(subject, both[PLAN].log_prob[mask], plans.log_prob[mask], sampling, "of the plan")])
@@ -147,7 +150,7 @@ def same_sample_alone_and_in_batch(subject: Subject) -> Measured:
     measurements = []
     for rows in _row_selections(len(full.mask)):
         again = subject.draw(sampling, [subject.rows[r] for r in rows])
-        different = [r for k, r in enumerate(rows) if not _same_sample(full, r, again, k)]
+        different = [r for k, r in enumerate(rows) if not same_sample(full, r, again, k)]
         if different:
             return Measured(float("inf"), 0.0, f"row {different[0]} is another sample when drawn with the rows {_list_rows(rows)}")
         log_probs = torch.cat([again.log_prob[k][again.mask[k]] for k in range(len(rows))])
@@ -156,7 +159,7 @@ def same_sample_alone_and_in_batch(subject: Subject) -> Measured:
     return worst(measurements)
 
 
-def _same_sample(first: Drawn, first_row: int, second: Drawn, second_row: int) -> bool:
+def same_sample(first: Drawn, first_row: int, second: Drawn, second_row: int) -> bool:
     """True if two rows took the same number of actions and have the same plan and the same picture."""
     if int(first.mask[first_row].sum()) != int(second.mask[second_row].sum()):
         return False
@@ -182,16 +185,16 @@ def other_seeds_give_other_samples(subject: Subject) -> Measured:
     prompt, chain = subject.case.prompts[0], subject.case.chains[0]
     rows = [Row(prompt, chain, first + i) for i in range(count)] + [Row(prompt, chain, first)]
     drawn = subject.draw(subject.sampling(), rows)
-    if not _same_sample(drawn, 0, drawn, count):
+    if not same_sample(drawn, 0, drawn, count):
         return Measured(0, 2, "the same prompt and seed gave two samples", at_least=True)
     distinct: list[int] = []
     for row in range(count):
-        if not any(_same_sample(drawn, row, drawn, kept) and _same_log_probs(drawn, row, kept) for kept in distinct):
+        if not any(same_sample(drawn, row, drawn, kept) and same_row_log_probs(drawn, row, kept) for kept in distinct):
             distinct.append(row)
     return Measured(len(distinct), 2, f"different samples of {count} neighbouring seeds", at_least=True)
 
 
-def _same_log_probs(drawn: Drawn, first: int, second: int) -> bool:
+def same_row_log_probs(drawn: Drawn, first: int, second: int) -> bool:
     """True if two rows have the same log-probabilities. Small pictures may differ and yet have the same pixels."""
     gap = (drawn.log_prob[first] - drawn.log_prob[second]).abs() * drawn.mask[first]
     return bool((gap < 1e-5).all())
@@ -207,8 +210,6 @@ def actions_are_marked(subject: Subject) -> Measured:
     for setting in subject.case.settings:
         drawn = subject.draw(subject.sampling(setting.guidance_scale, setting.temperature))
         mask, cut = drawn.mask, drawn.rollout.tensors["truncated"]
-        if mask.dtype != torch.bool or mask.shape != drawn.log_prob.shape or cut.shape != mask.shape[:1]:
-            return Measured(float("nan"), 0.0, "mask and log_prob must be [B, T] and truncated [B], and the mask must be bool")
         length = mask.sum(1)
         holes = mask != (torch.arange(mask.shape[1], device=mask.device) < length.unsqueeze(1))
         mistakes = {

@@ -1,4 +1,4 @@
-"""Registers what gotr1-testing provides: the command ``gotr1 check``."""
+"""Registers what gotr1-testing provides: the commands ``gotr1 check`` and ``gotr1 plugins new``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 @hookimpl
 def gotr1_commands(app: typer.Typer) -> None:
+    import typer
+
     from gotr1_testing.command import command
+    from gotr1_testing.new_plugin import new_command
 
     app.command("check")(command)
+    plugins = typer.Typer()
+    plugins.callback()(lambda: None)
+    plugins.command("new")(new_command)
+    app.add_typer(plugins, name="plugins")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from gotr1_core.engine.out_of_memory import is_out_of_memory
-from gotr1_core.errors import Gotr1Error, UsageError
+from gotr1_core.errors import UsageError, nearest, one_line
 from gotr1_core.hookspecs import Kind
-from gotr1_core.plugins import nearest, one_line
 from gotr1_core.protocols import RewardJudge
 from gotr1_core.samples import IMAGE, PLAN, Sample
 from gotr1_testing.algorithms import ALGORITHM
 from gotr1_testing.check import Check, CheckResult
 from gotr1_testing.judges import JUDGE, JudgeSubject
 from gotr1_testing.policies import PLANNER, RENDERER
+from gotr1_testing.presets import PRESET
 from gotr1_testing.reliability import RELIABILITY
+from gotr1_testing.sources import BENCHMARK, SOURCE
 from gotr1_testing.subject import Case, Subject
 
 CHECKS: dict[Kind, Sequence[Check[Any]]] = {
@@ -25,6 +27,9 @@ CHECKS: dict[Kind, Sequence[Check[Any]]] = {
     "renderer": RENDERER,
     "judge": (*JUDGE, *RELIABILITY),
     "algorithm": ALGORITHM,
+    "source": SOURCE,
+    "benchmark": BENCHMARK,
+    "preset": PRESET,
 }
 
 
@@ -32,10 +37,8 @@ def checks_of(kind: Kind, only: Sequence[str] = ()) -> list[Check[Any]]:
     """The checks of a kind, or only those with the given names.
 
     Raises:
-        UsageError: the kind has no checks, or no check has such a name.
+        UsageError: no check has such a name.
     """
-    if kind not in CHECKS:
-        raise UsageError(f"there are no checks of kind {kind}", hint=f"kinds: {', '.join(CHECKS)}")
     names = [check.name for check in CHECKS[kind]]
     for name in only:
         if name not in names:
@@ -43,13 +46,21 @@ def checks_of(kind: Kind, only: Sequence[str] = ()) -> list[Check[Any]]:
     return [check for check in CHECKS[kind] if not only or check.name in only]
 
 
-def subject_of(kind: Kind, component: Any, case: Case, reference: RewardJudge | None = None, compared: Sequence[Sample] = ()) -> Any:
-    """Wraps a component as the checks of its kind expect it: :class:`JudgeSubject`, :class:`Subject`, or the algorithm itself."""
+def subject_of(
+    kind: Kind,
+    component: Any,
+    case: Case,
+    *,
+    reference: RewardJudge | None = None,
+    compared: Sequence[Sample] = (),
+    load: Callable[[Path], Any] | None = None,
+) -> Any:
+    """Wraps a component as the checks of its kind expect it: :class:`JudgeSubject`, :class:`Subject`, or the component itself."""
     if kind == "judge":
         return JudgeSubject(component, reference=reference, compared=compared)
-    if kind == "algorithm":
-        return component
-    return Subject(component, PLAN if kind == "planner" else IMAGE, case)
+    if kind in ("planner", "renderer"):
+        return Subject(component, PLAN if kind == "planner" else IMAGE, case, load)
+    return component
 
 
 def run_checks(
@@ -60,30 +71,32 @@ def run_checks(
     *,
     reference: RewardJudge | None = None,
     compared: Sequence[Sample] = (),
+    load: Callable[[Path], Any] | None = None,
 ) -> Iterator[CheckResult]:
     """Runs the checks of a kind one by one, and yields each result.
 
     An exception of the component is a failed check, and its note is the exception. If memory runs out, the check counts as not run.
 
     Args:
-        kind: ``planner``, ``renderer``, ``judge`` or ``algorithm``.
-        make: makes a new component. Checks that change nothing share one.
+        kind: of the component, such as ``planner``.
+        make: makes a new component, or a :class:`PresetSubject`. Checks that change nothing share one.
         case: what a planner or renderer is checked on.
         only: names of checks; all checks of the kind if empty.
         reference: the judge that a judge is compared with.
         compared: the samples on which both are compared.
+        load: makes a planner or renderer from a folder that its ``save`` wrote.
     """
     subject = None
     for check in checks_of(kind, only):
         if subject is None:
             gc.collect()  # frees the component before it, which may be large
-            subject = subject_of(kind, make(), case or Case(), reference, compared)
+            subject = subject_of(kind, make(), case or Case(), reference=reference, compared=compared, load=load)
         try:
             yield check.run(subject)
         except Exception as error:
-            note = error.message if isinstance(error, Gotr1Error) else one_line(error)
+            note = one_line(error)
             passed = None if is_out_of_memory(error) else False
             yield CheckResult(check.name, passed, math.nan, math.nan, note)
             subject = None
-        if check.changes:
+        if check.changes or kind == "algorithm":  # cheap to make, and one with state would carry it from check to check
             subject = None

@@ -10,28 +10,41 @@ of h squared, and two steps, one of them half the other, remove most of it (Rich
 The check takes the step for which the sum of both is smallest, and that sum is the tolerance. So the tolerance does not depend on the
 gradient that it judges.
 
-Weights are converted to float64 if the code supports it. Where everything is computed in float64, e is 1e-15 of f and gradients agree to
-1e-9. Stock RMSNorm, softmax and logits go through float32: there e is 1e-7 of f and they agree to about 1e-4. A gradient that cannot be
-determined to five percent fails. For adapters of a float32 model of some millions of parameters it can, to one to three percent; only half
-precision is noisier.
+Weights are converted to float64, and all that the code converts to float32 becomes float64 too, if the code works so. Where everything is
+computed in float64, e is 1e-15 of f and gradients agree to 1e-9. Then modules are compared in groups: the error of any one of them, even of
+small effect, is far above the tolerance of its group. Those of a group that differs are compared one by one.
+
+In other code some numbers are float32. There e is 1e-7 of f and gradients agree to about 1e-4. A gradient that cannot be determined to five
+percent fails. For adapters of a float32 model of some millions of parameters it can, to one to three percent. Half precision is noisier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gotr1_core import gaussian
+from gotr1_core.border.contract import ContractError
 from gotr1_testing.check import Check, Measured, worst
 from gotr1_testing.subject import Drawn, Subject
 
 MAX_TOLERANCE, SMALL_TOLERANCE = 0.05, 1e-3
 """Relative. A tolerance above the first says nothing; one below the second is not improved further."""
+MAX_CHANGE = 0.05
+"""Nats. If a float32 log-probability changes by more in float64, the code does not work in it. One in half precision may change more."""
+SMALL_EFFECT = 1e-2
+"""Relative to the largest slope of any module. Modules with less effect are compared on this scale."""
+GROUP, GROUP_TOLERANCE = 64, 1e-6
+"""Modules that are compared together where everything is computed in float64, each with the same part in the direction. A tenth of the
+slope of one module of small effect is some 1e-4 of the group's."""
 LOG_RATIOS = (-0.35, -0.1, 0.1, 0.35)
 """Log-ratios to the old policy and to the reference: inside and outside a clip of 0.2."""
 
@@ -123,20 +136,38 @@ def gradient_is_the_slope(subject: Subject, function: Callable[[Subject, Drawn],
     subject.require_trainable()
     subject.require_small()
     drawn = _draw_one_per_prompt(subject)
-    _raise_precision(subject, drawn)
-    value = function(subject, drawn)
+    with _raised_precision(subject, drawn):
+        return _compare_modules(subject, drawn, function(subject, drawn))
+
+
+def _compare_modules(subject: Subject, drawn: Drawn, value: Function) -> Measured:
+    """Compares gradient and slope of ``value`` for every module, or for groups of modules where everything is float64."""
     modules = list(_trained_modules(subject.module))
     gradients = _gradients(subject, value)
     with torch.no_grad():
         noise = _noise(subject, value)
         size = abs(value().item())
-        slopes = [_slope(name, module, gradients, value, noise, int(drawn.mask.sum())) for name, module in modules]
-    scale = max(abs(s.gradient) for s in slopes)
-    # Modules with little effect are compared on the scale of those with much.
-    measurements = [_measured(s, max(abs(s.gradient), 1e-2 * scale)) for s in slopes]
-    precision = "float64 throughout" if noise <= 1e-12 * max(size, 1.0) else f"noise {noise:.0e} of {size:.3g}"
+        directions = {name: _direction(module, gradients) for name, module in modules}
+        scale = max(abs(direction.slope) for direction in directions.values())
+        actions = int(drawn.mask.sum())
+
+        def measure(names: Sequence[str]) -> Measured:
+            direction = join_directions([directions[name] for name in names])
+            label = names[0] if len(names) == 1 else f"{names[0]} and the {len(names) - 1} modules after it"
+            goal = (SMALL_TOLERANCE if len(names) == 1 else GROUP_TOLERANCE) * max(abs(direction.slope), SMALL_EFFECT * scale)
+            slope = _slope(label, direction, value, noise, actions, goal)
+            return _measured(slope, max(abs(slope.gradient), SMALL_EFFECT * scale))
+
+        exact = noise <= 1e-12 * max(size, 1.0)
+        measurements = []
+        for start in range(0, len(modules), GROUP if exact else 1):
+            names = list(directions)[start : start + (GROUP if exact else 1)]
+            together = measure(names)
+            alone = [measure([name]) for name in names] if len(names) > 1 and not together.within else []
+            measurements += [m for m in alone if not m.within] or [together]
     chosen = worst(measurements)
-    return Measured(chosen.value, chosen.limit, f"relative, worst of {len(slopes)} modules: {chosen.note}; {precision}")
+    precision = "float64 throughout" if exact else f"noise {noise:.0e} of {size:.3g}"
+    return Measured(chosen.value, chosen.limit, f"relative, worst of {len(modules)} modules: {chosen.note}; {precision}")
 
 
 def _measured(slope: Slope, scale: float) -> Measured:
@@ -154,23 +185,41 @@ def _draw_one_per_prompt(subject: Subject) -> Drawn:
     return subject.draw(subject.sampling(guidance_scale=max(subject.case.guidance)), rows)
 
 
-def _raise_precision(subject: Subject, drawn: Drawn) -> None:
-    """Converts weights to float64 if the module's code supports it, else to float32. Conversion from a coarser type and back is exact.
+@contextmanager
+def _raised_precision(subject: Subject, drawn: Drawn) -> Iterator[None]:
+    """Computes in float64 while the block runs, as far as the module's code allows it; the weights stay converted.
 
-    Some code raises on mixed types. Some loses its mask: the lowest float64 number becomes minus infinity in float32, and then a row of
-    padding that may attend to nothing is NaN.
+    First all float32 becomes float64. If the code does not work so, only the weights are float64, and what it converts to float32 itself
+    is float32. Some code raises on mixed types. Some loses its mask: the lowest float64 number becomes minus infinity in float32, and then
+    a row of padding that may attend to nothing is NaN. Then weights are float32.
     """
     tensors = [*subject.module.parameters(), *subject.module.buffers()]
     types = [t.dtype for t in tensors]
-    for dtype in (torch.float64, torch.float32):
+    plain, limit = subject.log_prob(drawn), MAX_CHANGE if torch.finfo(subject.dtype).eps < 1e-6 else torch.inf
+    for dtype, everywhere in ((torch.float64, True), (torch.float64, False), (torch.float32, False)):
         subject.module.to(dtype)
-        try:
-            if subject.log_prob(drawn).isfinite().all():
+        with Float64Mode() if everywhere else nullcontext():
+            try:
+                works = bool(((subject.log_prob(drawn) - plain).abs() < limit).all())
+            except (RuntimeError, ContractError):  # the module's code, called through the border
+                works = False
+            if works:
+                yield
                 return
-        except RuntimeError:
-            pass
     for tensor, before in zip(tensors, types, strict=True):
         tensor.data = tensor.data.to(before)
+    yield
+
+
+class Float64Mode(TorchFunctionMode):
+    """Where code asks for float32, it gets float64: ``x.float()``, ``x.to(torch.float32)``, ``softmax(x, -1, torch.float32)``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def lift(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        return func(*map(lift, args), **{name: lift(value) for name, value in (kwargs or {}).items()})
 
 
 def _trained_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -217,11 +266,17 @@ def _random(parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
 
 
-def _slope(name: str, module: nn.Module, gradients: dict[int, Tensor], value: Function, noise: float, actions: int) -> Slope:
-    """Tries smaller and smaller steps, and keeps the one with the smallest tolerance. Steps are relative to the module's norm.
+@dataclass(frozen=True)
+class Direction:
+    """A direction of length 1 in the space of some parameters: ``steps``, shaped like them. ``slope`` is the gradient along it."""
 
-    The first step is where noise and curvature should be about equal.
-    """
+    parameters: Sequence[nn.Parameter]
+    steps: Sequence[Tensor]
+    slope: float
+
+
+def _direction(module: nn.Module, gradients: dict[int, Tensor]) -> Direction:
+    """The direction of one module's own parameters: half gradient, half random."""
     parameters = _own_parameters(module)
     gradient = [gradients[id(p)].double() for p in parameters]
     generator = torch.Generator().manual_seed(0)
@@ -229,10 +284,31 @@ def _slope(name: str, module: nn.Module, gradients: dict[int, Tensor], value: Fu
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         random[0][module.padding_idx] = 0  # torch gives this row no gradient, even where it is looked up as content
     # A random direction alone is nearly orthogonal to the gradient, and would say little about it.
-    direction = [g / _norm(gradient) + r / _norm(random) for g, r in zip(gradient, random, strict=True)]
-    length = _norm(direction)
-    direction = [d / length for d in direction]
-    expected = sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True))
+    steps = [g / _norm(gradient) + r / _norm(random) for g, r in zip(gradient, random, strict=True)]
+    if _norm(steps) < 0.1:  # opposite directions, as in a module with one parameter
+        steps = [2 * g / _norm(gradient) for g in gradient]
+    length = _norm(steps)
+    steps = [step / length for step in steps]
+    return Direction(parameters, steps, sum((g * d).sum().item() for g, d in zip(gradient, steps, strict=True)))
+
+
+def join_directions(directions: Sequence[Direction]) -> Direction:
+    """One direction that goes along each of these equally far. Modules may share a parameter: it goes along both of their directions."""
+    share = len(directions) ** -0.5
+    parameters = {id(p): p for direction in directions for p in direction.parameters}
+    steps = {key: torch.zeros_like(p, dtype=torch.float64) for key, p in parameters.items()}
+    for direction in directions:
+        for parameter, step in zip(direction.parameters, direction.steps, strict=True):
+            steps[id(parameter)] += share * step
+    return Direction(list(parameters.values()), list(steps.values()), share * sum(direction.slope for direction in directions))
+
+
+def _slope(name: str, direction: Direction, value: Function, noise: float, actions: int, goal: float) -> Slope:
+    """Tries smaller and smaller steps, and keeps the one with the smallest tolerance. Steps are relative to the parameters' norm.
+
+    The first step is where noise and curvature should be about equal. A tolerance below ``goal`` is not improved further.
+    """
+    parameters, expected = direction.parameters, direction.slope
     size = max(_norm([p.double() for p in parameters]), 1e-3)
     # A step that changes each action's log-probability by about a twentieth; with the low noise of float64, by a thousandth.
     first = (0.05 if noise > 1e-10 else 1e-3) * actions**0.5 / max(abs(expected), 1e-30)
@@ -240,7 +316,7 @@ def _slope(name: str, module: nn.Module, gradients: dict[int, Tensor], value: Fu
     differences: list[float] = []
     for k in range(7):
         h = min(first, 0.02 * size) / 2**k
-        differences.append(_difference(parameters, direction, value, h))
+        differences.append(_difference(parameters, direction.steps, value, h))
         improved = [(4 * fine - rough) / 3 for rough, fine in pairwise(differences)]  # without the square of h
         if len(improved) < 2:
             continue
@@ -249,7 +325,7 @@ def _slope(name: str, module: nn.Module, gradients: dict[int, Tensor], value: Fu
         tolerance = 4 * noise / (sqrt(2) * h) * 5 / 3 + abs(improved[-2] - improved[-1]) + 1e-10 * abs(expected)
         if tolerance < best.tolerance:
             best = Slope(name, expected, improved[-1], tolerance)
-        if best.tolerance < SMALL_TOLERANCE * abs(expected):
+        if best.tolerance < goal:
             break
     return best
 

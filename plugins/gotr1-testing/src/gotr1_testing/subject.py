@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gotr1_core.border.calls import call_module, call_plan, call_render
 from gotr1_core.chain import Chain, Region
 from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import UsageError
@@ -126,11 +128,15 @@ def with_own_parents(rollout: Rollout) -> Rollout:
 
 @dataclass
 class Subject:
-    """A policy in the role that is checked. A check may change it."""
+    """A policy in the role that is checked. A check may change it.
+
+    ``load`` makes the policy anew from a folder that its ``save`` wrote, if that is possible.
+    """
 
     policy: Any
     segment: SegmentName
     case: Case = field(default_factory=Case)
+    load: Callable[[Path], Any] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -198,35 +204,36 @@ class Subject:
         shorter = sorted(n for n in lengths if n < max(lengths))
         return limit if any(cut) else shorter[len(shorter) // 2] if shorter else max(1, lengths[0] - 1)
 
-    def sampling(self, guidance_scale: float = 1.0, temperature: float = 1.0) -> Sampling:
-        """Sampling settings of one draw; chain and picture have the same temperature."""
-        steps = self.case.denoising_steps
-        return Sampling(temperature, temperature, guidance_scale, max_chain_tokens=self.chain_tokens, denoising_steps=steps)
+    def sampling(self, guidance_scale: float = 1.0, temperature: float = 1.0, *, chain_tokens: int | None = None) -> Sampling:
+        """Sampling settings of one draw; chain and picture have the same temperature. ``chain_tokens`` replaces :attr:`chain_tokens`."""
+        limit, steps = chain_tokens or self.chain_tokens, self.case.denoising_steps
+        return Sampling(temperature, temperature, guidance_scale, max_chain_tokens=limit, denoising_steps=steps)
 
     def draw(self, sampling: Sampling, rows: Sequence[Row] | None = None) -> Drawn:
         """Draws a sample for each row, by default for :attr:`rows`. A unified policy draws pictures of its own chains."""
         self.require_parameters()
         rows = self.rows if rows is None else rows
+        if self.segment == PLAN:
+            return Drawn(self._plan(rows, sampling))
+        return self.draw_pictures(sampling, rows, self._plan(rows, sampling) if self.unified else None)
+
+    def draw_pictures(self, sampling: Sampling, rows: Sequence[Row], plans: Rollout | None) -> Drawn:
+        """Draws a picture for each row: of ``plans``, which a unified policy wrote for these rows, or of the rows' chains."""
+        chains = [row.chain for row in rows] if plans is None else plans.chains
+        # Pictures have their own seeds, as in a run: with the plan's seed, the picture's noise would depend on the plan.
+        seeds = [seed_for(row.seed, "image") for row in rows] if self.unified else [row.seed for row in rows]
+        groups = [row.group for row in rows]
         with torch.no_grad():
-            if self.segment == PLAN:
-                return Drawn(self._plan(rows, sampling))
-            plans = self._plan(rows, sampling) if self.unified else None
-            chains = [row.chain for row in rows] if plans is None else plans.chains
-            # Pictures have their own seeds, as in a run: with the plan's seed, the picture's noise would depend on the plan.
-            seeds = [seed_for(row.seed, "image") for row in rows] if self.unified else [row.seed for row in rows]
-            groups = [row.group for row in rows]
-            images = self.policy.render([r.prompt for r in rows], chains, seeds=seeds, sampling=sampling, plans=plans, groups=groups)
+            images = call_render(self.policy, [r.prompt for r in rows], chains, seeds=seeds, sampling=sampling, plans=plans, groups=groups)
         return Drawn(with_own_parents(images), plans)
 
     def _plan(self, rows: Sequence[Row], sampling: Sampling) -> Rollout:
         with torch.no_grad():
-            rollout: Rollout = self.policy.plan([row.prompt for row in rows], seeds=[row.seed for row in rows], sampling=sampling)
-        return rollout
+            return call_plan(self.policy, [row.prompt for row in rows], seeds=[row.seed for row in rows], sampling=sampling)
 
     def action_stats(self, drawn: Drawn) -> ActionStats:
         """The result of the training pass on the rollout that is checked."""
-        stats: ActionStats = self.module({self.segment: drawn.rollout})[self.segment]
-        return stats
+        return call_module(self.policy, self.module, {self.segment: drawn.rollout})[self.segment]
 
     def log_prob(self, drawn: Drawn) -> Tensor:
         """Log-probabilities of the actions by the training pass, ``[number of actions]``, without gradient."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gotr1_core.advantages import Advantages
 from gotr1_core.batch import Batch
+from gotr1_core.border.algorithm_calls import call_advantages
 from gotr1_core.chain import parse
 from gotr1_core.config.models import OptimizerConfig, RunConfig, SegmentConfig
 from gotr1_core.engine.collectives import make_accelerator
@@ -124,5 +125,5 @@ class UpdateSetup:
     def update(self) -> dict[str, float]:
         """Makes one update and returns its statistics."""
         accelerator = make_accelerator("no", cpu=self.drawn.mask.device.type == "cpu")
-        advantages = self.algorithm.advantages(self.batch.rewards)
+        advantages = call_advantages(self.algorithm, self.batch.rewards)
         return update(accelerator, self.learner, self.algorithm, self.batch, advantages, self.config, Clock())
