@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from gotr1_core.errors import UsageError, first_line
+from gotr1_core.config.messages import shown
+from gotr1_core.config.paths import check_regular
+from gotr1_core.config.yaml_text import DEEPEST, LARGEST, NotYaml, parse_yaml
+from gotr1_core.errors import UsageError
 
 
 def as_component(value: Any) -> Any:
@@ -62,6 +65,8 @@ def _merge_into_list(key: str, components: Sequence[Any], options: Mapping[str, 
 
 VARIANTS = "variants"
 """The key of a preset for components other than its own: ``variants.KIND.NAME`` is a part of a config."""
+ANY = "*"
+"""The NAME of a variant for every component that has none of its own, the preset's component excepted."""
 
 
 def merge_layers(preset: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,8 +81,10 @@ def merge_layers(preset: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[
     for kind, variants in _read_variants(preset).items():
         component = _single_component(merged.get(kind))
         name = str(component.get("name")).rpartition(":")[2]
-        if name in variants:
-            base = merge(merge(base, {kind: component["name"]}), variants[name])
+        own = {str(_single_component(preset.get(kind)).get("name")).rpartition(":")[2], "None"}
+        variant = variants.get(name) or (variants.get(ANY) if name not in own else None)
+        if variant is not None:
+            base = merge(merge(base, {kind: component["name"]}), variant)
             if isinstance(base[kind], list):
                 changes = [_options_under_name(layer, kind) for layer in changes]
     return reduce(merge, changes, base)
@@ -114,19 +121,28 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """``a.b=VALUE`` words as nested mappings. Words are split at the first ``=``; values are read as YAML.
 
     If two words set one key, the later one wins. ``a=NAME`` is merged before ``a.b=VALUE`` in any order, so a component keeps its options.
+    ``${PACKAGE:NAME}`` in a value is the folder of a Python package.
 
     Raises:
-        UsageError: a word is not KEY=VALUE, or its value is not YAML.
+        UsageError: a word is not valid text or not KEY=VALUE, or its value is not YAML, or names a package that is not installed.
     """
     pairs = []
     for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's stand-in for bytes that are not text
+            raise UsageError(
+                f"{shown(word)} is not valid text", hint="write it in UTF-8, in a terminal that has it, such as LC_ALL=C.UTF-8"
+            )
         key, sign, value = word.partition("=")
         if not sign or not key:
-            raise UsageError(f"{word!r} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
+            raise UsageError(f"{shown(word)} is not KEY=VALUE", hint="for example steps=20 or planner.model=PATH")
+        path = key.split(".")
+        if len(path) > DEEPEST:
+            raise UsageError(f"the key {shown(key)} has more than {DEEPEST} parts", hint="see `gotr1 config schema`")
         try:
-            pairs.append((key.split("."), yaml.load(value, Loader=_Loader)))
-        except _NOT_YAML as error:
-            raise UsageError(f"the value of {key} is not YAML: {_first_line(value)} ({_yaml_problem(error)})", hint="quote it") from None
+            pairs.append((path, _replace_folders(parse_yaml(value))))
+        except NotYaml as error:
+            first = next(iter(value.splitlines()), "").strip()
+            raise UsageError(f"the value of {key[:80]} is not YAML: {first[:80]} ({error})", hint="quote it") from None
     tree: dict[str, Any] = {}
     for path, parsed in sorted(pairs, key=lambda pair: len(pair[0])):
         for key in reversed(path):
@@ -135,71 +151,50 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return tree
 
 
-# ValueError: scalars such as 0x_, which look like numbers and are not. RecursionError: thousands of brackets.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_PACKAGE = re.compile(r"\$\{PACKAGE:([^}]*)\}")
 
 
-def _yaml_problem(error: Exception) -> str:
-    """Says in one line why a text is not YAML."""
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text"
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem}, line {error.problem_mark.line + 1}"
-    return first_line(error)
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text.strip() else text.strip()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with four changes: 1e-4 is a number without a dot; dates stay text; "no" and "off" stay text; a repeated key is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return node
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":bool"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
-def _replace_here(value: Any, folder: str) -> Any:
-    """Replaces ``${HERE}`` in every text of a parsed value. It runs after parsing, so that no folder's name is read as YAML."""
-    if isinstance(value, str):
-        return value.replace("${HERE}", folder)
+def _replace_folders(value: Any, folder: str = "${HERE}") -> Any:
+    """Replaces ``${HERE}`` and ``${PACKAGE:NAME}`` in every text of a parsed value, so that no folder's name is read as YAML."""
+    if isinstance(value, str):  # split, not replaced in two passes: a folder's name may look like one of the two
+        return "".join(package_folder(p) if i % 2 else p.replace("${HERE}", folder) for i, p in enumerate(_PACKAGE.split(value)))
     if isinstance(value, list):
-        return [_replace_here(v, folder) for v in value]
-    return {k: _replace_here(v, folder) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_replace_folders(v, folder) for v in value]
+    return {k: _replace_folders(v, folder) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def package_folder(name: str) -> str:
+    """The folder of an installed package. Python finds a top-level package without importing it, so a dotted name is refused.
+
+    Raises:
+        UsageError: no such package is installed, or it has several folders.
+    """
+    try:
+        spec = find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module that was not made by an import
+        spec = None
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    if len(folders) != 1:  # a package without __init__.py may have several
+        hint = "install it, or correct the name; write ${PACKAGE:gotr1_scenes}/weights/janus for a folder inside a package"
+        raise UsageError(f"${{PACKAGE:NAME}}: no package {shown(name)} is installed", hint=hint)
+    return str(Path(folders[0]).resolve())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. ``${HERE}`` in a text becomes the file's own folder.
+    """The mapping in a YAML file. In texts, ``${HERE}`` becomes the file's own folder, and ``${PACKAGE:NAME}`` that of a Python package.
 
     Raises:
-        UsageError: the file cannot be read, is not YAML, or is not a mapping.
+        UsageError: the file cannot be read, is not YAML, or is not a mapping; or a package is not installed.
     """
     try:
-        data = _replace_here(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader), str(path.parent.resolve()))
+        check_regular(path)
+        with path.open(encoding="utf-8-sig") as file:
+            data = _replace_folders(parse_yaml(file.read(LARGEST + 1)), str(path.parent.resolve()))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML file") from None
-    except _NOT_YAML as error:
-        raise UsageError(f"{path} is not YAML: {_yaml_problem(error)}", hint="`gotr1 config show` prints a config") from None
+    except ValueError as error:  # also a null character in the path
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+        raise UsageError(f"{path} is not YAML: {reason}", hint="`gotr1 config show` prints a config") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} is not a mapping of keys to values", hint="`gotr1 config show` prints a config")
     return data

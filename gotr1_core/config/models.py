@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from gotr1_core.config.merge import as_component, label_of
-from gotr1_core.config.messages import dotted_keys, explain
-from gotr1_core.config.paths import AbsolutePath, change_texts
+from gotr1_core.config.messages import dotted_keys, explain, refuse_large_integers
+from gotr1_core.config.paths import AbsolutePath, absolute_path, change_texts
+from gotr1_core.config.public_names import public_texts
 from gotr1_core.samples import Sampling
 
 LABEL = re.compile(r"[A-Za-z]\w*(-[A-Za-z0-9]\w*)*", re.ASCII)  # the JUDGE of JUDGE.NAME in a reward expression
 
+JUDGE_REMINDER = 600.0  # seconds
+MOST = 100_000  # prompts, samples or examples that are made together; a larger number is a slip, and would take all memory
+
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown keys."""
+    """A frozen model that refuses unknown keys, and numbers that are not finite unless a field allows them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ComponentConfig(BaseModel):
@@ -38,7 +42,11 @@ class ComponentConfig(BaseModel):
 
 
 class JudgeConfig(ComponentConfig):
-    """A judge. ``as: LABEL`` gives it another label than its own name, so that one config can have two judges of one name."""
+    """A judge. ``as: LABEL`` gives it another label than its own name, so that one config can have two judges of one name.
+
+    ``need: optional`` lets it drop out for whole groups of samples. One that is ``required`` pauses a run if too many of its scores are
+    missing (``nan_limit``). Without it the judge's class decides.
+    """
 
     @property
     def label(self) -> str:
@@ -47,14 +55,21 @@ class JudgeConfig(ComponentConfig):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The judge's options: every key but ``name`` and ``as``."""
-        return {key: value for key, value in super().options.items() if key != "as"}
+        """The judge's options: every key but ``name``, ``as`` and ``need``."""
+        return {key: value for key, value in super().options.items() if key not in ("as", "need")}
+
+    @property
+    def need(self) -> str | None:
+        """``required``, ``optional``, or None if that is not said."""
+        return (self.model_extra or {}).get("need")
 
     @model_validator(mode="after")
     def _check_label(self) -> JudgeConfig:
         label = (self.model_extra or {}).get("as", "judge")  # a plugin's own name is not checked here
         if not isinstance(label, str) or not LABEL.fullmatch(label):
             raise ValueError(f"as: {label!r} is not a valid judge name: use a letter, then letters, digits, _ and -")
+        if (need := (self.model_extra or {}).get("need")) not in (None, "required", "optional"):
+            raise ValueError(f"need: {need!r} is neither required nor optional")
         return self
 
 
@@ -80,6 +95,17 @@ Algorithm = Annotated[ComponentConfig, BeforeValidator(_default_algorithm), With
 Files = Annotated[list[AbsolutePath], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
+CacheFolder = Annotated[
+    str | None,
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off is false
+    AfterValidator(lambda text: text if text in (None, "off") else str(absolute_path(Path(text)))),
+]
+"""Where judges' scores are kept on disk: a folder, ``off``, or None."""
+CACHE: Any = Field(
+    None, description="Folder where judges' scores are kept, or off; if not given, the user's cache folder, for judges behind a server."
+)
+
+
 class SamplingConfig(Strict):
     """How to sample. :class:`gotr1_core.samples.Sampling` says more about each key."""
 
@@ -91,6 +117,9 @@ class SamplingConfig(Strict):
     denoising_steps: int = Field(20, gt=0, description="Denoising steps of a picture that a diffusion model draws.")
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Strict):
     """AdamW, one for each policy that trains."""
 
@@ -99,8 +128,10 @@ class OptimizerConfig(Strict):
     warmup: int = Field(0, ge=0, description="Number of updates of linear warm-up.")
     floor: float = Field(0.0, ge=0, le=1, description="Final learning rate as a fraction of the peak.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay, as in AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay rates of AdamW's averages of the gradient and of its square.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping: the largest global gradient norm.")
+    betas: tuple[_Decay, _Decay] = Field((0.9, 0.95), description="Decay rates of AdamW's averages of the gradient and of its square.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="Gradient clipping: the largest global gradient norm; .inf does not clip."
+    )
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of a moving average of the weights, for evaluation and export; 0 keeps none.")
 
 
@@ -117,7 +148,9 @@ class SegmentConfig(Strict):
 
     weight: float = Field(1.0, ge=0, description="Weight of the segment's loss; 0 does not train the segment.")
     clip_low: float = Field(0.2, gt=0, le=1, description="Ratios are clipped below 1 - clip_low.")
-    clip_high: float = Field(0.2, gt=0, description="Ratios are clipped above 1 + clip_high (in DAPO, arXiv 2503.14476, it is larger).")
+    clip_high: float = Field(
+        0.2, gt=0, allow_inf_nan=True, description="Ratios are clipped above 1 + clip_high (in DAPO, arXiv 2503.14476, it is larger)."
+    )
     kl: float = Field(0.0, ge=0, description="KL coefficient, against the starting policy; 0 skips the reference forward pass.")
     entropy: float = Field(0.0, ge=0, description="Coefficient of the entropy bonus.")
 
@@ -134,7 +167,7 @@ class PromptsConfig(Strict):
 
     source: ComponentField | None = Field(None, description="Component that makes prompts.")
     file: AbsolutePath | None = Field(None, description="Your own training prompts; they replace the source's.")
-    held_out: Annotated[int, Field(gt=0)] | AbsolutePath = Field(
+    held_out: Annotated[int, Field(gt=0, le=MOST)] | AbsolutePath = Field(
         300, description="Held-out prompts: a number of the source's validation split (without a source: the last of your file), or a file."
     )
     seed: int = Field(0, ge=0, description="Seed of the source.")
@@ -146,7 +179,9 @@ class EvaluationConfig(Strict):
     every: int = Field(20, ge=0, description="Steps between evaluations; 0 evaluates only before and after training.")
     prompts: int = Field(60, gt=0, description="Number of held-out prompts in evaluations during training.")
     metric: str = Field("reward", description="Metric that chooses the best checkpoint: a score's name, or reward.")
-    best_of: int = Field(0, ge=0, description="Also evaluate the untrained model with the best of this many samples by reward; 0 does not.")
+    best_of: int = Field(
+        0, ge=0, le=MOST, description="Also evaluate the untrained model with the best of so many samples by reward; 0 does not."
+    )
     greedy: bool = Field(False, description="Also evaluate the untrained model with greedy decoding.")
     seed: int = Field(1, ge=0, description="Seed of every evaluation, so that scores before and after can be compared.")
     batch: int = Field(64, gt=0, description="Prompts drawn together.")
@@ -186,11 +221,21 @@ class RunConfig(Strict):
     prune: bool = Field(True, description="Do not draw images that cannot change their reward.")
     mask_truncated: bool = Field(False, description="Chains that were cut get no gradient.")
     nan_limit: float = Field(0.5, gt=0, le=1, description="Stop the run if a larger fraction of samples has no reward.")
+    judge_reminder: float = Field(
+        JUDGE_REMINDER, gt=0, le=1e9, description="Seconds between messages that a judge is waited for. No judge is stopped."
+    )
+    cache: CacheFolder = CACHE
     sampler_gap_limit: float | None = Field(
-        None, gt=0, description="Stop the run if the mean sampler gap is larger. If not given, precision decides: 1e-4, or 2e-2."
+        None,
+        gt=0,
+        allow_inf_nan=True,
+        description="Stop the run if the mean sampler gap is larger. If not given, precision decides: 1e-4, or 2e-2.",
     )
     constant_limit: int = Field(20, gt=0, description="Stop the run after this many steps in a row with only constant groups.")
-    seed: int = Field(0, ge=0, description="Seed of sampling and of LoRA's initial weights.")
+    skipped_limit: int = Field(
+        10, gt=0, description="Stop after this many updates in a row whose gradient is not finite; they are skipped."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of sampling and of LoRA's initial weights.")
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     segments: SegmentsConfig = SegmentsConfig()
@@ -200,6 +245,9 @@ class RunConfig(Strict):
     )
     lora: LoraConfig | None = LoraConfig()
     shard: bool = Field(False, description="Shard full weights, gradients and optimizer state over the processes (FSDP2).")
+    threads: int | None = Field(
+        None, gt=0, le=1024, description="CPU threads of each process; if not given, fewer while other processes are busy."
+    )
     offload: bool = Field(False, description="Keep planner or renderer in main memory while the other one works on the device.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass instead of keeping them.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Data type of matrix products.")
@@ -225,16 +273,20 @@ class SftConfig(Strict):
         ),  # names of components have neither
         WithJsonSchema(_SCHEMA),
     ] = Field(description="A prompt source, or a file of prompts, chains and pictures, such as JSONL.")
+    pictures: AbsolutePath | None = Field(
+        None, description="Folder that the pictures named in a data file must lie in; the data file's own if not given."
+    )
     steps: int = Field(1000, gt=0, description="Optimizer updates.")
-    batch: int = Field(64, gt=0, description="Examples in an update.")
+    batch: int = Field(64, gt=0, le=MOST, description="Examples in an update.")
     micro_batch: int = Field(64, gt=0, description="Examples in one forward and backward pass.")
-    sort_window: int = Field(1, gt=0, description="Batches that are sorted by length together, to save padding.")
+    sort_window: int = Field(1, gt=0, le=MOST, description="Batches that are sorted by length together, to save padding.")
     weights: dict[Literal["plan", "image"], float] = Field({"plan": 1.0, "image": 1.0}, description="Weights of the segments' losses.")
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = Field(None, description="Train adapters instead of full weights.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass instead of keeping them.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Data type of matrix products.")
-    seed: int = Field(0, ge=0, description="Seed of the order of the data, of dropped conditions, and of LoRA's initial weights.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order of the data, of dropped conditions, and of LoRA's initial weights.")
+    skipped_limit: int = Field(10, gt=0, description="Stop after this many steps in a row whose loss or gradient is not finite.")
     save_every: int = Field(500, gt=0, description="Steps between saves; a stopped training continues from the last one.")
     output: Path = Field(Path("runs/sft"), description="Folder for the model, its log and its saves.")
 
@@ -245,11 +297,13 @@ def validate(model: type[ConfigT], data: Mapping[str, Any]) -> ConfigT:
     Raises:
         UsageError: the config has an unknown key or a wrong value. The message is about the first one.
     """
+    see = f"see `gotr1 config schema{' --stage sft' if model is SftConfig else ''}`"
     try:
-        return model.model_validate(data)
+        config = model.model_validate(data)
     except ValidationError as error:
-        stage = " --stage sft" if model is SftConfig else ""
-        raise explain(error, data, dotted_keys(model), see=f"see `gotr1 config schema{stage}`") from None
+        raise explain(error, data, dotted_keys(model), see=see) from None
+    refuse_large_integers(config, "", see=see)
+    return config
 
 
 def flatten_keys(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -266,6 +320,11 @@ def dump(config: BaseModel, folder: Path | None = None) -> str:
     if folder is not None:
         data = change_texts(data, lambda _, text: text.replace(f"{folder.resolve()}/", "${HERE}/"))
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def dump_public(config: BaseModel) -> str:
+    """A config as YAML for readers elsewhere: no path of this machine is in it (:mod:`gotr1_core.config.public_names`)."""
+    return yaml.safe_dump(public_texts(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def make_sampling(config: SamplingConfig) -> Sampling:

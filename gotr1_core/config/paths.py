@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel
+
+
+def check_regular(path: Path) -> None:
+    """Refuses a pipe, a socket or a device: opening it may wait for ever, it may never end, and nobody can read it a second time.
+
+    Raises:
+        OSError: it is one, or nothing is there.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+
+
+def check_regular_files(folder: Path, *patterns: str) -> None:
+    """Checks the files of a folder as :func:`check_regular` does, before a library opens them. A link to nothing is not checked."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.exists():
+                check_regular(path)
 
 
 @dataclass(frozen=True)
@@ -74,8 +95,45 @@ def change_texts(value: Any, change: Callable[[str, str], Any], key: str = "") -
 def absolute_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as given, with absolute paths where ``model`` marks them as inputs."""
 
-    def change(mark: Input) -> Callable[[str, str], str]:
-        return lambda _, text: str(absolute_path(Path(text))) if mark.is_path(text, options) else text
+    def change(_: str, text: str, mark: Input, given: Mapping[str, Any]) -> str:
+        return str(absolute_path(Path(text))) if mark.is_path(text, given) else text
 
-    marks = {name: mark for name, mark in marked_options(model).items() if name in options}
-    return {**options, **{name: change_texts(options[name], change(mark)) for name, mark in marks.items()}}
+    return change_marked(model, options, change)
+
+
+def change_marked(model: Any, options: Any, change: Callable[[str, str, Input, Mapping[str, Any]], Any], key: str = "") -> dict[str, Any]:
+    """A copy of a model's ``options`` in which ``change(key, text, mark, options)`` replaces every text that the model marks as an input.
+
+    ``options`` are a mapping or an instance of the model. Options that are models themselves, or lists or mappings of them, are looked
+    through, with their own options for the marks.
+    """
+    given = dict(options) if isinstance(options, Mapping | BaseModel) else {}
+    changed, prefix = dict(given), f"{key}." if key else ""
+    marks = marked_options(model)
+    for name in [name for name in getattr(model, "model_fields", {}) if name in given]:
+        if mark := marks.get(name):
+
+            def change_text(item: str, text: str, mark: Input = mark) -> Any:
+                return change(item, text, mark, given)
+
+            changed[name] = change_texts(given[name], change_text, f"{prefix}{name}")
+        for inner in _models_in(model.model_fields[name].annotation):
+            changed[name] = _change_inner(inner, changed[name], change, f"{prefix}{name}")
+    return changed
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
+
+
+def _change_inner(model: type[BaseModel], value: Any, change: Callable[..., Any], key: str) -> Any:
+    """``change_marked`` for a value that is a model's options, or a list or mapping of such."""
+    if isinstance(value, list | tuple):
+        return [_change_inner(model, item, change, f"{key}.{number}") for number, item in enumerate(value)]
+    if isinstance(value, model) or (isinstance(value, Mapping) and model.model_fields.keys() & value.keys()):
+        return change_marked(model, value, change, key)
+    if isinstance(value, Mapping):
+        return {name: _change_inner(model, item, change, f"{key}.{name}") for name, item in value.items()}
+    return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 
 from gotr1_core.chain import SCALE, Chain, parse
 from gotr1_core.data.prompts import row_prompt
-from gotr1_core.data.rows import DataRow, read_rows
+from gotr1_core.data.rows import DataRow, iterate_rows, read_rows
 from gotr1_core.engine.files import read_text, split_lines
 from gotr1_core.errors import UsageError
 
@@ -61,10 +62,11 @@ def read_chains(path: Path, *, key: str) -> dict[str, tuple[Chain, ...]]:
         UsageError: the file cannot be read or has no chains, or a row is wrong. ``key`` begins messages: the file's place in the config.
     """
     chains: dict[str, list[Chain]] = {}
-    for row in read_rows(path, "chains", hint=f"give a JSONL file: {LINES}", key=key):
-        prompt, given = row_prompt(row, "", hint=f"write {LINES}").key, row.values.get("chain")
-        texts = given if isinstance(given, list) and given else [given]
-        chains.setdefault(prompt, []).extend(_chain_of(row, text, f"write {LINES}") for text in texts)
+    with closing(iterate_rows(path, "chains", hint=f"give a JSONL file: {LINES}", key=key)) as rows:
+        for row in rows:
+            prompt, given = row_prompt(row, "", hint=f"write {LINES}").key, row.values.get("chain")
+            texts = given if isinstance(given, list) and given else [given]
+            chains.setdefault(prompt, []).extend(_chain_of(row, text, f"write {LINES}") for text in texts)
     return {prompt: tuple(of_prompt) for prompt, of_prompt in chains.items()}
 
 

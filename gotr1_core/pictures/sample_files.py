@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import chain as chain_iterables, islice
 from pathlib import Path
 from typing import Any
 
 from gotr1_core.chain import Chain, parse
 from gotr1_core.data.chains import row_chain
-from gotr1_core.data.pictures import HINT, SUFFIXES, check_picture
+from gotr1_core.data.pictures import HINT, SUFFIXES, check_picture, named_picture
 from gotr1_core.data.prompts import row_prompt
-from gotr1_core.data.rows import JSON_SUFFIXES, TABLE_SUFFIXES, read_rows
-from gotr1_core.engine.files import DISK_FULL
+from gotr1_core.data.rows import JSON_SUFFIXES, TABLE_SUFFIXES, DataRow, iterate_rows
+from gotr1_core.engine.console import print
+from gotr1_core.engine.files import DISK_FULL, split_lines
 from gotr1_core.errors import UsageError
 from gotr1_core.pictures.draw_chain import draw_with_legend
-from gotr1_core.samples import Prompt, Sample
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
 
 SAMPLES, OVERLAY = "samples.jsonl", "-plan.png"
+_WRITTEN = re.compile(rf"[0-9]{{3,}}(\.png|{re.escape(OVERLAY)})")
 OVERLAY_SIDE = 256  # smallest length of an overlay's shorter side, pixels, so that small pictures can be read
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file with its prompt and plan. ``path`` is None for a plan that was not drawn, ``chain`` is None if no plan is known."""
+    """A picture file with its prompt and plan. ``path`` is None for a plan that was not drawn, ``chain`` is None if no plan is known.
+
+    ``not_finite`` is that of the sample, see :class:`gotr1_core.samples.Sample`.
+    """
 
     path: Path | None
     prompt: Prompt
     chain: Chain | None
+    not_finite: SegmentName | None = None
 
 
-def find_pictures(paths: Sequence[Path], prompt: str | None = None, chain: str | None = None) -> list[Picture]:
+def find_pictures(paths: Sequence[Path], prompt: str | None = None, chain: str | None = None, root: Path | None = None) -> list[Picture]:
     """Returns the pictures of files, folders and ``samples.jsonl`` files, in the order of ``paths``.
 
     Args:
         paths: picture files, folders of them, or ``samples.jsonl`` files. A folder is read through its ``samples.jsonl``, if it has one.
         prompt: the prompt of pictures that no ``samples.jsonl`` describes.
         chain: the text of their plan.
+        root: the folder that pictures named in a ``samples.jsonl`` must lie in; that file's own if not given.
 
     Raises:
-        UsageError: a path is missing or has no picture, a picture has no prompt, or no picture uses the given prompt or chain.
+        UsageError: a path is missing or has no picture, a picture has no prompt or lies elsewhere, or nothing uses the given prompt or
+            chain.
     """
     pictures: list[Picture] = []
     undescribed = 0
     for path in paths:
         folder = _is_folder(path)
         if path.suffix.lower() in JSON_SUFFIXES | TABLE_SUFFIXES or (folder and (path / SAMPLES).is_file()):
-            pictures += _read_rows(path / SAMPLES if folder else path)
+            pictures += _read_rows(path / SAMPLES if folder else path, root)
             continue
         for file in _picture_files(path) if folder else [path]:
             if prompt is None:
@@ -75,34 +87,56 @@ def _is_folder(path: Path) -> bool:
 
 
 def _picture_files(folder: Path) -> list[Path]:
-    """Returns a folder's pictures. Files that macOS adds to folders are passed over."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-    pictures = [p for p in files if not p.name.startswith("._")]
-    if len(pictures) < len(files):
-        print(f"note: {folder}: {len(files) - len(pictures)} files ._* of macOS are passed over: they are no pictures", file=sys.stderr)
+    """Returns a folder's pictures. Says which files are passed over: those that macOS adds, and pictures in other formats."""
+    from PIL import Image
+
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    found = [p for p in files if p.suffix.lower() in Image.registered_extensions().keys() - {".pdf"}]
+    own = [p for p in found if not p.name.startswith("._")]
+    pictures, others = ([p for p in own if (p.suffix.lower() in SUFFIXES) is known] for known in (True, False))
+    if len(own) < len(found):
+        print(f"note: {folder}: files ._* of macOS are passed over ({len(found) - len(own)}): they are no pictures", file=sys.stderr)
+    if others:
+        print(f"note: {folder}: pictures in other formats are passed over ({len(others)}), such as {others[0].name}", file=sys.stderr)
     if pictures:
         return pictures
     subfolders = sorted(rows.parent for rows in folder.glob(f"*/{SAMPLES}"))
     raise UsageError(f"{folder} has no pictures", hint=f"give a folder in it, such as {subfolders[0]}" if subfolders else HINT)
 
 
-def _read_rows(path: Path) -> list[Picture]:
+def _read_rows(path: Path, root: Path | None) -> list[Picture]:
     """Reads the samples that ``gotr1 generate`` or a run wrote, or a tool in the same form."""
     hint = f"give a {SAMPLES} that gotr1 wrote, or picture files and --prompt"
     pictures = []
-    for row in read_rows(path, "samples", hint=hint):
-        prompt, image = row_prompt(row, f"{path.stem}-{row.number}", hint=hint), row.values.get("image")
-        if not isinstance(image, str | None):
-            raise UsageError(f"{row.where}: image is not the name of a file", hint=hint)
-        chain = None if row.values.get("chain") is None else row_chain(row, hint=hint)
-        pictures.append(Picture(path.parent / image if image else None, prompt, chain))
+    with closing(iterate_rows(path, "samples", hint=hint)) as rows:
+        for row in rows:
+            prompt, image = row_prompt(row, f"{path.stem}-{row.number}", hint=hint), row.values.get("image")
+            if not isinstance(image, str | None):
+                raise UsageError(f"{row.where}: image is not the name of a file", hint=hint)
+            chain = None if row.values.get("chain") is None else row_chain(row, hint=hint)
+            lost: SegmentName | None = next((name for name in (PLAN, IMAGE) if row.values.get("not_finite") == name), None)
+            pictures.append(Picture(_row_picture(row, path.parent, image, root) if image else None, prompt, chain, lost))
     return pictures
 
 
-def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
-    """Writes pictures as PNG, overlays with the plan's boxes, and ``samples.jsonl``. Returns the paths of the pictures.
+def _row_picture(row: DataRow, folder: Path, name: str, root: Path | None) -> Path:
+    try:
+        return named_picture(folder, name, root, hint="put the picture beside the file, or allow its folder: --pictures DIR")
+    except UsageError as error:
+        raise UsageError(f"{row.where}: {error.message}", hint=error.hint) from None
 
-    The row of an overlay whose labels do not show all phrases whole has them by number as its ``legend``.
+
+def write_samples(folder: Path, samples: Iterable[Sample]) -> list[Path]:
+    """Writes samples as :func:`write_each`. Returns the paths of the pictures."""
+    return [path for path, _ in write_each(folder, samples) if path is not None]
+
+
+def write_each(folder: Path, samples: Iterable[Sample], *, replaces: bool = False) -> Iterator[tuple[Path | None, Sample]]:
+    """Writes pictures as PNG, overlays with the plan's boxes, and ``samples.jsonl``, one sample after another.
+
+    Yields each sample once it is written, with the path of its picture, or None if it has none. What is written stays if drawing the next
+    one fails. With ``replaces``, what an earlier call wrote there is removed once the first sample is there. A link in the place of a
+    file is replaced, not followed. The row of an overlay whose labels do not show all phrases whole has them by number as its ``legend``.
 
     Raises:
         UsageError: the folder cannot be made, or a prompt's metadata are not JSON.
@@ -113,19 +147,39 @@ def write_samples(folder: Path, samples: Sequence[Sample]) -> list[Path]:
         if error.errno in DISK_FULL:
             raise
         raise UsageError(f"cannot make the folder {folder}: {error.strerror}", hint="choose another folder") from None
-    paths = []
-    with (folder / SAMPLES).open("w", encoding="utf-8") as file:
-        for number, sample in enumerate(samples):
-            row = sample_row(sample)
+    iterator = iter(samples)
+    first = list(islice(iterator, 1))
+    if replaces:
+        remove_samples(folder)
+    with _unlinked(folder / SAMPLES).open("w", encoding="utf-8") as file:
+        for number, sample in enumerate(chain_iterables(first, iterator)):
+            row, path = sample_row(sample), None
             if sample.image is not None:
-                path = folder / f"{number:03d}.png"
+                path, path_of_overlay = (_unlinked(folder / f"{number:03d}{end}") for end in (".png", OVERLAY))
                 sample.image.save(path)
                 overlay, legend = _overlay(sample)
-                overlay.save(folder / f"{number:03d}{OVERLAY}")
-                row |= {"image": path.name, **({"legend": legend} if legend else {})}
-                paths.append(path)
-            print(json.dumps(row, ensure_ascii=False, default=_refuse), file=file)
-    return paths
+                overlay.save(path_of_overlay)
+                row |= {"image": path.name, "overlay": path_of_overlay.name, **({"legend": legend} if legend else {})}
+            print(json.dumps(row, ensure_ascii=False, default=_refuse), file=file, flush=True)
+            yield path, sample
+
+
+def _unlinked(path: Path) -> Path:
+    """Removes a link in a file's place, so that nothing is written where it leads."""
+    if path.is_symlink():
+        path.unlink()
+    return path
+
+
+def remove_samples(folder: Path) -> None:
+    """Removes the pictures and overlays that `write_samples` listed in the folder's ``samples.jsonl``, and nothing else."""
+    rows = folder / SAMPLES
+    for _, line in split_lines(rows.read_text(encoding="utf-8-sig", errors="replace")) if rows.is_file() else ():
+        with suppress(ValueError, RecursionError):  # gotr1 did not write it
+            row = json.loads(line)
+            for name in (row.get("image"), row.get("overlay")) if isinstance(row, dict) else ():
+                if isinstance(name, str) and _WRITTEN.fullmatch(name) and not (folder / name).is_dir():
+                    (folder / name).unlink(missing_ok=True)
 
 
 def _refuse(value: object) -> None:
@@ -146,25 +200,34 @@ def _overlay(sample: Sample) -> tuple[Any, dict[int, str]]:
 
 
 def sample_row(sample: Sample) -> dict[str, Any]:
-    """Returns a sample as a row for JSON: all of the prompt, chain (text and regions), scores, reward. NaN becomes null."""
-    return {
-        "prompt": sample.prompt.text,
-        "id": sample.prompt.id,
-        "category": sample.prompt.category,
-        "metadata": dict(sample.prompt.metadata),
-        "chain": sample.chain.raw,
-        "well_formed": sample.chain.well_formed,
-        "problems": list(sample.chain.problems),
-        "regions": [{"phrase": r.phrase, "box": list(r.box)} for r in sample.chain.regions],
-        "lineage": list(sample.lineage),
-        "scores": {name: null_for_nan(value) for name, value in sample.scores.items()},
-        "reward": null_for_nan(sample.reward),
-    }
+    """Returns a sample as a row for JSON: all of the prompt, chain (text and regions), scores, reward, words. NaN becomes null."""
+    return (
+        {
+            "prompt": sample.prompt.text,
+            "id": sample.prompt.id,
+            "category": sample.prompt.category,
+            "metadata": dict(sample.prompt.metadata),
+            "chain": sample.chain.raw,
+            "well_formed": sample.chain.well_formed,
+            "problems": list(sample.chain.problems),
+            "regions": [{"phrase": r.phrase, "box": list(r.box)} for r in sample.chain.regions],
+            "lineage": list(sample.lineage),
+            "scores": {name: null_for_nan(value) for name, value in sample.scores.items()},
+            "reward": null_for_nan(sample.reward),
+        }
+        | ({"not_finite": sample.not_finite} if sample.not_finite else {})
+        | words_row(sample)
+    )
+
+
+def words_row(sample: Sample) -> dict[str, Any]:
+    """Returns what judges said about a sample as part of a row for JSON: ``words`` by the score's name; nothing if they said nothing."""
+    return {"words": {name: words.as_json() for name, words in sample.words.items()}} if sample.words else {}
 
 
 def null_for_nan(value: Any) -> Any:
-    """Returns the value, or None for NaN."""
-    return None if value != value else value
+    """Returns the value, or None for a number that is not finite: JSON has none of them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def nan_for_null(value: Any) -> Any:

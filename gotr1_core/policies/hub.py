@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
+from gotr1_core.config.paths import check_regular_files
+from gotr1_core.engine.files import FILE_BYTES, read_text
 from gotr1_core.errors import UsageError, first_line
 
 if TYPE_CHECKING:
@@ -158,20 +160,34 @@ def _variant_hint(key: str, variant: str) -> str:
 
 def _read_checkpoint(folder: Path, check: Check | None, variant: str | None) -> Weights:
     """Reads the config and the tensors' headers of a checkpoint or pipeline. No tensor is read."""
+    try:
+        check_regular_files(folder, "*", "*/*")
+    except OSError as error:
+        raise _Incomplete(f"has a file that cannot be read: {error.filename}: {error.strerror}") from None
     name = next((name for name in _CONFIGS if (folder / name).is_file()), None)
     if name is None:
         raise _Incomplete("has no config.json (and no model_index.json)")
     config = _read_json_object(folder, name)
+    _refuse_kernels(config)
     if check is not None:
         check(config)
     is_pipeline = name == "model_index.json"
     return Weights(folder, config, _count_pipeline_parameters(folder, config, variant) if is_pipeline else _count_model_parameters(folder))
 
 
+def _refuse_kernels(config: Mapping[str, Any]) -> None:
+    """Refuses a config that names code on the hub as its kernel, such as ``owner/name`` for attention: transformers would run it."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_kernels(value)
+        elif key.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            raise _Incomplete(f"has a config.json whose {key} is code on the hub: {value[:80]!r}")
+
+
 def _count_pipeline_parameters(folder: Path, index: Mapping[str, Any], variant: str | None) -> int:
     """Counts the parameters of a pipeline. Its index is `{"unet": ["library", "class"], ...}`; parts with a config.json are models."""
     parts = [name for name, kind in index.items() if isinstance(kind, list) and len(kind) == 2 and all(kind)]
-    missing = [name for name in parts if not (folder / name).is_dir()]
+    missing = [name for name in parts if not _is_plain(name) or not (folder / name).is_dir()]
     if missing:
         raise _Incomplete(f"lacks the part {missing[0]}")
     models = [name for name in parts if (folder / name / "config.json").is_file()]
@@ -182,11 +198,16 @@ def _count_pipeline_parameters(folder: Path, index: Mapping[str, Any], variant: 
 
 def _count_model_parameters(folder: Path, prefix: str = "", variant: str | None = None) -> int:
     """Counts the parameters of a model's files, which must all be there and complete."""
+    if (folder / "adapter_config.json").exists():  # transformers would load the base model that it names, from anywhere
+        raise _Incomplete(f"has {prefix}adapter_config.json: it holds an adapter, not a whole model")
     files = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index*.json"):
         listed = _read_json_object(folder, index.name).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
             raise _Incomplete(f"has a {prefix}{index.name} without a weight_map")
+        outside = next((name for name in listed.values() if not _is_plain(name)), None)
+        if outside is not None:
+            raise _Incomplete(f"has a {prefix}{index.name} that names {outside[:80]!r}, which is no file in it")
         files |= set(listed.values())
     if not files:
         raise _Incomplete(f"has no {prefix}*.safetensors (weights in other formats are not loaded)")
@@ -196,6 +217,11 @@ def _count_model_parameters(folder: Path, prefix: str = "", variant: str | None 
         only = min(str(name) for name in variants)
         raise _Incomplete(f"has {prefix}*.safetensors only in the variant {only}", only if prefix else None)
     return sum(_count_file_parameters(folder, name, prefix) for name in sorted(files) if _variant_of(name) == chosen)
+
+
+def _is_plain(name: str) -> bool:
+    """True for a name in a folder; false for a path that leads out of it."""
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & {*name}
 
 
 def _count_file_parameters(folder: Path, name: str, prefix: str) -> int:
@@ -213,8 +239,8 @@ def _count_file_parameters(folder: Path, name: str, prefix: str) -> int:
 
 def _read_json_object(folder: Path, name: str) -> Mapping[str, Any]:
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_text(folder / name, hint="download it again", most=FILE_BYTES))
+    except (UsageError, ValueError, RecursionError) as error:
         raise _Incomplete(f"has a {name} that cannot be read ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise _Incomplete(f"has a {name} that is not a JSON object")

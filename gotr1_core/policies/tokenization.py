@@ -39,6 +39,9 @@ class ChatText:
         words = set(added.values())
         self._any_special, self._not_tags, self._letters = _pattern(words), _pattern(words - self.tags), _pattern(words & set(letters))
         self._longest = max(len(word.encode()) for word in tokenizer.get_vocab() if word in self.tags or word not in words)
+        # A text without these characters, which the tokenizer does not rewrite, has no special token in it.
+        marks = [{character for character in word if not character.isalnum()} for word in words]
+        self._marks = frozenset().union(*marks) if all(marks) else None
         self._template_special = self._special([*self._prefix, *self._ids(self._conversation("a"))])
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -75,6 +78,16 @@ class ChatText:
     def min_tokens(self, text: str) -> int:
         """Returns a lower bound of a text's number of tokens, from its length alone."""
         return -(-len(text.encode(errors="replace")) // self._longest)
+
+    def max_prompt_tokens(self, text: str) -> int | None:
+        """Returns an upper bound of the number of ids of a prompt, from its length alone; None if only :meth:`encode_prompt` can say.
+
+        A token has at least one byte of the text. Most prompts are far shorter than a context, so this saves their tokenization.
+        """
+        if self._marks is None or not text.isascii() or not text.strip() or not self._marks.isdisjoint(text):
+            return None
+        template = len(self._prefix) + len(f"{self.before}{self.after}".encode())
+        return template + len(text) + 1  # some tokenizers begin with a space of their own
 
     def _ids(self, pieces: list[str]) -> list[int]:
         unique = list(dict.fromkeys(pieces))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,10 +15,14 @@ import yaml
 
 from gotr1_core.config.merge import parse_overrides
 from gotr1_core.config.models import ComponentConfig, RunConfig, SamplingConfig
+from gotr1_core.config.public_names import is_local, package_path, public_name, public_texts
+from gotr1_core.engine.files import read_json
+from gotr1_core.engine.intervals import estimate
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluation import Estimate, HeldOut, change_label, estimate, paired
+from gotr1_core.evaluation import HeldOut, change_label, paired
 from gotr1_core.runs.records import CONFIG, ENVIRONMENT, HELD_OUT
 from gotr1_core.samples import Sampling
+from gotr1_core.workflows.markdown import code, code_block, plain
 
 TRAINED = {"planner": "the planner", "renderer": "the renderer", "both": "planner and renderer"}
 TRAINED_OF_ONE = {
@@ -33,20 +38,53 @@ MERGED = "merged"  # the folder where the card's code saves the full model for g
 class Piece:
     """One exported policy.
 
-    ``folder`` is relative to the card. ``base`` is the model that training started from, a path or a name on the hub. ``model`` is the
-    library's class, and ``dtype`` the type of its weights.
+    ``folder`` is relative to the card. ``base`` is the model that training started from, a path or a name on the hub, or None for random
+    weights. ``model`` is the library's class, and ``dtype`` the type of its weights. ``loadable``: the component has an option ``model``.
     """
 
     role: str
     folder: str
-    base: str
+    base: str | None
     model: type
     dtype: str
+    loadable: bool = True
 
     @property
     def library(self) -> str:
         """Returns the name of the library that defines the model's class, such as ``transformers``."""
         return self.model.__module__.partition(".")[0]
+
+    @property
+    def hub_name(self) -> str | None:
+        """Returns the base model's name on the hub, if it is from there."""
+        if self.base is None or not is_local(self.base):
+            return self.base
+        name = public_name(self.base)
+        return name if "/" in name and package_path(name) is None else None
+
+    @property
+    def local_folder(self) -> str | None:
+        """Returns the name of the base model's folder, if only its owner has it: it is neither on the hub nor in a package."""
+        name = public_name(self.base or "")
+        return name if self.base and not self.hub_name and not package_path(name) else None
+
+    @property
+    def base_text(self) -> str:
+        """Returns the base model as Markdown, by a name that readers elsewhere know."""
+        if self.base is None:
+            return "none, training started from random weights"
+        name = public_name(self.base)
+        if inside := package_path(name):
+            return f"{code(inside[1])} of the Python package {code(inside[0])}"
+        return f"{code(name)}, a local folder" if self.local_folder else code(name)
+
+    @property
+    def base_code(self) -> str:
+        """Returns a Python expression for the base model: its name on the hub, its place in a package, or a folder beside the card."""
+        name = public_name(self.base or "")
+        if inside := package_path(name):
+            return f"str(files({json.dumps(inside[0])}) / {json.dumps(inside[1], ensure_ascii=False)})"
+        return json.dumps(f"./{name}" if self.local_folder else name, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -63,12 +101,12 @@ class Card:
 
     def text(self) -> str:
         """Returns the card as Markdown. It starts with the YAML that model hubs read."""
-        sections = [self._front_matter(), f"# {self.run.name}", self._facts(), self._held_out(), self._loading(), self._drawing()]
+        sections = [self._front_matter(), f"# {plain(self.run.name)}", self._facts(), self._held_out(), self._loading(), self._drawing()]
         return "\n\n".join([*sections, self._versions()]) + "\n"
 
     def _front_matter(self) -> str:
         """Returns the YAML for hubs, without a license, which is not known, and without local folders, which hubs refuse."""
-        bases = list(dict.fromkeys(p.base for p in self.pieces if not Path(p.base).exists()))
+        bases = list(dict.fromkeys(name for p in self.pieces if (name := p.hub_name) is not None))
         data: dict[str, Any] = {"base_model": bases if len(bases) > 1 else bases[0]} if bases else {}
         library = self.pieces[0].library
         data["library_name"] = library if self.merged or library == "diffusers" else "peft"
@@ -78,17 +116,19 @@ class Card:
     def _facts(self) -> str:
         config, lora, prompts = self.config, self.config.lora, self.config.prompts
         targets = "" if lora is None else lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
-        weights = "full weights" if lora is None else f"LoRA of rank {lora.rank} and alpha {lora.alpha:g} (layers: {targets})"
-        bases = list(dict.fromkeys(f"`{p.base}`" for p in self.pieces))
-        source = f"file `{prompts.file}`" if prompts.file else f"source {_with_options(prompts.source)}" if prompts.source else "none"
+        weights = "full weights" if lora is None else f"LoRA of rank {lora.rank} and alpha {lora.alpha:g} (layers: {plain(targets)})"
+        bases = list(dict.fromkeys(p.base_text for p in self.pieces))
+        source = (
+            f"file {code(prompts.file.name)}" if prompts.file else f"source {_with_options(prompts.source)}" if prompts.source else "none"
+        )
         trained = (TRAINED_OF_ONE if self.unified else TRAINED)[config.train]
         facts = {
             "Base model": " and ".join(bases),
             "Trained": f"{trained}: {weights}{', merged' if lora and self.merged else ''}",
-            "Planner and renderer": f"`{config.planner.name}` and `{config.renderer.name}`",
+            "Planner and renderer": f"{code(config.planner.name)} and {code(config.renderer.name)}",
             "Algorithm": _with_options(config.algorithm),
-            "Judges": ", ".join(f"`{j.name}`" if j.label == j.name else f"`{j.name}` as `{j.label}`" for j in config.judge),
-            "Reward": f"`{config.reward}`",
+            "Judges": ", ".join(code(j.name) if j.label == j.name else f"{code(j.name)} as {code(j.label)}" for j in config.judge),
+            "Reward": code(config.reward),
             "Prompts": source,
             "Steps": f"{self.step} of {config.steps}, each of prompts × plans × images: {config.groups} × {config.plans} × {config.images}",
             "Learning rate": f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}",
@@ -115,8 +155,8 @@ class Card:
         sampling = self.config.evaluation.sampling or self.config.sampling
         about = (
             f"{count} held-out prompts, one sample each "
-            f"(temperature {sampling.temperature:g}, guidance scale {sampling.guidance_scale:g}): means ± half of "
-            "their 95 % intervals. The change is after - before, prompt by prompt."
+            f"(temperature {sampling.temperature:g}, guidance scale {sampling.guidance_scale:g}): means [95 % intervals]. "
+            "The change is after - before, prompt by prompt."
         )
         if self.step != self.config.steps:
             about += f" *After* is after the last step, {self.config.steps}; this export is of step {self.step}."
@@ -128,14 +168,18 @@ class Card:
         lines: list[str] = []
         loadable = [p for p in self.pieces if p.library in LOADABLE]
         if loadable:
-            lines += ["In Python, from the folder of this file:", "", "```python", *self._imports(loadable), ""]
-            lines += [line for p in loadable for line in self._load(p)] + ["```"]
-        lines += [f"The {p.role} is for {p.library}'s `{p.model.__name__}`." for p in self.pieces if p not in loadable]
+            folders = [] if self.merged else [code(p.local_folder) for p in loadable if p.local_folder]
+            beside = f" Put the base model there, the folder {' and '.join(folders)}: this export has only adapters." if folders else ""
+            lines += [f"In Python, from the folder of this file.{beside}", ""]
+            lines += code_block("python", [*self._imports(loadable), "", *(line for p in loadable for line in self._load(p))])
+        lines += [f"The {p.role} is for {plain(p.library)}'s {code(p.model.__name__)}." for p in self.pieces if p not in loadable]
         return "\n".join(["## Load it", "", *lines])
 
     def _imports(self, pieces: Sequence[Piece]) -> list[str]:
         models = [p for p in pieces if p.library == "transformers"]
-        lines = ["from diffusers import DiffusionPipeline"] if len(models) < len(pieces) else []
+        packaged = not self.merged and any(p.base and package_path(public_name(p.base)) for p in pieces)
+        lines = ["from importlib.resources import files", ""] if packaged else []
+        lines += ["from diffusers import DiffusionPipeline"] if len(models) < len(pieces) else []
         if models:
             classes = ", ".join(sorted({"AutoTokenizer", *(p.model.__name__ for p in models)}))
             lines += [*([] if self.merged else ["from peft import PeftModel"]), f"from transformers import {classes}"]
@@ -143,7 +187,7 @@ class Card:
 
     def _load(self, piece: Piece) -> list[str]:
         model, tokenizer = self._variables(piece)
-        kind, folder, base = piece.model.__name__, json.dumps(piece.folder), json.dumps(piece.base, ensure_ascii=False)
+        kind, folder, base = piece.model.__name__, json.dumps(piece.folder), piece.base_code
         if piece.library == "diffusers":
             source = folder if self.merged else base
             lines = [f"{model} = DiffusionPipeline.from_pretrained({source})"]
@@ -168,14 +212,18 @@ class Card:
         return (model, "tokenizer") if len(self.pieces) == 1 else (piece.role, f"{piece.role}_tokenizer")
 
     def _drawing(self) -> str:
+        if without := [p.role for p in self.pieces if not p.loadable]:
+            component = code(getattr(self.config, without[0]).name)
+            what = f"gotr1 cannot load this export: the {without[0]} {component} has no option `model`. The run itself can draw, with"
+            return "\n".join(["## Draw with it", "", f"{what} `gotr1 generate --checkpoint RUN`."])
         folders = {p.role: Path(p.folder) if self.merged else Path(MERGED) / p.folder for p in self.pieces}
         lines = ["From the folder of this file:", ""]
         if not self.merged:
-            lines = ["gotr1 draws with a full model. Run this after the code above:", "", "```python"]
-            lines += [line for piece in self.pieces for line in self._merge(piece, folders[piece.role])]
-            lines += ["```", "", "Then run, in the same folder:", ""]
+            lines = ["gotr1 draws with a full model. Run this after the code above:", ""]
+            lines += code_block("python", [line for piece in self.pieces for line in self._merge(piece, folders[piece.role])])
+            lines += ["", "Then run, in the same folder:", ""]
         words = ["gotr1", "generate", "a red circle above a blue square", *self._options(folders)]
-        return "\n".join(["## Draw with it", "", *lines, "```sh", shlex.join(words), "```"])
+        return "\n".join(["## Draw with it", "", *lines, *code_block("sh", [shlex.join(words)])])
 
     def _options(self, folders: Mapping[str, Path]) -> list[str]:
         """Returns the words for ``gotr1 generate`` that select the run's policies, with the exported models in place of their bases."""
@@ -184,7 +232,7 @@ class Card:
         for role, component in {"planner": config.planner, "renderer": config.renderer}.items():
             if role == "renderer" and self.unified:
                 break
-            options = {**component.options, **({"model": str(folders[role])} if role in folders else {})}
+            options = {**public_texts(component.options), **({"model": str(folders[role])} if role in folders else {})}
             words += [_as_word(f"{role}.{key}", value) for key, value in options.items()]
         defaults = SamplingConfig().model_dump()
         return words + [_as_word(f"sampling.{key}", value) for key, value in asdict(self.sampling).items() if value != defaults[key]]
@@ -195,17 +243,19 @@ class Card:
         if not environment:
             return "## Versions\n\nNot recorded."
         try:
-            packages = [f"- {name} {version}" for name, version in {"Python": environment["python"], **environment["packages"]}.items()]
-            components = [f"- {name}: {p['distribution']} {p['version']}".rstrip() for name, p in environment["components"].items()]
+            packages = [
+                f"- {plain(f'{name} {version}')}" for name, version in {"Python": environment["python"], **environment["packages"]}.items()
+            ]
+            texts = [f"{name}: {p['distribution']} {p['version']}".rstrip() for name, p in environment["components"].items()]
         except (AttributeError, KeyError, TypeError):
             raise _damaged(path) from None
-        return "\n".join(["## Versions", "", *packages, *components])
+        return "\n".join(["## Versions", "", *packages, *(f"- {plain(text)}" for text in texts)])
 
 
 def _with_options(component: ComponentConfig) -> str:
     """Returns a component's name, with its options if it has any."""
-    options = yaml.safe_dump(component.options, default_flow_style=True, width=10_000).strip()
-    return f"`{component.name}`" + (f" with `{options}`" if component.options else "")
+    options = yaml.safe_dump(public_texts(component.options), default_flow_style=True, width=10_000).strip()
+    return code(component.name) + (f" with {code(options)}" if component.options else "")
 
 
 def _as_word(key: str, value: Any) -> str:
@@ -220,24 +270,17 @@ def _as_word(key: str, value: Any) -> str:
 def _table(rows: Mapping[str, HeldOut]) -> list[str]:
     """Returns a Markdown table: the mean of every score of every model, and the change from ``before`` to ``after``."""
     before, after = rows["before"], rows["after"]
-    lines = [["score", *rows, change_label(before, after)], ["---"] * (len(rows) + 2)]
+    lines = [["score", *map(plain, rows), plain(change_label(before, after))], ["---"] * (len(rows) + 2)]
     for name in after:
-        change = paired(before, after, name)
-        lines.append([name, *(_as_cell(estimate(row[name])) for row in rows.values()), _as_cell(change, "+")])
+        lines.append([plain(name), *(estimate(row.column(name)).text() for row in rows.values()), paired(before, after, name).text("+")])
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _as_cell(value: Estimate, sign: str = "") -> str:
-    return f"{value.mean:{sign}.3f} ± {value.half_width:.3f}" if value.count else "–"
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads a JSON file of a run; empty if there is none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, TypeError, ValueError):
+        return read_json(path) if os.path.lexists(path) else {}
+    except UsageError:
         raise _damaged(path) from None
 
 
