@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -11,22 +12,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gotr1_core.components.resolve import resolve_config
-from gotr1_core.errors import UsageError
+from gotr1_core.engine.console import print
+from gotr1_core.errors import NOT_FINITE_HINT, Gotr1Error, UsageError, nearest
 from gotr1_core.hookspecs import KINDS, Kind
-from gotr1_core.plugins import Registry, nearest
+from gotr1_core.plugins import Registry
 
 if TYPE_CHECKING:
+    from gotr1_core.config.models import JudgeConfig
     from gotr1_core.protocols import Planner, Renderer
-    from gotr1_core.samples import Sampling
+    from gotr1_core.samples import Sample, Sampling
 
 
 _files: list[Path] = []
-_debug = [False]
+_debug, _config_plugins = [False], [True]
 
 
-def start(files: Sequence[Path], *, debug: bool = False) -> None:
-    """Starts a command line with the files of --plugin: the next :func:`registry` call builds a new registry."""
-    _files[:], _debug[:] = files, [debug]
+def start(files: Sequence[Path], *, debug: bool = False, config_plugins: bool = True) -> None:
+    """Starts a command line with the files of --plugin: the next :func:`registry` call builds a new registry.
+
+    ``config_plugins`` is false on a line with --no-plugins.
+    """
+    _files[:], _debug[:], _config_plugins[:] = files, [debug], [config_plugins]
     registry.cache_clear()
 
 
@@ -38,7 +44,7 @@ def debugging() -> bool:
 @cache
 def registry() -> Registry:
     """Returns the plugins of this command line. They are loaded at the first call."""
-    plugins = Registry()
+    plugins = Registry(config_plugins=_config_plugins[0])
     for file in _files:
         plugins.add_file(file)
     return plugins
@@ -91,8 +97,12 @@ AlgorithmName = Annotated[
 PresetName = Annotated[
     str | None, typer.Option(help="A named config to start from; scenes if you name nothing else.", autocompletion=complete_names("preset"))
 ]
+PresetWithJudges = Annotated[
+    str | None, typer.Option("--preset", help="Use the judges and the reward of a preset.", autocompletion=complete_names("preset"))
+]
 PromptsFile = Annotated[Path | None, typer.Option(help="Your own prompts: a text file with one per line, or JSONL, JSON or CSV.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts drawn at the same time.")]
+CacheDir = Annotated[str | None, typer.Option(metavar="DIR", help="Keep judges' scores in this folder, and find them there; or off.")]
 AcceptChanges = Annotated[
     bool, typer.Option("--accept-changes", help="With a run: go on if files that it read, such as weights or prompts, are not the same.")
 ]
@@ -118,6 +128,10 @@ def config_or_words(first: str | None, words: Sequence[str]) -> tuple[Path | Non
     return None, [first, *words]
 
 
+DRAWS = {"planner", "renderer", "sampling", "evaluation", "plugins"}
+"""First words of the keys that drawing with an untrained model reads."""
+
+
 def policies_to_draw(
     registry: Registry,
     checkpoint: Path | None,
@@ -133,9 +147,11 @@ def policies_to_draw(
     The config needs neither judges nor prompts. Without ``planned`` it needs no planner either; then none is loaded, and None is returned.
 
     Raises:
-        UsageError: a preset or a component is named together with a checkpoint, or ``accept_changes`` is given without one.
+        UsageError: a preset or a component is named together with a checkpoint, ``accept_changes`` is given without one, or a word sets
+            something that nothing here reads.
     """
     from gotr1_core.components.build import make_policies, make_renderer
+    from gotr1_core.config.merge import parse_overrides
     from gotr1_core.config.models import RunConfig, make_sampling, validate
     from gotr1_core.runs.restore import restore
 
@@ -150,6 +166,8 @@ def policies_to_draw(
         return parts.planner, parts.renderer, sampling
     if accept_changes:
         raise UsageError("--accept-changes needs --checkpoint", hint="remove it: only a run can have changed files")
+    if unread := sorted((parse_overrides(words).keys() & RunConfig.model_fields.keys()) - DRAWS):
+        raise UsageError(f"{unread[0]} cannot be set here", hint="drawing reads planner.…, renderer.… and sampling.…; --help has the rest")
     data = resolve_config(registry, None, preset, named, words)
     if not planned and "renderer" in data:
         data = {"planner": data["renderer"], **data}
@@ -158,6 +176,42 @@ def policies_to_draw(
     if not planned:
         return None, make_renderer(registry, config, device=device()), sampling
     return *make_policies(registry, config, device=device()), sampling
+
+
+def judges_from_words(names: Sequence[str] | None, words: Sequence[str]) -> tuple[list[JudgeConfig], list[str]]:
+    """The judges that --judge names with their options among the words, which are judge.KEY=VALUE, and the other words.
+
+    Without a name there is no judge, and every word is returned.
+    """
+    from gotr1_core.components.preflight import check_labels
+    from gotr1_core.config.merge import merge, parse_overrides
+    from gotr1_core.config.models import validate
+    from gotr1_core.plugins import options_of
+    from gotr1_core.workflows.judging import ScoreConfig
+
+    if not names:
+        return [], list(words)
+    own = [word for word in words if word.partition("=")[0].split(".")[0] == "judge"]
+    judges = validate(ScoreConfig, merge({"judge": list(names)}, parse_overrides(own))).judge
+    check_labels(judges)
+    for judge in judges:  # before anything is loaded
+        options_of(registry().find("judge", judge.name).component, judge.options)
+    return list(judges), [word for word in words if word not in own]
+
+
+def check_finite(samples: Sequence[Sample]) -> None:
+    """Says how many samples have no picture because a number was not finite.
+
+    Raises:
+        Gotr1Error: all of them.
+    """
+    lost = sum(sample.not_finite is not None for sample in samples)
+    if not lost:
+        return
+    message = f"{lost} of {len(samples)} pictures could not be drawn: logits, latents or pixels are not finite"
+    if lost == len(samples):
+        raise Gotr1Error(message, hint=NOT_FINITE_HINT)
+    print(f"warning: {message}. What to do: {NOT_FINITE_HINT}", file=sys.stderr)
 
 
 def device() -> str:

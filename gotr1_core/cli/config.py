@@ -12,6 +12,7 @@ import typer
 from gotr1_core.cli import common
 from gotr1_core.cli.options import ComponentCommand
 from gotr1_core.components.resolve import load_plugin_files, resolve_config
+from gotr1_core.engine.console import print
 
 if TYPE_CHECKING:
     from gotr1_core.config.models import SftConfig

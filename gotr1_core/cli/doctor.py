@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gotr1_core.cli.common import Json, registry
+from gotr1_core.engine.console import print
 from gotr1_core.errors import UsageError
 
 
@@ -41,43 +42,41 @@ def _examine_installation(*, as_json: bool) -> bool:
 
 
 def _examine_run(folder: Path, *, as_json: bool) -> bool:
-    """Prints every finding. True if there is one."""
-    from gotr1_core.doctor.rules import examine_run
+    """Prints how a run ended, and every finding. True if it failed or was killed, or if there is a finding."""
+    from gotr1_core.doctor.rules import add_examples, examine_run
+    from gotr1_core.runs.outcome import FINISHED, read_outcome
     from gotr1_core.runs.records import run_config
+    from gotr1_core.runs.saved_samples import saved_words
 
-    config = run_config(folder)
+    config, ended = run_config(folder), read_outcome(folder)
     rows = _read_metrics(folder)
     steps = sum("evaluation" not in row for row in rows)
-    findings = examine_run(rows, config)
+    findings = add_examples(examine_run(rows, config), saved_words(folder))
     if as_json:
         facts = [
-            {"step": f.step, "rule": f.rule.name, "metric": f.metric, "measured": f.measured}
+            {"step": f.step, "rule": f.rule.name, "metric": f.metric, "measured": f.measured, "examples": list(f.examples)}
             | {key: getattr(f.rule, key) for key in ("limit", "stops", "explanation", "hint")}
             for f in findings
         ]
-        print(json.dumps({"steps": steps, "findings": facts}, ensure_ascii=False))
+        print(json.dumps({**asdict(ended), "steps": steps, "findings": facts}, ensure_ascii=False))
     else:
+        if ended.outcome != FINISHED:
+            told = [replace(finding, examples=()).message for finding in findings]  # the error has examples of its own
+            reported = any(ended.error.startswith(message) for message in told)  # below, with what to do
+            error = f": {ended.error}\n  what to do: {ended.hint}" if ended.error and not reported else ""
+            print(f"{ended.outcome} after {steps} of {config.steps} steps{error}")
         for finding in findings:
             print(f"{finding.message}{' It stops the run.' if finding.rule.stops else ''}\n  what to do: {finding.rule.hint}")
         if not findings:
             print(f"{steps} steps, nothing found")
-    return bool(findings)
+    return bool(findings) or ended.is_bad
 
 
 def _read_metrics(folder: Path) -> Sequence[Mapping[str, Any]]:
-    """Reads the rows of a run's metrics. Refuses values that are not numbers; only the name of an evaluation is text."""
+    """Reads the rows of a run's metrics."""
     from gotr1_core.runs.records import METRICS, Records
 
     path = folder / METRICS
     if not path.is_file():
         raise UsageError(f"{folder} has no {METRICS}", hint="restore the original file; the doctor reads its numbers")
-    rows = Records(folder, main=False).rows
-    for number, row in enumerate(rows, 1):
-        for name, value in row.items():
-            if not isinstance(value, int | float | None) and name != "evaluation":
-                raise UsageError(
-                    f"{path} is damaged: line {number} says {name} is {value!r}, which is not a number", hint="restore the original file"
-                )
-        if "step" not in row:
-            raise UsageError(f"{path} is damaged: line {number} has no step", hint="restore the original file")
-    return rows
+    return Records(folder, main=False).rows

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gotr1_core.cli.common import AcceptChanges, registry
+from gotr1_core.engine.console import print
 
 
 def command(
@@ -21,4 +22,4 @@ def command(
     from gotr1_core.workflows.export import export
 
     checkpoint, step = export(registry(), run, out, merged=merge, accept_changes=accept_changes)
-    print(json.dumps({"folder": str(out), "checkpoint": str(checkpoint), "step": step}, ensure_ascii=False))
+    print(json.dumps({"folder": str(out), "checkpoint": checkpoint and str(checkpoint), "step": step}, ensure_ascii=False))

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from gotr1_core.cli import common
 from gotr1_core.cli.options import ComponentCommand
+from gotr1_core.engine.console import print
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.runs.launched import LAUNCHED, is_launched
 
@@ -151,7 +152,9 @@ def launch(options: Any, arguments: Sequence[str], folder: Path) -> None:
         except ChildFailedError as error:
             words = shlex.join(options.words)
             again = f"gotr1 train --resume {folder} -- {words} goes on" if (folder / "config.yaml").is_file() else "run it again"
-            raise _first_failure(error.failures, options.num_processes, again, stopped=bool(signals)) from None
+            failure = _first_failure(error.failures, options.num_processes, again, stopped=bool(signals))
+            _record_failure(folder, failure)
+            raise failure from None
         except (ValueError, OSError, RuntimeError) as error:  # from torchrun: a wrong option, or a machine that it cannot reach
             raise UsageError(f"the processes could not be started: {error}", hint=EXAMPLE) from error
         finally:
@@ -227,6 +230,19 @@ def _first_failure(failures: Mapping[int, Any], processes: int, again: str, *, s
     else:
         error = Gotr1Error(f"{name} ended with status {status}", hint=None if common.debugging() else "run again with --debug to see why")
     return error
+
+
+def _record_failure(folder: Path, failure: Gotr1Error) -> None:
+    """Records the error in the run's folder. The first process was killed, or may have recorded only that another one has ended."""
+    from gotr1_core.runs.outcome import outcome_of, read_outcome, write_outcome
+    from gotr1_core.runs.report import write_report
+
+    if failure.code == 130 or not (folder / "config.yaml").is_file():
+        return
+    with suppress(OSError, UsageError):
+        if read_outcome(folder).is_bad:
+            write_outcome(folder, outcome_of(failure, folder))
+            write_report(folder)
 
 
 def _failure_time(failure: Any) -> float:

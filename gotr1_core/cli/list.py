@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from gotr1_core.cli.common import Json, KindArgument, parse_kind, registry
+from gotr1_core.engine.console import print
 
 
 def command(kind: KindArgument = None, as_json: Json = False) -> None:

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
+from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +16,27 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.cli import common, config, doctor, evaluate, export, generate, list as list_, plugins, score, sft, show, train
+from gotr1_core.border.discovery import RAISED
+from gotr1_core.cli import (
+    common,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    list as list_,
+    plugins,
+    runs,
+    sft,
+    show,
+    train,
+)
 from gotr1_core.cli.launch import LaunchCommand, end_process, report_to_launcher
 from gotr1_core.cli.options import ComponentCommand
-from gotr1_core.errors import Gotr1Error, UsageError
-from gotr1_core.plugins import RAISED, one_line
+from gotr1_core.engine.console import print
+from gotr1_core.engine.openmp import choose_spin
+from gotr1_core.errors import Gotr1Error, UsageError, one_line
 from gotr1_core.runs.launched import is_launched
 
 INTERRUPTED = 130
@@ -26,6 +44,7 @@ COMPLETE = "_GOTR1_COMPLETE"  # an environment variable; a shell sets it to ask 
 HELP = "Trains text-to-image models to plan before they draw, with reinforcement learning."
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 ANYWHERE = "Anywhere on the line"
+LONGEST = 4_000  # characters of an error: a file of others may have a name of gigabytes
 BUG = "this looks like a bug in gotr1 or a plugin; run again with --debug to see where"
 
 app = typer.Typer(name="gotr1", help=HELP, no_args_is_help=True, context_settings=SETTINGS)
@@ -37,13 +56,16 @@ app.command(
 )(train.command)
 app.command("sft", cls=ComponentCommand, epilog="policy=NAME --help (also data=NAME) shows the options of NAME.")(sft.command)
 app.command("generate", cls=ComponentCommand, epilog="--planner NAME --help (also --renderer) shows the options of NAME.")(generate.command)
-app.command("evaluate")(evaluate.command)
-app.command("score", cls=ComponentCommand, epilog="--judge NAME --help shows the options of NAME.")(score.command)
+app.command("evaluate", cls=ComponentCommand, epilog="--judge NAME --help (also --planner, --renderer) shows the options of NAME.")(
+    evaluate.command
+)
 app.command("export")(export.command)
+app.command("runs")(runs.command)
+app.command("compare")(compare.command)
 app.command("list")(list_.command)
 app.command("show")(show.command)
 app.add_typer(config.app, name="config")
-app.command("plugins")(plugins.command)
+app.add_typer(plugins.app, name="plugins")
 app.command("doctor")(doctor.command)
 
 
@@ -67,6 +89,10 @@ def options_anywhere(
         list[Path] | None,
         typer.Option("--plugin", metavar="FILE.py", help="Also load this file as a plugin. May be repeated.", rich_help_panel=ANYWHERE),
     ] = None,
+    no_plugins: Annotated[
+        bool,
+        typer.Option("--no-plugins", help="Load no plugin file that a config or a run names.", rich_help_panel=ANYWHERE),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=ANYWHERE)] = False,
 ) -> None:
     """Options that may stand anywhere on a line. `call` reads them first; this function only shows them in --help and completion."""
@@ -77,6 +103,7 @@ def run(arguments: list[str] | None = None) -> None:
 
     Characters that the terminal's encoding lacks are escaped (``\\u732b``), so that no result is lost when it is printed.
     """
+    choose_spin()  # before torch is imported
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -88,12 +115,13 @@ def run(arguments: list[str] | None = None) -> None:
 
 def call(arguments: list[str]) -> int:
     """Runs a command, prints its error if it has one, and returns the exit status."""
-    debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
+    before_dashes = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug, config_plugins = "--debug" in before_dashes, "--no-plugins" not in before_dashes
     # During completion stderr is dropped: the shell would print it into the line that the user types.
     with redirect_stderr(io.StringIO()) if COMPLETE in os.environ else nullcontext():
         try:
             words, files = read_ahead(arguments)
-            common.start(files, debug=debug)
+            common.start(files, debug=debug, config_plugins=config_plugins)
             status = commands().main(words, prog_name="gotr1", standalone_mode=False)
             if status == INTERRUPTED:  # Typer returns this status after Ctrl-C and prints nothing
                 raise KeyboardInterrupt
@@ -104,16 +132,22 @@ def call(arguments: list[str]) -> int:
             return (error.code or 0) if isinstance(error.code, int | None) else _print_error(str(error.code), None, 1)
         except typer.TyperException as error:
             return _print_usage_error(error)
-        except Exception as error:
+        except BaseException as error:  # libraries in Rust raise some that are no Exception
             if debug:
                 raise
             if isinstance(error, Gotr1Error):
                 return _print_error(error.message, error.hint, error.code)
+            from gotr1_core.engine.files import path_problem
+
+            if problem := path_problem(error):
+                return _print_error(problem, "give another path, or change what is there", UsageError.code)
             return _print_error(one_line(error), BUG, 1)
 
 
 def read_ahead(arguments: list[str]) -> tuple[list[str], list[Path]]:
-    """Returns a line without --plugin and --debug, and the files of --plugin. Plugins must be loaded before the rest can be read.
+    """Returns a line without --plugin, --no-plugins and --debug, and the files of --plugin.
+
+    Plugins must be loaded before the rest can be read.
 
     Raises:
         UsageError: --plugin without a file.
@@ -130,17 +164,16 @@ def read_ahead(arguments: list[str]) -> tuple[list[str], list[Path]]:
             if not file or file.startswith("--"):
                 raise UsageError("--plugin needs a file", hint="for example --plugin my_judge.py")
             files.append(Path(file))
-        elif word != "--debug":
+        elif word not in ("--debug", "--no-plugins"):
             rest.append(word)
     return rest, files
 
 
 def commands() -> TyperGroup:
     """Returns gotr1's commands and those of the plugins. A plugin that fails to add its commands is reported and left out."""
-    app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
-    group = get_command(app)
-    assert isinstance(group, TyperGroup)  # the app has a callback, so it is a group
-    if app.rich_markup_mode is None:
+    rich = sys.stdout.isatty()
+    group: TyperGroup = _copy(_own_commands(rich))
+    if not rich:
         group.context_settings = {**SETTINGS, "terminal_width": 140}  # a pipe would get 80 columns, which cuts the commands' summaries
     registry = common.registry()
     registry.commands = dict.fromkeys(group.commands, "gotr1")
@@ -153,6 +186,12 @@ def commands() -> TyperGroup:
             registry.fail(plugin.name, plugin.distribution, "adds no commands", error)
             continue
         for name, command in added.items():
+            own = group.commands.get(name)
+            if isinstance(own, TyperGroup) and isinstance(command, TyperGroup) and registry.commands[name] == "gotr1":
+                for inner in command.commands.keys() - own.commands.keys():  # a plugin may add to a group of gotr1's
+                    own.add_command(command.commands[inner], inner)
+                    registry.commands[f"{name} {inner}"] = plugin.id
+                continue
             if name in registry.commands:
                 owner = registry.commands[name].partition(":")[0]
                 print(f"warning: {plugin.distribution} adds a command {name!r}, but {owner} has one; gotr1 keeps that", file=sys.stderr)
@@ -166,6 +205,25 @@ def commands() -> TyperGroup:
     return group
 
 
+@cache  # Typer takes tens of milliseconds, which a process that runs many commands pays once
+def _own_commands(rich: bool) -> TyperGroup:
+    """Returns gotr1's own commands, without options that may stand anywhere. Only :func:`_copy` of them may be changed."""
+    app.rich_markup_mode = "rich" if rich else None
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)  # the app has a callback, so it is a group
+    return group
+
+
+def _copy(command: Any) -> Any:
+    """Returns a command, and all below it, with lists of parameters and of commands of their own."""
+    copied = copy(command)
+    copied.params = [*command.params]
+    if hasattr(command, "commands"):
+        copied.commands = {name: _copy(inner) for name, inner in command.commands.items()}
+    return copied
+
+
+@cache
 def _options_anywhere() -> list[Any]:
     """Returns the options that every command shows. Their values are not passed to commands."""
     holder = typer.Typer(add_completion=False)
@@ -196,7 +254,8 @@ def _print_error(message: str, hint: str | None, code: int) -> int:
     """Prints an error and its hint, or passes them to the launcher of this process. Returns ``code``."""
     if report_to_launcher(message, hint):
         return code
-    print(f"error: {message}", file=sys.stderr)
+    message = message if len(message) <= LONGEST else f"{message[:LONGEST]}…"
+    print(f"error: {message}".replace("\n", " "), file=sys.stderr)
     if hint:
         print("hint: " + hint.replace("\n", "\n      "), file=sys.stderr)  # a caret in the hint keeps its column
     return code

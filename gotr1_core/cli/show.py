@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gotr1_core.cli.common import Json, complete_kinds, complete_names, parse_kind, registry
+from gotr1_core.engine.console import print
 
 if TYPE_CHECKING:
     from gotr1_core.hookspecs import Component

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from gotr1_core.engine.console import Formatted
 
-def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Formatted | str:
     """Returns a table as text. No cell is cut: a terminal's table wraps long cells, and elsewhere a line may be long."""
     if sys.stdout.isatty():
         return _rich(columns, rows, title)
@@ -16,12 +18,13 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: s
     return "\n".join([*([title] if title else []), *text_lines]) + "\n"
 
 
-def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
+def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Formatted:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False)  # text of plugins may contain brackets, which are not markup
+    from gotr1_core.cli.terminal import EscapingConsole
+
+    console = EscapingConsole()
     rich_table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         rich_table.add_column(name, overflow="fold")
@@ -29,4 +32,4 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> 
         rich_table.add_row(*row)
     with console.capture() as captured:
         console.print(rich_table)
-    return captured.get()
+    return Formatted(captured.get())

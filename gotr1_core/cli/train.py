@@ -13,7 +13,8 @@ import typer
 
 from gotr1_core.cli import common
 from gotr1_core.cli.launch import launch, launch_words, read_launch_options
-from gotr1_core.components.resolve import resolve_config
+from gotr1_core.components.resolve import add_config_plugins, resolve_config
+from gotr1_core.engine.console import print
 from gotr1_core.errors import UsageError
 from gotr1_core.runs.launched import is_launched
 
@@ -33,6 +34,7 @@ def command(
     algorithm: common.AlgorithmName = None,
     preset: common.PresetName = None,
     prompts: common.PromptsFile = None,
+    cache: common.CacheDir = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run from its last checkpoint.")] = None,
     accept_changes: common.AcceptChanges = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the config and the sizes of a step; start nothing.")] = False,
@@ -44,9 +46,9 @@ def command(
     words_after = launch_words(ctx)
     processes = None if words_after is None else read_launch_options(words_after, cpu=cpu)
     named = {"planner": planner, "renderer": renderer, "judge": judge, "algorithm": algorithm}
-    prompts_key = {"prompts": {"file": str(prompts)} if prompts else None}
+    prompts_key = {"prompts": {"file": str(prompts)} if prompts else None, "cache": cache}
     if resume is not None:
-        refused = [f"--{key}" for key, value in {**named, "preset": preset, "prompts": prompts}.items() if value]
+        refused = [f"--{key}" for key, value in {**named, "preset": preset, "prompts": prompts, "cache": cache}.items() if value]
         if refused or path:
             raise UsageError(
                 f"{refused[0] if refused else path} cannot be combined with --resume",
@@ -78,10 +80,9 @@ def _resume(folder: Path, words: list[str], processes: Any, *, dry_run: bool, as
     from gotr1_core.runs.inputs import ALL, accept_changes, check_inputs
     from gotr1_core.runs.start import resume, resumed_config
 
-    settings, changed = resumed_config(folder, words)
+    settings, changed = resumed_config(folder, words, common.registry())
     if not is_launched():  # in a started process, the launcher has printed this
-        for file in settings.plugins:
-            common.registry().add_file(file)
+        add_config_plugins(common.registry(), settings.plugins)
         if dry_run or not accept:  # before processes are started, and before anything is loaded
             check_inputs(folder, common.registry(), settings, ALL, accept=accept)
         elif accepted := accept_changes(folder, registry=common.registry()):
@@ -114,11 +115,10 @@ def _launch(config: RunConfig, processes: Any, *, cpu: bool, resume: Path | None
     from gotr1_core.config.models import dump
     from gotr1_core.runs.records import check_output
 
-    for file in config.plugins:
-        common.registry().add_file(file)
+    add_config_plugins(common.registry(), config.plugins)
     check(common.registry(), config, processes.num_processes)
     plugins = [word for file in common.registry().files for word in ("--plugin", str(file))]
-    options = [*plugins, *(["--cpu"] if cpu else [])]
+    options = [*plugins, *(["--cpu"] if cpu else []), *([] if common.registry().config_plugins else ["--no-plugins"])]
     if resume is not None:
         return launch(processes, ["train", "--resume", str(resume), *words, *options], resume)
     # Named here, so that the hint can name the run's folder if its processes are killed.
@@ -134,7 +134,8 @@ def _print_plan(config: RunConfig, processes: Any, *, as_json: bool, is_new: boo
     """Prints what would run: the config and the sizes of a step. Finds all that a run would find before it samples, except in weights."""
     from gotr1_core.components.limits import step_sizes
     from gotr1_core.components.preflight import check, preflight_prompts
-    from gotr1_core.components.prompts import all_prompts, count_repeats, note_repeats, prompts_of
+    from gotr1_core.components.prompt_checks import note_prompts
+    from gotr1_core.components.prompts import count_repeats, note_repeats, own_prompts, prompts_of
     from gotr1_core.config.models import dump
     from gotr1_core.runs.records import check_output
 
@@ -143,8 +144,9 @@ def _print_plan(config: RunConfig, processes: Any, *, as_json: bool, is_new: boo
     count = 1 if processes is None else processes.num_processes
     sizes: dict[str, Any] = step_sizes(config, count, check(common.registry(), config, count).sizes)
     source, held_out = prompts_of(common.registry(), config.prompts)
-    preflight_prompts(common.registry(), config, all_prompts(source, held_out))
-    note_repeats(count_repeats(source, held_out), config.prompts)
+    preflight_prompts(common.registry(), config, own_prompts(source), held_out)
+    note_prompts(common.registry(), config, own_prompts(source), held_out, quiet=False)
+    note_repeats(count_repeats(source, held_out))
     if as_json:
         print(json.dumps({"config": config.model_dump(mode="json"), "sizes": sizes}))
         return

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from gotr1_core.border.discovery import RAISED
+from gotr1_core.errors import one_line
 from gotr1_core.hookspecs import Diagnosis
-from gotr1_core.plugins import RAISED, Registry, one_line
+from gotr1_core.plugins import Registry
 
 GB = 1e9
 ROOM = {"runs": 1.0, "models": 5.0}  # GB: many checkpoints of adapters; one download of a model with a billion parameters
@@ -66,6 +68,8 @@ def _version(package: str) -> str:
 def _devices() -> Iterator[Diagnosis]:
     import torch
 
+    from gotr1_core.engine.threads import policy_in_words
+
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             yield _gpu(number)
@@ -73,7 +77,8 @@ def _devices() -> Iterator[Diagnosis]:
         problem = f"nvidia-smi is installed, but torch {torch.__version__} sees no GPU"
         yield Diagnosis("device", False, problem, "install a torch for a CUDA that the driver supports, and check CUDA_VISIBLE_DEVICES")
     else:
-        yield Diagnosis("device", True, f"no GPU; {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads")
+        yield Diagnosis("device", True, f"no GPU; {os.cpu_count()} CPU cores")
+    yield Diagnosis("threads", True, f"{torch.get_num_threads()}, {policy_in_words()}")
 
 
 def _gpu(number: int) -> Diagnosis:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, takewhile
 from statistics import fmean, median
+from textwrap import shorten
 from typing import Any
 
 from gotr1_core.config.models import RunConfig
@@ -35,6 +36,7 @@ FEW_REGIONS = 0.5  # regions per chain
 SPIKE = 50.0  # times the usual gradient norm; healthy runs reach 6
 HALF = 0.5  # of the prompts; if a judge scores fewer, its mean is over other prompts than another judge's
 PARTED = 0.1  # of a score's range: how much further apart two judges are than before training
+EXAMPLES, SHOWN = 3, 120  # examples of what judges said, and characters of each
 DUPLICATES = 0.5  # share of a prompt's samples that repeat another one; healthy runs have none
 
 
@@ -111,14 +113,31 @@ def length_changed(ending: str) -> Measure:
 
 
 def sampler_gap(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
-    """The gap between sampler and training pass is NaN or above its limit in the last step."""
+    """The gap between sampler and training pass is above its limit in the last step."""
     limit = sampler_gap_limit(config)
     for name in metrics_named(rows, "sampler_gap"):
-        gap = rows[-1][name]
-        if gap is None or math.isnan(gap):
-            yield name, f"{name} is not a number"
-        elif gap > limit:
+        if _is_finite(gap := rows[-1][name]) and gap > limit:
             yield name, f"{name} {gap:.2g} nats per token (limit {limit:g})"
+
+
+def lost_log_probs(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
+    """Log-probabilities of the training pass are not finite in the last step, and still its updates were applied.
+
+    Those of the sampler are finite where both are compared. Where the gradient is not finite either, :func:`skipped_updates` tells of it.
+    """
+    for name in _lost_passes(rows):
+        role, segment = name.removesuffix(".sampler_gap").rpartition(".")[::2]
+        if not rows[-1].get(f"{role}.skipped_updates" if role else "skipped_updates"):
+            yield name, f"log-probabilities of the {segment} are NaN or infinite in the training pass, though the sampler's are finite"
+
+
+def _lost_passes(rows: Sequence[Row]) -> list[str]:
+    """The names of the gaps between sampler and training pass that are not finite in the last row."""
+    return [name for name in metrics_named(rows, "sampler_gap") if not _is_finite(rows[-1][name])]
+
+
+def _is_finite(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)
 
 
 def constant_rewards(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -131,9 +150,28 @@ def constant_rewards(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[s
 def missing_rewards(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
     """More than ``nan_limit`` of the last row's samples have no reward."""
     share = rows[-1].get("nan")
-    if share is not None and share > config.nan_limit:
+    if share is not None and share > config.nan_limit and not list(mostly_not_finite(rows, config)):
         scores = [name.removeprefix("nan.") for name, missing in rows[-1].items() if name.startswith("nan.") and missing]
         yield "nan", f"{share:.0%} of the samples have no reward (missing: {', '.join(scores) or 'the reward itself'})"
+
+
+def mostly_not_finite(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+    """More than ``nan_limit`` of the last row's samples have no reward, most of them because their plan or picture is not finite."""
+    missing, (plans, pictures) = rows[-1].get("nan") or 0.0, _not_finite(rows[-1])
+    if missing > config.nan_limit and plans + pictures > missing / 2:
+        yield "nan", f"{missing:.0%} of the samples have no reward: {plans:.0%} have a plan and {pictures:.0%} a picture that is not finite"
+
+
+def not_finite(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
+    """Some samples of the last row have a plan or a picture that is not finite."""
+    for name, share in zip(("plan", "image"), _not_finite(rows[-1]), strict=True):
+        if share:
+            yield f"not_finite.{name}", f"not_finite.{name} {share:.3g}"
+
+
+def _not_finite(row: Row) -> tuple[float, float]:
+    """The shares of samples whose plan, and whose picture, is not finite."""
+    return row.get("not_finite.plan") or 0.0, row.get("not_finite.image") or 0.0
 
 
 def missing_scores(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
@@ -141,6 +179,18 @@ def missing_scores(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str
     for name in rows[-1]:
         if name.startswith("nan.") and (share := recent_mean(rows, name)) > MISSING_SCORES:
             yield name, f"{name} {share:.3g} over {RECENT} steps (limit {MISSING_SCORES:g})"
+
+
+def missing_examples(metric: str, words: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Returns up to ``EXAMPLES`` different things that judges said where the score of a metric, ``nan.NAME``, is missing; ``nan``: any."""
+    score = metric.removeprefix("nan").removeprefix(".")
+    examples: dict[str, None] = {}
+    for sample in words:
+        for name, said in sample.items():
+            if said.get("problem") and (score in ("", name) or name.endswith(f".{score}")):
+                verdict = shorten(str(said.get("verdict") or said.get("reason") or ""), SHOWN, placeholder=" …")
+                examples[f"{said['problem']}: {verdict!r}" if verdict else str(said["problem"])] = None
+    return tuple(examples)[:EXAMPLES]
 
 
 def ratio(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
@@ -189,20 +239,35 @@ def regions_per_chain(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[
         yield from length_changed("regions")(rows, config)
 
 
-def gradient_spike(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
-    """The gradient norm is not finite, or far above its usual value.
-
-    In float16, mixed precision finds its loss scale by gradients that are not finite, and skips them: there it takes ``RECENT`` in a row.
-    """
-    tries = RECENT if config.mixed_precision == "fp16" else 1
+def gradient_spike(rows: Sequence[Row], _: RunConfig) -> Iterator[tuple[str, str]]:
+    """The gradient norm is far above its usual value."""
     for name in metrics_named(rows, "gradient_norm"):
-        last = [row.get(name, 0.0) for row in rows[-tries:]]
-        if len(last) == tries and all(norm is None or not math.isfinite(norm) for norm in last):
-            yield name, f"{name} is not finite"
         earlier = known_values(rows[-GRACE - 1 : -1], name)
         norm, usual = rows[-1][name], median(earlier or [0.0])
         if len(earlier) >= RECENT and usual > 0 and norm is not None and SPIKE * usual < norm < math.inf:
             yield name, f"{name} {norm:.3g}, {norm / usual:.0f} times the usual value (limit {SPIKE:g})"
+
+
+def skipped_updates(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Updates of the last step were skipped because their gradient is not finite.
+
+    In float16, mixed precision finds its loss scale by such gradients: there it takes ``RECENT`` steps in a row.
+    """
+    tries = RECENT if config.mixed_precision == "fp16" else 1
+    for name in metrics_named(rows, "skipped_updates"):
+        if len(rows) >= tries and all(row.get(name) for row in rows[-tries:]):
+            what = "log-probabilities of the training pass and the gradient are" if _lost_passes(rows) else "the gradient is"
+            yield name, f"{name} {rows[-1][name]:g} of {config.updates}: {what} not finite"
+
+
+def only_skipped(rows: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:
+    """As many updates in a row as ``skipped_limit`` were skipped. Steps with nothing to learn from do not count."""
+    for name in metrics_named(rows, "skipped_updates"):
+        norm = f"{name.removesuffix('skipped_updates')}gradient_norm"
+        counts = [row.get(name, 0.0) for row in reversed(rows) if norm in row]
+        in_a_row = sum(takewhile(lambda count: count >= config.updates, counts))
+        if in_a_row >= config.skipped_limit:
+            yield name, f"the gradients of {in_a_row:g} updates in a row are not finite (limit {config.skipped_limit})"
 
 
 def judges_part(evaluations: Sequence[Row], config: RunConfig) -> Iterator[tuple[str, str]]:

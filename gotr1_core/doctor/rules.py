@@ -1,17 +1,19 @@
 """The doctor's rules: which metrics show that a run is not healthy, what that means, and what to do.
 
-A rule looks at the metrics of the steps so far, or of the evaluations so far. It finds nothing, or it reports what it measured. Three
+A rule looks at the metrics of the steps so far, or of the evaluations so far. It finds nothing, or it reports what it measured. Six
 rules stop a run, because more steps would be wasted. The others warn, once for each metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from gotr1_core.config.models import RunConfig
 from gotr1_core.doctor import measures
 from gotr1_core.doctor.measures import Measure, Row
+from gotr1_core.errors import NOT_FINITE_HINT
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """A metric that broke a rule in ``step``; step 0 is before the first step."""
+    """A metric that broke a rule in ``step``; step 0 is before the first step. ``examples`` are what judges said of missing scores."""
 
     rule: Rule
     metric: str
     step: int
     measured: str
+    examples: tuple[str, ...] = ()
 
     @property
     def cause(self) -> tuple[str, str]:
@@ -43,11 +46,27 @@ class Finding:
     @property
     def message(self) -> str:
         """Returns the finding as one line for people."""
-        return f"step {self.step}, {self.rule.name}: {self.measured}. {self.rule.explanation}"
+        examples = f" For example, {', '.join(self.examples)}." if self.examples else ""
+        return f"step {self.step}, {self.rule.name}: {self.measured}. {self.rule.explanation}{examples}"
 
 
 OVER = f"mean of {measures.RECENT} steps"
 TREND = f"mean of {measures.RECENT} steps against the first {measures.RECENT}, from step {measures.GRACE} on"
+MOSTLY_NOT_FINITE = Rule(
+    "mostly not finite",
+    "most samples without a reward, if more than nan_limit, are not finite; any step, and the evaluation before the first",
+    "The model's logits, latents or pixels are NaN or infinite, so there are no plans or pictures to score.",
+    NOT_FINITE_HINT,
+    measures.mostly_not_finite,
+    stops=True,
+)
+NOT_FINITE = Rule(
+    "not finite",
+    "above 0; any step, and any evaluation",
+    "Where logits, latents or pixels are NaN or infinite there is no plan or picture. Such samples have no reward and teach nothing.",
+    NOT_FINITE_HINT,
+    measures.not_finite,
+)
 MISSING_REWARDS = Rule(
     "missing rewards",
     f"above nan_limit, {RunConfig.model_fields['nan_limit'].default:g} if not given; any step, and the evaluation before the first",
@@ -68,6 +87,14 @@ STEPWISE: tuple[Rule, ...] = (
         stops=True,
     ),
     Rule(
+        "log-probabilities",
+        "not finite in the training pass, and updates were not skipped for it; any step",
+        "The training pass does not compute what the sampler did, and what it learns from is not the reward.",
+        "gotr1 check planner NAME (or renderer) looks for it; " + NOT_FINITE_HINT,
+        measures.lost_log_probs,
+        stops=True,
+    ),
+    Rule(
         "constant rewards",
         f"every group constant for constant_limit steps, {RunConfig.model_fields['constant_limit'].default} if not given",
         "Equal rewards give nothing to learn from.",
@@ -75,7 +102,24 @@ STEPWISE: tuple[Rule, ...] = (
         measures.constant_rewards,
         stops=True,
     ),
+    MOSTLY_NOT_FINITE,
+    NOT_FINITE,
     MISSING_REWARDS,
+    Rule(
+        "only skipped updates",
+        f"skipped_limit updates in a row, {RunConfig.model_fields['skipped_limit'].default} if not given",
+        "No gradient is finite any more, so nothing is learned.",
+        NOT_FINITE_HINT,
+        measures.only_skipped,
+        stops=True,
+    ),
+    Rule(
+        "skipped updates",
+        f"above 0; any step, in float16 {measures.RECENT} steps in a row",
+        "An update whose gradient is NaN or infinite is not applied: weights and moments stay as they were.",
+        NOT_FINITE_HINT,
+        measures.skipped_updates,
+    ),
     Rule(
         "missing scores",
         f"above {measures.MISSING_SCORES:g}, {OVER}",
@@ -157,8 +201,7 @@ STEPWISE: tuple[Rule, ...] = (
     ),
     Rule(
         "gradient",
-        f"not finite, or above {measures.SPIKE:g} times the median of the last {measures.GRACE} steps; "
-        f"any step that has {measures.RECENT} before it",
+        f"above {measures.SPIKE:g} times the median of the last {measures.GRACE} steps; any step that has {measures.RECENT} before it",
         "One update may undo the run.",
         "look at the step's samples, lower optimizer.max_grad_norm or optimizer.learning_rate",
         measures.gradient_spike,
@@ -194,15 +237,28 @@ def step_findings(steps: Sequence[Row], config: RunConfig) -> list[Finding]:
 
 
 def evaluation_findings(evaluations: Sequence[Row], config: RunConfig) -> list[Finding]:
-    """Returns what the rules find in the last of all evaluations so far: missing rewards before training, later judges that part."""
+    """Returns what the rules find in the last of all evaluations so far: missing rewards before training, later judges that part.
+
+    In each of them, also samples that are not finite.
+    """
     if evaluations[-1]["step"] == 0:
-        return _findings((MISSING_REWARDS,), evaluations[-1:], config)
-    return _findings((JUDGES_PART,), evaluations, config)
+        return _findings((MOSTLY_NOT_FINITE, NOT_FINITE, MISSING_REWARDS), evaluations[-1:], config)
+    return _findings((NOT_FINITE, JUDGES_PART), evaluations, config)
 
 
 def _findings(rules: Sequence[Rule], rows: Sequence[Row], config: RunConfig) -> list[Finding]:
     step = int(rows[-1].get("step") or 0)
     return [Finding(rule, metric, step, measured) for rule in rules for metric, measured in rule.measure(rows, config)]
+
+
+def add_examples(findings: Iterable[Finding], words: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Adds to each finding about missing scores what the judges said of some of them: ``unreadable: …``.
+
+    Args:
+        findings: what rules found.
+        words: of some samples, what judges said by the score's name, as in ``samples.jsonl``.
+    """
+    return [replace(f, examples=measures.missing_examples(f.metric, words)) if f.metric.startswith("nan") else f for f in findings]
 
 
 def examine_run(rows: Iterable[Row], config: RunConfig) -> list[Finding]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from gotr1_core.engine.console import print
 from gotr1_core.errors import Gotr1Error
 
 
@@ -18,6 +19,13 @@ class Interrupted(Gotr1Error):
     """The user stopped a run, and the run was saved. Exit status 130."""
 
     code = 130
+
+
+class Paused(Gotr1Error):
+    """A component cannot go on now, and nothing is wrong with the run: a budget is spent, or a server is down.
+
+    A run that trains saves its state from before the step, so a resume repeats the step as if nothing had happened.
+    """
 
 
 class StopRequest:

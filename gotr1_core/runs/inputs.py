@@ -7,13 +7,15 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from gotr1_core.components.inputs import Changes, changed_inputs, describe_changes, run_inputs
+from gotr1_core.components.inputs import FINGERPRINTS, Changes, changed_inputs, describe_changes, run_inputs
+from gotr1_core.components.resolve import add_config_plugins
 from gotr1_core.config.models import RunConfig
+from gotr1_core.engine.console import print
 from gotr1_core.engine.files import read_json, write_atomically
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.runs.checkpoint import complete_checkpoints
-from gotr1_core.runs.records import ENVIRONMENT, INPUTS, lock_folder, run_config
+from gotr1_core.runs.records import ENVIRONMENT, INPUTS, lock_folder, read_environment, run_config
 
 POLICIES = ("plugins", "planner", "renderer")
 """First words of the config keys of the files that drawing reads."""
@@ -41,7 +43,7 @@ def check_inputs(folder: Path, registry: Registry, config: RunConfig, reads: Col
 
 
 def _changes(folder: Path, registry: Registry, config: RunConfig, reads: Collection[str]) -> Changes:
-    recorded = {key: value for key, value in read_json(folder / INPUTS).items() if key.partition(".")[0] in reads}
+    recorded = {key: value for key, value in read_json(folder / INPUTS, FINGERPRINTS).items() if key.partition(".")[0] in reads}
     return changed_inputs(recorded, run_inputs(registry, config, reads))
 
 
@@ -54,17 +56,16 @@ def accept_changes(folder: Path, *, registry: Registry | None = None) -> Changes
         UsageError: no run is there, it is being trained, or one of its inputs is missing.
     """
     registry, config = registry or Registry(), run_config(folder)
-    for file in config.plugins:
-        registry.add_file(file)
+    add_config_plugins(registry, config.plugins)
     changes = _changes(folder, registry, config, ALL)
     missing = {key: change for key, change in changes.items() if not change[1].get("files", True)}
     if missing:
         raise UsageError(describe_changes(missing), hint="put it back, or write its new path into config.yaml")
     if changes:
         with lock_folder(folder):
-            environment, step = read_json(folder / ENVIRONMENT), max(complete_checkpoints(folder), default=0)
+            environment, step = read_environment(folder), max(complete_checkpoints(folder), default=0)
             accepted = [*environment.get("accepted", ()), {"step": step, "changed": changes}]
-            inputs = read_json(folder / INPUTS) | {key: new for key, (_, new) in changes.items()}
+            inputs = read_json(folder / INPUTS, FINGERPRINTS) | {key: new for key, (_, new) in changes.items()}
             write_atomically(folder / ENVIRONMENT, json.dumps({**environment, "accepted": accepted}, indent=1))
             write_atomically(folder / INPUTS, json.dumps(inputs, indent=1))
     return changes

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.config.models import RunConfig, dump
+from gotr1_core.config.models import RunConfig, dump_public
+from gotr1_core.config.public_names import public_message
 from gotr1_core.doctor.measures import known_values
-from gotr1_core.doctor.rules import examine_run
-from gotr1_core.engine.files import read_lines, write_atomically
-from gotr1_core.evaluation import HeldOut, change_label, estimate, paired
-from gotr1_core.runs.records import Records, run_config
+from gotr1_core.doctor.rules import add_examples, examine_run
+from gotr1_core.engine.files import write_atomically
+from gotr1_core.engine.intervals import known_mean
+from gotr1_core.engine.rollout_metrics import COUNTED
+from gotr1_core.evaluation import HeldOut, change_label, paired
+from gotr1_core.pictures.sample_files import SAMPLES
+from gotr1_core.runs.losses import recorded_losses
+from gotr1_core.runs.outcome import read_outcome
+from gotr1_core.runs.records import ENVIRONMENT, REPORT, Records, run_config
+from gotr1_core.runs.saved_samples import saved_rows, saved_words
 
-REPORT = "report.html"
 CHARTS = ("reward", "entropy", "kl", "ratio", "clipped", "sampler_gap", "gradient_norm", "constant_groups", "chain_tokens", "seconds")
 WIDTH, HEIGHT, PAD = 300, 110, 6
 STYLE = """
@@ -39,17 +44,32 @@ def write_report(folder: Path) -> Path:
         f"<h1>{title}</h1>",
         f"<p>{len(steps)} of {config.steps} steps, reward <code>{escape(config.reward)}</code></p>",
     ]
-    sections += _findings(records.rows, config)
+    outcome = read_outcome(folder)
+    if outcome.error:
+        kind = ' class="finding"' if outcome.is_bad else ""
+        error, hint = (escape(public_message(text)) for text in (outcome.error, outcome.hint))
+        sections.append(f"<p{kind}>{escape(outcome.outcome)}: {error}<br>{hint}</p>")
+    sections += [f'<p class="finding">At the resume from {escape(where)}: {escape(text)}.</p>' for text, where in _losses(folder)]
+    sections += _findings(records.rows, config, saved_words(folder))
     sections += _scores(records.held_out)
-    sections += ["<h2>Steps</h2>", *_charts(steps), *_pictures(folder), "<h2>Config</h2>", f"<pre>{escape(dump(config))}</pre>"]
+    counts = {name: value for row in steps[-1:] for name, value in row.items() if name.startswith(COUNTED) and value is not None}
+    if counts:
+        rows = [_row("td", [name, f"{value:,g}"]) for name, value in counts.items()]
+        sections += ["<h2>Judges, since the run or its resume started</h2><table>", *rows, "</table>"]
+    sections += ["<h2>Steps</h2>", *_charts(steps), *_pictures(folder), "<h2>Config</h2>", f"<pre>{escape(dump_public(config))}</pre>"]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{"".join(sections)}</html>\n'
     write_atomically(folder / REPORT, page)
     return folder / REPORT
 
 
-def _findings(rows: Sequence[Mapping[str, Any]], config: RunConfig) -> list[str]:
+def _losses(folder: Path) -> list[tuple[str, str]]:
+    """What was lost of the run's records, once each, with the checkpoint at whose resume it was noticed."""
+    return list(dict(recorded_losses(folder)).items()) if (folder / ENVIRONMENT).is_file() else []
+
+
+def _findings(rows: Sequence[Mapping[str, Any]], config: RunConfig, words: Sequence[Mapping[str, Any]]) -> list[str]:
     """The doctor's findings. Empty for a run without steps."""
-    findings = examine_run(rows, config)
+    findings = add_examples(examine_run(rows, config), words)
     if not findings:
         return ["<p>The doctor finds nothing.</p>"] if any("evaluation" not in row for row in rows) else []
     return ["<h2>Findings</h2>", *(f'<p class="finding">{escape(f.message)}<br>{escape(f.rule.hint)}</p>' for f in findings)]
@@ -59,13 +79,12 @@ def _scores(held_out: Mapping[str, HeldOut]) -> list[str]:
     """The table of held-out scores, with the paired change if the run has finished."""
     if not held_out:
         return []
-    names = list(next(iter(held_out.values())))
+    names = list(dict.fromkeys(name for row in held_out.values() for name in row))
     rows = [_row("th", ["held-out", *names])]
-    rows += [_row("td", [model, *(f"{estimate(row[n]).mean:.3f}" for n in names)]) for model, row in held_out.items()]
+    rows += [_row("td", [model, *(f"{known_mean(row.column(n)):.3f}" for n in names)]) for model, row in held_out.items()]
     if {"before", "after"} <= held_out.keys():
         before, after = held_out["before"], held_out["after"]
-        change = [paired(before, after, n) for n in names]
-        rows.append(_row("td", [change_label(before, after), *(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in change)]))
+        rows.append(_row("td", [change_label(before, after), *(paired(before, after, n).text("+") for n in names)]))
     return ["<h2>Held-out prompts</h2><table>", *rows, "</table>"]
 
 
@@ -111,16 +130,42 @@ def _pictures(folder: Path) -> list[str]:
     chosen = [*(folder / "samples" / f"held-out-{name}" for name in ("before", "after")), *kept]
     sections = []
     for samples in chosen:
-        file = samples / "samples.jsonl"
-        rows = [json.loads(line) for _, line in read_lines(file, hint="restore the original file")] if file.is_file() else []
-        shown = [row for row in rows if row.get("image")][:8]
-        if shown:
+        figures, damaged = _figures(samples)
+        if figures or damaged:
             sections.append(f"<h2>{escape(samples.name)}</h2>")
-        for row in shown:
-            picture = f"samples/{samples.name}/{Path(row['image']).stem}-plan.png"
-            scores = ", ".join(f"{name} {value:.2f}" for name, value in row["scores"].items() if value is not None)
-            prompt = escape(row["prompt"])
-            legend = ", ".join(f"{number}: {phrase}" for number, phrase in row.get("legend", {}).items())
-            caption = f"<figcaption>{'<br>'.join([prompt, escape(scores), *([escape(legend)] if legend else [])])}</figcaption>"
-            sections.append(f'<figure><img src="{escape(picture)}" alt="{prompt}">{caption}</figure>')
+        if damaged:
+            sections.append(f'<p class="finding">{SAMPLES} is damaged: {damaged} of its rows cannot be read.</p>')
+        sections += figures[:8]
     return sections
+
+
+def _figures(samples: Path) -> tuple[list[str], int]:
+    """A figure for each picture of a folder of samples, and how many of its rows are damaged."""
+    figures = []
+    rows, damaged = saved_rows(samples)
+    for row in rows:
+        try:
+            if row.get("image"):
+                figures.append(_figure(samples.name, row))
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
+            damaged += 1
+    return figures, damaged
+
+
+def _figure(folder: str, row: Mapping[str, Any]) -> str:
+    """One picture with its prompt, its scores, the legend of its boxes, and what the judges said."""
+    picture = f"samples/{folder}/{Path(row['image']).stem}-plan.png"
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in row["scores"].items() if value is not None)
+    prompt = escape(row["prompt"])
+    legend = ", ".join(f"{number}: {phrase}" for number, phrase in row.get("legend", {}).items())
+    said = "".join(f"<p>{escape(name)}: {escape(_said(words))}</p>" for name, words in row["words"].items())
+    details = f"<details><summary>what the judges said</summary>{said}</details>" if said else ""
+    caption = f"<figcaption>{'<br>'.join([prompt, escape(scores), *([escape(legend)] if legend else [])])}{details}</figcaption>"
+    return f'<figure><img src="{escape(picture)}" alt="{prompt}">{caption}</figure>'
+
+
+def _said(words: Mapping[str, Any]) -> str:
+    """What a judge said beside one score, as one text: the problem, the reason or else the verdict, and what was found."""
+    found = ", ".join(f"{phrase} ({len(boxes)})" for phrase, boxes in words.get("boxes", {}).items())
+    verdict = words.get("reason") or words.get("verdict", "") if not words.get("problem") else words.get("verdict", "")
+    return "; ".join(filter(None, [words.get("problem", ""), verdict, f"boxes: {found}" if found else ""]))

@@ -64,7 +64,7 @@ class Tracker:
     def gotr1_evaluated(self, step: int, name: str, samples: Sequence[Sample]) -> None:
         from gotr1_core.evaluation import summary
 
-        self.tracker.log({f"{name}/{score}": value.mean for score, value in summary(samples).items()}, step=step)
+        self.tracker.log({f"{name}/{score}": mean for score, mean in summary(samples).items()}, step=step)
         self._pictures(name, samples, step)
 
     @hookimpl
