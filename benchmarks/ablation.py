@@ -17,7 +17,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from gotr1_core.evaluation import HeldOut, estimate, paired
+from gotr1_core.engine.intervals import Estimate, known_mean
+from gotr1_core.evaluation import HeldOut, paired
 
 REWARDS = {
     "all": "pi * (sem + spa) / 2 * ri",
@@ -46,27 +47,25 @@ def run(name: str, seed: int, out: Path, words: list[str]) -> dict[str, HeldOut]
     return {name: HeldOut.from_json(row) for name, row in json.loads(rows.read_text()).items()}
 
 
-def changes(runs: list[dict[str, HeldOut]], score: str) -> tuple[float, float]:
-    """Returns the mean change over seeds and half the width of its 95 % interval over prompts. A prompt's change is its mean over seeds."""
+def changes(runs: list[dict[str, HeldOut]], score: str) -> Estimate:
+    """Returns the mean change over seeds with its 95 % interval over prompts. A prompt's change is its mean over seeds."""
     prompts = runs[0]["before"].prompts
     assert all(run[model].prompts == prompts for run in runs for model in ("before", "after"))
     count = len(prompts)
     means = ([sum(r[model][score][i] for r in runs) / len(runs) for i in range(count)] for model in ("before", "after"))
     before, after = (HeldOut(prompts, {score: values}) for values in means)
-    found = paired(before, after, score)
-    return found.mean, found.half_width
+    return paired(before, after, score)
 
 
 def table(results: dict[str, list[dict[str, HeldOut]]]) -> str:
     """Returns a Markdown table: means after training, the change in ``correct`` with its interval, and the change of each seed."""
     first = next(iter(results.values()))[0]["before"]
     lines = ["| rewards used | " + " | ".join(SHOWN) + " | change in correct | each seed |", "|---" * (len(SHOWN) + 3) + "|"]
-    lines.append("| none (before) | " + " | ".join(f"{estimate(first[s]).mean:.3f}" for s in SHOWN) + " | | |")
+    lines.append("| none (before) | " + " | ".join(f"{known_mean(first[s]):.3f}" for s in SHOWN) + " | | |")
     for name, runs in results.items():
-        cells = [f"{sum(estimate(r['after'][s]).mean for r in runs) / len(runs):.3f}" for s in SHOWN]
-        mean, half = changes(runs, "correct")
+        cells = [f"{sum(known_mean(r['after'][s]) for r in runs) / len(runs):.3f}" for s in SHOWN]
         seeds = ", ".join(f"{paired(r['before'], r['after'], 'correct').mean:+.3f}" for r in runs)
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean:+.3f} ± {half:.3f} | {seeds} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {changes(runs, 'correct').text('+')} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -75,9 +74,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     for offset, score, colour in ((0.12, "correct", "#00798c"), (-0.12, "plan_right", "#d1495b")):
         found = [changes(runs, score) for runs in results.values()]
-        means, halves = zip(*found, strict=True)
+        ends = [[c.mean - c.low for c in found], [c.high - c.mean for c in found]]
         rows = [len(found) - 1 - i + offset for i in range(len(found))]
-        axes.errorbar(means, rows, xerr=halves, fmt="o", color=colour, label=f"change in {score}")
+        axes.errorbar([c.mean for c in found], rows, xerr=ends, fmt="o", color=colour, label=f"change in {score}")
     axes.set_yticks(range(len(results)), list(results)[::-1])
     axes.axvline(0, color="#888", linewidth=1)
     axes.legend(frameon=False)

@@ -57,7 +57,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             f"{config['groups']} × {config['plans']} × {config['images']}",
             str(config["steps"]),
             f"{mean([g.mean for g in gains]):+.3f}",
-            ", ".join(f"{g.mean:+.3f} ± {g.half_width:.3f}" for g in gains),
+            ", ".join(g.text("+") for g in gains),
             f"{median(steps):.1f}",
             f"{max(r['memory'] for r in runs):.2f}",
         ]

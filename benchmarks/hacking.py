@@ -59,7 +59,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         for run in runs:
             before, after = (HeldOut.from_json(run["rows"][name]) for name in ("before", "after"))
             changes = [paired(before, after, score) for score in SHOWN]
-            cells = [f"{mean(after[s]):.3f}, {c.mean:+.3f} ± {c.half_width:.3f}" for s, c in zip(SHOWN, changes, strict=True)]
+            cells = [f"{mean(after[s]):.3f}, {c.text('+')}" for s, c in zip(SHOWN, changes, strict=True)]
             lines.append(f"| {name} | {run['seed']} | " + " | ".join(cells) + f" | {doctor_finding(run)} |")
     return "\n".join(lines)
 

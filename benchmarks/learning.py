@@ -3,7 +3,9 @@
     python benchmarks/learning.py --out build/learning
 
 Each seed is a process of its own, timed from outside. A finished seed is not run again. Held-out prompts and evaluation seeds are the same
-in every run; they were fixed before any result was seen. Differences are paired, prompt by prompt. Scores are the exact judge's, even if
+in every run; they were fixed before any result was seen. So the rows of the untrained model, decoded greedily and with the best of four
+samples, are the same for every seed: one more run, of one step, makes them, and the seeds are timed as a user runs them. With words for
+gotr1 train these two rows are left out. Differences are paired, prompt by prompt. Scores are the exact judge's, even if
 another judge gives the reward; `reward` is what the run was trained with.
 """
 
@@ -18,15 +20,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.evaluation import Estimate, HeldOut, estimate, paired
+from gotr1_core.engine.intervals import Estimate, known_mean
+from gotr1_core.evaluation import HeldOut, paired
 from gotr1_core.pictures.sample_files import nan_for_null
 
 SHOWN = ("plan_right", "correct", "ri", "pi", "reward")
+UNTRAINED = ("steps=1", "evaluation.greedy=true", "evaluation.best_of=4")
 
 
-def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
+def run(seed: int, out: Path, words: list[str], name: str = "") -> dict[str, Any]:
     """Trains once. Returns held-out scores, wall-clock seconds and peak memory in GB."""
-    folder = out / f"seed-{seed}"
+    folder = out / (name or f"seed-{seed}")
     done = folder / "benchmark.json"
     if done.is_file():
         return dict(json.loads(done.read_text()))
@@ -35,7 +39,7 @@ def run(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"seed {seed} failed; remove {folder} and run again")
+        sys.exit(f"{folder.name} failed; remove {folder} and run again")
     result = {
         "seed": seed,
         "seconds": time.perf_counter() - begun,
@@ -57,20 +61,22 @@ def change(rows: dict[str, Any], score: str) -> Estimate:
     return paired(before, after, f"scenes.{score}" if f"scenes.{score}" in before else score)
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Returns Markdown: means over seeds for each compared model, then each seed's changes with their paired intervals."""
-    names = list(results[0]["rows"])
+def table(results: list[dict[str, Any]], untrained: dict[str, Any]) -> str:
+    """Returns Markdown: means over seeds for each compared model, then each seed's changes with their paired intervals.
+
+    ``untrained`` are more held-out scores of the untrained model, by the evaluation's name.
+    """
+    names = ["before", *untrained, *(name for name in results[0]["rows"] if name != "before" and name not in untrained)]
     lines = ["| model | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     for name in names:
         cells = []
         for score in SHOWN:
-            means = [estimate(column(r["rows"][name], score)).mean for r in results]
+            means = [known_mean(column((untrained | r["rows"])[name], score)) for r in results]
             cells.append(f"{sum(means) / len(means):.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| seed | change in correct | change in ri | seconds | peak GB |", "|---|---|---|---|---|"]
     for r in results:
-        changes = [change(r["rows"], score) for score in ("correct", "ri")]
-        shown = " | ".join(f"{c.mean:+.3f} ± {c.half_width:.3f}" for c in changes)
+        shown = " | ".join(change(r["rows"], score).text("+") for score in ("correct", "ri"))
         lines.append(f"| {r['seed']} | {shown} | {r['seconds']:.0f} | {r['memory']:.2f} |")
     gains = [change(r["rows"], "correct").mean for r in results]
     lines += ["", f"Mean change in `correct` over {len(gains)} seeds: {sum(gains) / len(gains):+.3f}."]
@@ -85,7 +91,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results = [run(seed, args.out, args.words) for seed in args.seeds]
-    text = table(results)
+    untrained = {} if args.words else run(args.seeds[0], args.out, list(UNTRAINED), "untrained")["rows"]
+    text = table(results, {name: row for name, row in untrained.items() if name.startswith("before, ")})
     (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -11,14 +11,15 @@ import torch
 from counting import Allocations, as_on_a_gpu
 from modular_models import CHAIN
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from gotr1_core.config.models import RunConfig
+from gotr1_core.policies.cache import KeyValueCache
 from gotr1_core.policies.decoder import states_that_predict
+from gotr1_core.policies.decoder_step import DecoderStep, RowBlock
 from gotr1_core.rollout import Parts
 from gotr1_core.samples import Prompt
 from gotr1_core.sampling import sample_token, token_stats
-from gotr1_diffusers.regions import Regions
+from gotr1_diffusers.regions import Keys, Regions
 from gotr1_diffusers.vae import PIXELS
 
 PROMPT = Prompt("a red cube left of a sleeping cat")
@@ -66,20 +67,28 @@ class Counter:
     def prompts(self) -> int:
         """Returns the peak of reading an evaluation's prompts, which are all different. The prompt of a group is read only once."""
         with self.counted() as allocations:
-            self._read(self.batch, self.prompt, DynamicCache(config=self.planner.module.language.config))
+            self._read(self.batch, self.prompt, KeyValueCache(self.prompt + self.chain))
             return allocations.peak
 
     @torch.no_grad()
     def plans(self) -> int:
-        """Returns the peak of the last token of the longest chains, when the cache is full."""
+        """Returns the peak of reading the prompts, or of the last token of the longest chains, when the cache is full."""
         language, head, rows = self.planner.module.language, self.planner.module.model.lm_head, self.together
         with self.counted() as allocations:
-            cache = DynamicCache(config=language.config)
-            self._read(1, self.prompt + self.chain - 1, cache)
-            cache.batch_select_indices(torch.zeros(rows, dtype=torch.long))  # a group's prompt is read once
+            self._read(rows // self.config.plans, self.prompt, KeyValueCache(self.prompt))
+            reading = allocations.peak
+        with self.counted() as allocations:
+            length = self.prompt + self.chain
+            cache = KeyValueCache(length - 1)
+            self._read(1, length - 1, cache)
+            cache = cache.move(torch.zeros(rows, dtype=torch.long), length)  # a group's prompt is read once
+            step, config = DecoderStep(language, length), language.config
+            block = RowBlock(cache, config.num_attention_heads, seen=torch.empty(rows, length, dtype=torch.bool))
             allocations.reset()
-            sample_token(head(self._read(rows, 1, cache)[:, -1]), torch.empty(rows, dtype=torch.float64), self.config.sampling.temperature)
-            return allocations.peak
+            embeds = torch.empty(rows, config.hidden_size, dtype=language.embed_tokens.weight.dtype)
+            hidden = step(embeds, torch.empty(rows, dtype=torch.long), [block])
+            sample_token(head(hidden), torch.empty(rows, dtype=torch.float64), self.config.sampling.temperature)
+            return max(reading, allocations.peak)
 
     def plan_update(self) -> int:
         """Returns the peak of one micro-batch after others, when there are gradients already."""
@@ -117,7 +126,7 @@ class Counter:
         with self.counted() as allocations:
             kept = torch.empty(2, rows, self.renderer.options.trained_steps, channels, height, width)
             told = self._told(rows, guided := self.config.sampling.guidance_scale != 1)
-            self._denoise(rows, told, guided)
+            self._denoise(rows, told, guided, Keys())
             drawing = allocations.peak
             allocations.reset()
             size = self.renderer.size
@@ -158,8 +167,8 @@ class Counter:
             "regions": Regions(torch.empty(drawn, regions, length, width, dtype=dtype), weights),
         }
 
-    def _denoise(self, rows: int, told: Mapping[str, Any], guided: bool) -> Tensor:
-        """Returns the UNet's output for ``rows`` latents, or twice as many with guidance."""
+    def _denoise(self, rows: int, told: Mapping[str, Any], guided: bool, keys: Keys | None = None) -> Tensor:
+        """Returns the UNet's output for ``rows`` latents, or twice as many with guidance. ``keys`` are kept for the next call."""
         module = self.renderer.module
         both = rows * (2 if guided else 1)
         output: Tensor = module.model(
@@ -167,7 +176,7 @@ class Counter:
             torch.empty(both, dtype=torch.long),
             encoder_hidden_states=told["text"].to(module.dtype),
             added_cond_kwargs={"text_embeds": told["pooled"].to(module.dtype), "time_ids": torch.empty(both, 6, dtype=module.dtype)},
-            cross_attention_kwargs={"regions": told["regions"]},
+            cross_attention_kwargs={"regions": told["regions"], "keys": keys},
             return_dict=False,
         )[0]
         return output

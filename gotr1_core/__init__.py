@@ -23,14 +23,9 @@ if TYPE_CHECKING:  # the same names again, for type checkers and the API referen
     from gotr1_core.components.function_judge import judge as judge
     from gotr1_core.components.prompts import FilePrompts as FilePrompts
     from gotr1_core.config.models import RunConfig as RunConfig, SamplingConfig as SamplingConfig, SftConfig as SftConfig
+    from gotr1_core.engine.intervals import Estimate as Estimate, estimate as estimate
     from gotr1_core.errors import Gotr1Error as Gotr1Error, UsageError as UsageError
-    from gotr1_core.evaluation import (
-        Estimate as Estimate,
-        HeldOut as HeldOut,
-        estimate as estimate,
-        evaluate as evaluate,
-        paired as paired,
-    )
+    from gotr1_core.evaluation import HeldOut as HeldOut, evaluate as evaluate, paired as paired
     from gotr1_core.hookspecs import Component as Component, hookimpl as hookimpl
     from gotr1_core.judges import Judges as Judges
     from gotr1_core.pictures.draw_chain import draw_chain as draw_chain
@@ -72,8 +67,9 @@ _HOME = {
     "components.function_judge": "judge",
     "components.prompts": "FilePrompts",
     "config.models": "RunConfig SamplingConfig SftConfig",
+    "engine.intervals": "Estimate estimate",
     "errors": "Gotr1Error UsageError",
-    "evaluation": "Estimate HeldOut estimate evaluate paired",
+    "evaluation": "HeldOut evaluate paired",
     "hookspecs": "Component hookimpl",
     "judges": "Judges",
     "pictures.draw_chain": "draw_chain",

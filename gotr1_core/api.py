@@ -67,6 +67,7 @@ def load_run(
 ) -> tuple[RunConfig, Parts, Sampling]:
     """A run's config, its components with trained weights, and how to sample. ``path`` is a run, for its best checkpoint, or a checkpoint.
 
+    If the untrained model was better than every checkpoint, this is the untrained model, with a warning.
     The judges are not made, so every reward is unknown (NaN). ``accept_changes`` only warns of files that are not those that the run read.
 
     Raises:

@@ -92,7 +92,8 @@ class MicroBatch:
         segments: the rollouts.
         advantages: ``[B]``, or ``[B, T]`` from an advantage estimator.
         masks: bool ``[B, T]``, the actions that count.
-        old, reference: log-probabilities ``[B, T]`` before the update and of the reference, where they were asked for.
+        rows: ``[B]``, the rows of the batch's plans and images that these are. They are not in the batch's order.
+        old, reference: log-probabilities ``[B, T]`` before the update and of the reference, where they are used.
         values, returns: a critic's values ``[B, T]`` before the update, and what they learn ``[B, T]``.
         old_means, reference_means: means ``[B, T, ...]`` of Gaussian actions, likewise.
         idle: passes through the module only because other processes do, and adds nothing.
@@ -101,6 +102,7 @@ class MicroBatch:
     segments: Mapping[SegmentName, Rollout]
     advantages: Mapping[SegmentName, Tensor]
     masks: Mapping[SegmentName, Tensor]
+    rows: Mapping[SegmentName, Tensor]
     old: Mapping[SegmentName, Tensor] = field(default_factory=dict)
     reference: Mapping[SegmentName, Tensor] = field(default_factory=dict)
     values: Mapping[SegmentName, Tensor] = field(default_factory=dict)
@@ -113,26 +115,39 @@ class MicroBatch:
 def split_batch(
     batch: Batch, advantages: Advantages, training: Mapping[SegmentName, SegmentConfig], config: RunConfig, *, every: bool = False
 ) -> list[MicroBatch]:
-    """Splits plans, with their images, into micro-batches. Plans with zero gradient are dropped unless ``every``.
+    """Splits plans, with their images, into micro-batches of about equal size. Plans with zero gradient are dropped unless ``every``.
 
-    ``training`` are the segments that train, with their settings.
+    ``training`` are the segments that train, with their settings. Plans of like length are together, the longest first.
     """
-    *_, images = batch.rewards.shape
+    _, per_group, images = batch.rewards.shape
     flat = {PLAN: advantages.plan.flatten(), IMAGE: advantages.image.flatten()}
     has_gradient = torch.full((len(batch.plans),), every)
     for name, settings in training.items():
         moves = flat[name].ne(0) if name == PLAN else flat[name].view(-1, images).ne(0).any(1)
         has_gradient |= moves | bool(settings.kl or settings.entropy)
-    rows = has_gradient.nonzero().flatten()
+    for row, sample in enumerate(batch.samples[::images]):
+        if sample.not_finite == PLAN:  # the model's output for it is not finite, and a gradient of 0 times NaN is NaN
+            has_gradient[row] = every
+    rows = _longest_first(batch.plans, has_gradient.nonzero().flatten(), per_group, config.rollout_groups)
     micro_batches = []
-    for plan_rows in rows.split(config.micro_batch) if len(rows) else ():  # no rows would be split into one empty micro-batch
+    for plan_rows in rows.tensor_split(-(-len(rows) // config.micro_batch)) if len(rows) else ():
         segments, image_rows = batch.segments(plan_rows)
         rollouts = {name: segments[name] for name in training if name in segments}
         row_advantages = {PLAN: flat[PLAN][plan_rows], IMAGE: flat[IMAGE][batch.place[image_rows]]}
         masks = {name: action_mask(rollout, config) for name, rollout in rollouts.items()}
         if rollouts:
-            micro_batches.append(MicroBatch(rollouts, {n: row_advantages[n].to(masks[n].device) for n in rollouts}, masks))
+            numbers = {PLAN: plan_rows, IMAGE: image_rows}
+            own_advantages = {n: row_advantages[n].to(masks[n].device) for n in rollouts}
+            micro_batches.append(MicroBatch(rollouts, own_advantages, masks, {n: numbers[n] for n in rollouts}))
     return micro_batches
+
+
+def _longest_first(plans: Rollout, rows: Tensor, per_group: int, chunk: int) -> Tensor:
+    """Sorts ``rows [R]`` of plans by the mean length of their group, of ``per_group`` plans, within ``chunk`` groups drawn together."""
+    lengths = plans.tensors["mask"].sum(1) + plans.tensors.get("prompt_length", 0)
+    means = lengths.double().cpu().view(-1, per_group).mean(1)
+    rows = rows[means[rows // per_group].argsort(descending=True, stable=True)]
+    return rows[(rows // (per_group * chunk)).argsort(stable=True)]
 
 
 def action_mask(rollout: Rollout, config: RunConfig) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from gotr1_core.batch import Batch, join_batches
-from gotr1_core.judges import Judges
+from gotr1_core.border.calls import call_plan, call_render, check_joinable
+from gotr1_core.engine.background import Submit
+from gotr1_core.judges import Judgement, Judges
 from gotr1_core.protocols import Planner, Policy, Renderer, RLAlgorithm
 from gotr1_core.samples import IMAGE, PLAN, Prompt, Rollout, Sample, Sampling, SegmentName
 from gotr1_core.sampling import seed_for
@@ -81,62 +84,123 @@ def roll_out(
     ``first`` is the number of the first prompt in the step, over all processes. Together with ``settings.seed`` it fixes every sample's
     own seed, so neither chunks nor processes change what is drawn.
     """
-    chunks = range(0, len(prompts), settings.chunk)
-    return join_batches(
-        [_one_chunk(planner, renderer, judges, prompts[start : start + settings.chunk], settings, first + start) for start in chunks]
-    )
+    with judges.threads() as threads:
+        # While a judge in another thread looks at a chunk's plans, the next chunk is planned. While it looks at pictures, others are drawn.
+        ahead = 1 if threads and settings.prune else 0
+        planned: deque[_Planned] = deque()
+        drawn: list[Callable[[], Batch]] = []
+        for start in range(0, len(prompts), settings.chunk):
+            chunk = prompts[start : start + settings.chunk]
+            planned.append(_plan_chunk(planner, renderer, judges, chunk, settings, first + start, threads))
+            if len(planned) > ahead:
+                drawn.append(_draw_chunk(planner, renderer, judges, planned.popleft(), settings, threads))
+        drawn += [_draw_chunk(planner, renderer, judges, chunk, settings, threads) for chunk in planned]
+        return join_checked(planner, renderer, [end() for end in drawn])
 
 
-def _one_chunk(
-    planner: Planner, renderer: Renderer, judges: Judges, prompts: Sequence[Prompt], settings: RolloutSettings, first: int
-) -> Batch:
-    seed, plans, images = settings.seed, settings.plans, settings.images
+def join_checked(planner: Planner, renderer: Renderer, batches: Sequence[Batch]) -> Batch:
+    """Batches that planner and renderer drew as one, as :func:`join_batches`. Says which of the two drew what cannot be joined."""
+    check_joinable(planner, renderer, [b.plans for b in batches], [b.images for b in batches if b.images is not None])
+    return join_batches(batches)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """The plans of a chunk: a draft without a picture of each, and what waits for their scores."""
+
+    prompts: Sequence[Prompt]
+    rollout: Rollout
+    drafts: Sequence[Sample]
+    judged: Callable[[], list[Judgement]]
+
+
+def _plan_chunk(
+    planner: Planner,
+    renderer: Renderer,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    first: int,
+    threads: Mapping[str, Submit],
+) -> _Planned:
+    """Plans a chunk, and begins to judge its plans."""
+    seed = settings.seed
     if settings.offload is not None:
         swap(settings.offload, planner, idle=renderer)
-    lineage = [(i, j) for i in range(len(prompts)) for j in range(plans)]
-    planned = planner.plan(
-        [prompts[i] for i, _ in lineage], seeds=[seed_for(*seed, first + i, j, "plan") for i, j in lineage], sampling=settings.sampling
+    lineage = [(i, j) for i in range(len(prompts)) for j in range(settings.plans)]
+    planned = call_plan(
+        planner,
+        [prompts[i] for i, _ in lineage],
+        seeds=[seed_for(*seed, first + i, j, "plan") for i, j in lineage],
+        sampling=settings.sampling,
     )
-    drafts = [Sample(prompts[i], planned.chains[row], None, (first + i, j, 0)) for row, (i, j) in enumerate(lineage)]
-    plan_scores = judges.score(drafts, PLAN)
-    pruned = judges.settled(plan_scores) | settings.pictures_unused if settings.prune else torch.zeros(len(drafts), dtype=torch.bool)
+    lost = ~torch.tensor(planned.finite(), dtype=torch.bool)
+    if lost.any():  # what was sampled there has no probability: nobody learns from it
+        hidden = lost.to(planned.tensors["mask"].device).unsqueeze(1)
+        mask, log_prob = planned.tensors["mask"] & ~hidden, planned.tensors["log_prob"].masked_fill(hidden, 0.0)
+        planned = replace(planned, tensors={**planned.tensors, "mask": mask, "log_prob": log_prob})
+    drafts = [
+        Sample(prompts[i], planned.chains[row], None, (first + i, j, 0), not_finite=PLAN if lost[row] else None)
+        for row, (i, j) in enumerate(lineage)
+    ]
+    return _Planned(prompts, planned, drafts, judges.start(drafts, PLAN, threads))
+
+
+def _draw_chunk(
+    planner: Planner, renderer: Renderer, judges: Judges, planned: _Planned, settings: RolloutSettings, threads: Mapping[str, Submit]
+) -> Callable[[], Batch]:
+    """Draws a chunk, and begins to judge its pictures. Returns a function that waits for the scores and gives the chunk's tree."""
+    drafts, images = planned.drafts, settings.images
+    pruned = torch.tensor([draft.not_finite is not None for draft in drafts])
+    if settings.prune:
+        pruned |= judges.settled([j.scores for j in planned.judged()] if judges.prunes else [{} for _ in drafts]) | settings.pictures_unused
     rows = [row for row in range(len(drafts)) if not pruned[row] for _ in range(images)]
     place = [row * images + k for row in range(len(drafts)) if not pruned[row] for k in range(images)]
     drawn = None
     if rows:
         if settings.offload is not None:
             swap(settings.offload, renderer, idle=planner)
-        drawn = renderer.render(
+        drawn = call_render(
+            renderer,
             [drafts[row].prompt for row in rows],
             [drafts[row].chain for row in rows],
-            seeds=[seed_for(*seed, *drafts[at // images].lineage[:2], at % images, "image") for at in place],
+            seeds=[seed_for(*settings.seed, *drafts[at // images].lineage[:2], at % images, "image") for at in place],
             sampling=settings.sampling,
-            plans=planned.rows(torch.tensor(rows)) if renderer is planner else None,  # type: ignore[comparison-overlap]
-            groups=[seed_for(*seed, drafts[row].lineage[0], "group") for row in rows],
+            plans=planned.rollout.rows(torch.tensor(rows)) if renderer is planner else None,  # type: ignore[comparison-overlap]
+            groups=[seed_for(*settings.seed, drafts[row].lineage[0], "group") for row in rows],
         )
         parent = torch.tensor(rows, device=drawn.tensors["mask"].device)
         drawn = replace(drawn, tensors={**drawn.tensors, "parent": parent})
-    samples = _rewarded(judges, drafts, plan_scores, drawn, place, images)
-    rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64).view(len(prompts), plans, images)
-    return Batch(tuple(prompts), planned, drawn, torch.tensor(place, dtype=torch.long), tuple(samples), rewards)
-
-
-def _rewarded(
-    judges: Judges,
-    drafts: Sequence[Sample],
-    plan_scores: Sequence[Mapping[str, float]],
-    drawn: Rollout | None,
-    place: Sequence[int],
-    images: int,
-) -> list[Sample]:
-    """Every sample of the tree with its scores and reward. A pruned one has no image, and the reward that it would have had."""
-    pairs = zip(drafts, plan_scores, strict=True)
-    samples = [replace(d, lineage=(*d.lineage[:2], k), scores=dict(scores)) for d, scores in pairs for k in range(images)]
+    known = [{} for _ in drafts] if threads else [j.scores for j in planned.judged()]  # a thread does not wait for another stage
+    samples = [replace(d, lineage=(*d.lineage[:2], k), scores=s) for d, s in zip(drafts, known, strict=True) for k in range(images)]
     if drawn is not None:
-        for row, at in enumerate(place):
-            samples[at] = replace(samples[at], image=drawn.images[row])
-        for at, image_scores in zip(place, judges.score([samples[at] for at in place], IMAGE), strict=True):
-            samples[at] = replace(samples[at], scores={**samples[at].scores, **image_scores})
+        for at, image, finite in zip(place, drawn.images, drawn.finite(), strict=True):
+            samples[at] = replace(samples[at], image=image) if finite else replace(samples[at], not_finite=IMAGE)
+    scored = sorted({*place, *(at for at, sample in enumerate(samples) if sample.not_finite)})
+    judged = judges.start([samples[at] for at in scored], IMAGE, threads)
+    kept = [row for row, at in enumerate(place) if samples[at].not_finite is None]
+    if drawn is not None and len(kept) < len(place):
+        drawn, place = drawn.rows(torch.tensor(kept)) if kept else None, [place[row] for row in kept]
+
+    def end() -> Batch:
+        rewarded = _rewarded(judges, samples, planned.judged(), dict(zip(scored, judged(), strict=True)))
+        rewards = torch.tensor([s.reward for s in rewarded], dtype=torch.float64).view(len(planned.prompts), -1, images)
+        plans, at = replace(planned.rollout, memory=None), torch.tensor(place, dtype=torch.long)
+        return Batch(tuple(planned.prompts), plans, drawn, at, tuple(rewarded), rewards)
+
+    return end
+
+
+def _rewarded(judges: Judges, samples: Sequence[Sample], of_plans: Sequence[Judgement], of_images: Mapping[int, Judgement]) -> list[Sample]:
+    """Every sample of the tree with its scores and reward. A pruned one has no image, and the reward that it would have had.
+
+    One whose plan or picture is not finite has neither: image scores and reward are NaN. ``of_images`` are by the sample's number.
+    """
+    images = len(samples) // max(1, len(of_plans))
+    judged = []
+    for at, sample in enumerate(samples):
+        plan, image = of_plans[at // images], of_images.get(at, Judgement({}))
+        judged.append(replace(sample, scores={**plan.scores, **image.scores}, words={**plan.words, **image.words}))
     unknown = dict.fromkeys(judges.expression.names, math.nan)  # image scores of samples without an image
-    rewards = judges.total_rewards([{**unknown, **s.scores} for s in samples])
-    return [replace(s, reward=float(reward)) for s, reward in zip(samples, rewards, strict=True)]
+    rewards = judges.total_rewards([{**unknown, **s.scores} for s in judged])
+    return [replace(s, reward=math.nan if s.not_finite else float(reward)) for s, reward in zip(judged, rewards, strict=True)]

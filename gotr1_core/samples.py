@@ -32,7 +32,12 @@ class Prompt:
     @property
     def key(self) -> str:
         """The text by which prompts are compared: in Unicode's composed form (NFC), without spaces around it."""
-        return unicodedata.normalize("NFC", self.text.strip())
+        return prompt_key(self.text)
+
+
+def prompt_key(text: str) -> str:
+    """The :attr:`Prompt.key` of a prompt with this text."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,28 @@ class Rollout:
     Attributes:
         segment: ``plan`` or ``image``.
         sampling: how it was sampled.
-        tensors: rows first. Always there: ``log_prob [B, T]``, the sampler's own, and bool ``mask [B, T]``, true where an action was
-            sampled (an appended token is none). Plans have bool ``truncated [B]``, chains that were cut. Images have ``parent [B]``, the
-            row of each one's plan. Denoising steps have ``step [B, T]``, their numbers from 0. The rest is the policy's own.
-        chains, images: one per row, in a rollout of plans or of images.
+        tensors: rows first. Always there: ``log_prob [B, T]``, the sampler's own, NaN where the model's output was not finite, and bool
+            ``mask [B, T]``, true where an action was sampled (an appended token is none). Plans have bool ``truncated [B]``, chains that
+            were cut. Images have ``parent [B]``, the row of each one's plan. Denoising steps have ``step [B, T]``, their numbers from 0.
+            The rest is the policy's own.
+        chains, images: one per row, in a rollout of plans or of images. An image is None where its pixels are not finite.
+        memory: of plans, what a unified policy goes on from to draw them, once, with the same weights. Its ``rows(index)`` chooses rows.
     """
 
     segment: SegmentName
     sampling: Sampling
     tensors: Mapping[str, Tensor]
     chains: tuple[Chain, ...] = ()
-    images: tuple[Image, ...] = ()
+    images: tuple[Image | None, ...] = ()
+    memory: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.tensors["mask"])
+
+    def finite(self) -> list[bool]:
+        """False for each row with an action whose log-probability is not finite, or with a picture that is None."""
+        rows: list[bool] = (self.tensors["log_prob"].isfinite() | ~self.tensors["mask"]).all(1).tolist()
+        return [row and self.images[i] is not None for i, row in enumerate(rows)] if self.images else rows
 
     def rows(self, index: Tensor) -> Rollout:
         """The rollout of the rows ``index [K]``, integers."""
@@ -96,6 +109,7 @@ class Rollout:
             tensors={name: tensor[index.to(tensor.device)] for name, tensor in self.tensors.items()},
             chains=tuple(self.chains[i] for i in rows) if self.chains else (),
             images=tuple(self.images[i] for i in rows) if self.images else (),
+            memory=self.memory.rows(index) if self.memory is not None else None,
         )
 
 
@@ -122,8 +136,37 @@ class ActionStats:
 
 
 @dataclass(frozen=True)
+class Words:
+    """What a judge said beside one number. Nobody computes with it; it is for people who read samples.
+
+    Attributes:
+        verdict: the answer that the number was read from, as the model wrote it.
+        reason: why the number is what it is.
+        boxes: what the judge found in the picture: by phrase, boxes (x1, y1, x2, y2) in fractions of the picture, from 0 to 1.
+        problem: why there is no number, such as ``unreadable``; empty where there is one.
+    """
+
+    verdict: str = ""
+    reason: str = ""
+    boxes: Mapping[str, Sequence[tuple[float, float, float, float]]] = field(default_factory=dict)
+    problem: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """What was said, as plain JSON, without what is empty. Boxes are rounded to four digits."""
+        boxes = {phrase: [[round(edge, 4) for edge in box] for box in found] for phrase, found in self.boxes.items()}
+        values = {"verdict": self.verdict, "reason": self.reason, "boxes": boxes, "problem": self.problem}
+        return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One picture and how it came about. ``lineage`` is (prompt, plan of the prompt, image of the plan); an unknown ``reward`` is NaN."""
+    """One picture and how it came about. ``lineage`` is (prompt, plan of the prompt, image of the plan); an unknown ``reward`` is NaN.
+
+    ``not_finite`` names the segment whose numbers were not finite. Such a sample has no picture; its reward, and its scores from there on,
+    are NaN. A pruned sample has no picture either, but a reward. ``plan_known`` is False for a picture from elsewhere whose plan nobody
+    gave: its chain is empty, and a score that compares the picture with its plan is NaN. ``words`` are what judges said beside their
+    scores, by the score's name, where they say something.
+    """
 
     prompt: Prompt
     chain: Chain
@@ -131,6 +174,19 @@ class Sample:
     lineage: tuple[int, int, int] = (0, 0, 0)
     scores: Mapping[str, float] = field(default_factory=dict)
     reward: float = float("nan")
+    not_finite: SegmentName | None = None
+    plan_known: bool = True
+    words: Mapping[str, Words] = field(default_factory=dict)
+
+
+def make_samples(
+    prompts: Sequence[Prompt], chains: Sequence[Chain], plans: Rollout | None, drawn: Rollout, lineages: Sequence[tuple[int, int, int]]
+) -> list[Sample]:
+    """Samples that are not judged: of each prompt, its chain and its picture. ``plans`` is None for chains that nobody sampled."""
+    planned = plans.finite() if plans is not None else [True] * len(chains)
+    lost = [None if p and d else PLAN if not p else IMAGE for p, d in zip(planned, drawn.finite(), strict=True)]
+    rows = zip(prompts, chains, drawn.images, lineages, lost, strict=True)
+    return [Sample(p, chain, None if bad else image, lineage, not_finite=bad) for p, chain, image, lineage, bad in rows]
 
 
 def join(rollouts: Sequence[Rollout]) -> Rollout:
@@ -153,4 +209,5 @@ def join(rollouts: Sequence[Rollout]) -> Rollout:
         tensors={name: joined(name) for name in first.tensors},
         chains=tuple(c for r in rollouts for c in r.chains),
         images=tuple(i for r in rollouts for i in r.images),
+        memory=None,
     )

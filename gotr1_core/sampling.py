@@ -37,12 +37,14 @@ def apply_guidance(conditional: Tensor, unconditional: Tensor | None, scale: flo
 def sample_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Samples tokens ``[B]`` from ``logits [B, V]`` by inverse CDF at ``uniform [B]``; returns them and their log-probabilities ``[B]``.
 
-    Temperature 0 takes the most probable token, with log-probability 0.
+    Temperature 0 takes the most probable token, with log-probability 0. Where logits are not finite (NaN, or nothing but -inf) there is
+    no distribution: the token is any, and its log-probability is not finite.
     """
     logits = logits.float()
     if temperature == 0:
         token = logits.argmax(-1)
-        return token, torch.zeros_like(uniform, dtype=torch.float32)
+        log_prob = torch.zeros_like(uniform, dtype=torch.float32)
+        return token, log_prob.masked_fill(~logits.amax(-1).isfinite(), torch.nan)
     log_probs = torch.log_softmax(logits / temperature, -1)
     cumulative = log_probs.double().exp().cumsum(-1)
     # In float64 u * s rounds below s for every u < 1, so the search never ends behind the last token that has a probability.
@@ -53,7 +55,10 @@ def sample_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[T
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sampled tokens, their log-probabilities and a mask of what was sampled, ``[B, T]``; rows ``finished [B]`` reached the stop token."""
+    """Sampled tokens, their log-probabilities and a mask of what was sampled, ``[B, T]``; rows ``finished [B]`` reached the stop token.
+
+    A row whose logits are not finite ends there, and its last log-probability is not finite.
+    """
 
     tokens: Tensor
     log_prob: Tensor
@@ -66,7 +71,8 @@ def decode(
     uniform: Tensor,
     temperature: float,
     stop: int | None = None,
-    keep: Callable[[Tensor], None] | None = None,
+    keep: Callable[[Tensor], Tensor] | None = None,
+    check_every: int = 1,
 ) -> Tokens:
     """Samples up to T tokens per row, the stop token included.
 
@@ -74,7 +80,8 @@ def decode(
         advance: ``advance(None)`` gives the first logits ``[B, V]``, ``advance(tokens [B])`` those after these tokens.
         uniform: random numbers ``[B, T]``.
         stop: the token that ends a row. A row that has stopped is fed it, masked, until the last row has stopped.
-        keep: gets the positions of the rows that go on, and drops the others. It is called when a quarter of the rows have stopped.
+        keep: gets the positions of the rows that go on, when a quarter has stopped; drops the others; returns them in their new order.
+        check_every: looks whether rows have stopped after so many tokens. It changes no sample.
     """
     logits = advance(None)
     uniform = uniform.to(logits.device)
@@ -91,18 +98,17 @@ def decode(
             token = torch.where(alive, token, stop)
         tokens[rows, t], log_prob[rows, t], mask[rows, t] = token, torch.where(alive, chosen, 0.0), alive
         if stop is not None:
-            alive = alive & (token != stop)
+            alive = alive & (token != stop) & chosen.isfinite()
             finished[rows] = ~alive
-            remaining = int(alive.sum())
+            remaining = len(rows) if (t + 1) % check_every else int(alive.sum())
             if not remaining:
-                length = t + 1
                 break
             if keep is not None and 4 * remaining <= 3 * len(rows):
-                positions = alive.nonzero().flatten()
+                positions = keep(alive.nonzero().flatten())
                 rows, token, alive = rows[positions], token[positions], alive[positions]
-                keep(positions)
         if t + 1 < length:
             logits = advance(token)
+    length = length if stop is None else int(mask.any(0).sum())
     return Tokens(tokens[:, :length], log_prob[:, :length], mask[:, :length], finished)
 
 

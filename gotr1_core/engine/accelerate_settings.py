@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+from gotr1_core.engine.console import print
 from gotr1_core.errors import UsageError
 
 OFF = ("", "0", "n", "no", "f", "false", "off", "none")

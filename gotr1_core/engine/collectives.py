@@ -6,9 +6,10 @@ with every parameter. A process whose samples are all pruned, constant or withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,11 @@ from torch import nn
 
 from gotr1_core.engine.accelerate_settings import explicit_settings, refuse_settings, sharding_error
 from gotr1_core.engine.dtensor import is_dtensor
+from gotr1_core.engine.interrupts import Paused
+from gotr1_core.engine.reminders import remind
 from gotr1_core.errors import Gotr1Error, UsageError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -70,6 +75,43 @@ def sum_over_processes(accelerator: Accelerator, numbers: Sequence[float]) -> li
 def wait_for_all(accelerator: Accelerator) -> None:
     """Waits until every process has called it."""
     accelerator.wait_for_everyone()
+
+
+class Meeting:
+    """Lets processes wait for each other for as long as it takes, such as after a rollout in which one judge was slow.
+
+    The backend ends a run whose processes wait longer than its limit (10 minutes with NCCL). Here there is no limit; a process that has
+    ended is noticed. Every process must make a meeting, and ``hold`` it, equally often. Without ``needed`` it does nothing.
+    """
+
+    def __init__(self, accelerator: Accelerator, *, needed: bool, reminder: float) -> None:
+        self.reminder, self.group = reminder, None
+        if needed and accelerator.num_processes > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=365))
+
+    @_explain_lost_process()
+    def hold(self) -> None:
+        """Waits until every process is here. Says so on stderr while it takes long."""
+        if self.group is not None:
+            with remind(lambda: "waiting for the other processes", every=self.reminder):
+                torch.distributed.barrier(group=self.group)
+
+
+def pause_together(accelerator: Accelerator, meeting: Meeting, work: Callable[[], T]) -> T:
+    """Returns the result of some work, after a meeting. Every process must call it. A pause of one of them is a pause of all.
+
+    Raises:
+        Paused: the work of a process raised it; the first process's counts.
+    """
+    result, paused = list[T](), None
+    try:
+        result.append(work())
+    except Paused as error:
+        paused = error
+    meeting.hold()
+    for first in filter(None, gather_objects(accelerator, paused)):
+        raise first
+    return result[0]
 
 
 def check_same_weights(accelerator: Accelerator, fingerprints: Mapping[str, str]) -> None:

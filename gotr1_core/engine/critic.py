@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gotr1_core.border.algorithm_calls import call_critic, call_estimate
+from gotr1_core.border.contract import Call
 from gotr1_core.config.models import OptimizerConfig
 from gotr1_core.engine.collectives import sum_over_processes
 from gotr1_core.engine.tensors import read_tensors
@@ -38,17 +40,22 @@ def make_critic(
     if not isinstance(algorithm, ActorCritic):
         return None
     width = getattr(policy, "features", None)
-    if width is None:
-        raise UsageError(
-            f"the {role} has no features to estimate values from, and {type(algorithm).__name__.lower()} needs them",
-            hint="use algorithm=grpo or algorithm=rloo, which compare samples of one prompt instead",
-        )
-    critic = algorithm.critic(width)
+    if not isinstance(width, int):
+        raise no_features(role, algorithm)
+    critic = call_critic(algorithm, width)
     module = critic.module.to(device)
     optimizer.add_param_group(
         {"params": list(module.parameters()), "weight_decay": 0.0, "factor": critic.learning_rate / settings.learning_rate}
     )
     return replace(critic, module=module)
+
+
+def no_features(role: str, algorithm: RLAlgorithm) -> UsageError:
+    """The error of a policy that trains with a critic and has no ``features``. ``role`` is planner or renderer."""
+    return UsageError(
+        f"the {role} has no features to estimate values from, and {type(algorithm).__name__.lower()} needs them",
+        hint="use algorithm=grpo or algorithm=rloo, which compare samples of one prompt instead",
+    )
 
 
 def critic_tensors(critic: Critic) -> dict[str, Tensor]:
@@ -81,7 +88,10 @@ def critic_values(
     if missing:
         raise ValueError(f"the policy declares features, but returned none for the segment {missing[0]!r}")
     rows = [tensor.detach()[masks[name]] for name, tensor in features.items() if tensor is not None]
-    values = critic(torch.cat(rows)).split([len(segment_rows) for segment_rows in rows])
+    call = Call("critic", critic, "forward")
+    with call.told():
+        flat_values = critic(torch.cat(rows))
+    values = call.tensor(flat_values, "values", "float", sum(map(len, rows))).split([len(segment_rows) for segment_rows in rows])
     zeros = {name: torch.zeros(mask.shape, dtype=values[0].dtype, device=mask.device) for name, mask in masks.items()}
     return {name: zeros[name].masked_scatter(mask, flat) for (name, mask), flat in zip(masks.items(), values, strict=True)}
 
@@ -96,13 +106,16 @@ def estimate_advantages(
 ) -> tuple[list[MicroBatch], Mapping[str, tuple[Tensor, Tensor]]]:
     """Returns the micro-batches with the algorithm's advantages ``[B]`` or ``[B, T]`` and returns ``[B, T]``, and its statistics.
 
-    ``names`` are the segments that train, also those without rollouts. ``micro_batches`` are all of the batch, in its order, with
-    log-probabilities (and values if there is a critic) filled in.
+    ``names`` are the segments that train, also those without rollouts. ``micro_batches`` are all of the batch, with log-probabilities
+    (and values if there is a critic) filled in. The algorithm sees their rows in the batch's order.
     """
+    rows = {name: torch.cat([m.rows[name] for m in micro_batches if name in m.segments] or [torch.zeros(0).long()]) for name in names}
+    order = {name: numbers.argsort() for name, numbers in rows.items()}
 
     def concatenate(field: str, dtype: torch.dtype = torch.float64) -> dict[SegmentName, Tensor]:
         tensors = {name: [getattr(m, field)[name] for m in micro_batches if name in m.segments] for name in names}
-        return {name: (torch.cat(pieces).cpu() if pieces else torch.zeros(0, 0)).to(dtype) for name, pieces in tensors.items()}
+        joined = {name: torch.cat(pieces).cpu()[order[name]] if pieces else torch.zeros(0, 0) for name, pieces in tensors.items()}
+        return {name: tensor.to(dtype) for name, tensor in joined.items()}
 
     def over_processes(sums: Tensor) -> Tensor:
         return torch.tensor(sum_over_processes(accelerator, sums.flatten().tolist()), dtype=torch.float64).view(sums.shape)
@@ -112,23 +125,20 @@ def estimate_advantages(
         place=batch.place,
         masks=concatenate("masks", torch.bool),
         old=concatenate("old"),
-        reference=concatenate("reference") if all(m.reference for m in micro_batches) else None,
+        reference=concatenate("reference") if algorithm.needs_reference else None,
         values=concatenate("values") if critic else None,
     )
     module = critic.module if critic else None
-    estimates = algorithm.estimate(experience, module, over_processes)
+    estimates = call_estimate(algorithm, experience, module, over_processes)
     return _rows_to_micro_batches(micro_batches, estimates), estimates.statistics
 
 
 def _rows_to_micro_batches(micro_batches: Sequence[MicroBatch], estimates: Estimates) -> list[MicroBatch]:
     """Splits step-wide advantages and returns back into micro-batches."""
-    ends: dict[SegmentName, int] = {}
     filled = []
     for micro_batch in micro_batches:
-        spans = {name: slice(ends.get(name, 0), ends.get(name, 0) + len(rollout)) for name, rollout in micro_batch.segments.items()}
-        ends |= {name: span.stop for name, span in spans.items()}
         advantages, returns = (
-            {name: tensors[name][span].to(micro_batch.masks[name].device) for name, span in spans.items() if name in tensors}
+            {name: tensors[name][rows].to(micro_batch.masks[name].device) for name, rows in micro_batch.rows.items() if name in tensors}
             for tensors in (estimates.advantages, estimates.returns)
         )
         filled.append(replace(micro_batch, advantages=advantages, returns=returns))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gotr1_core.config.models import OptimizerConfig
+from gotr1_core.engine.collectives import any_process
 from gotr1_core.engine.dtensor import full_tensor
 
 
@@ -42,6 +44,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimizerConfig,
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """Clips the global gradient norm to ``limit`` and returns the norm before clipping, a scalar."""
     return full_tensor(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
+
+
+def step_if_finite(accelerator: Accelerator, optimizer: torch.optim.Optimizer, norms: Sequence[Tensor]) -> bool:
+    """Takes an optimizer step if every gradient norm (a scalar) is finite on all processes. Returns whether it was taken; clears gradients.
+
+    A step that is not taken leaves weights and moments as they were. In fp16 it lowers the loss scale, as a step would.
+    """
+    finite = not any_process(accelerator, not all(bool(norm.isfinite()) for norm in norms))
+    if finite:
+        optimizer.step()
+    elif accelerator.scaler is not None:
+        accelerator.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return finite
 
 
 def move_optimizer_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

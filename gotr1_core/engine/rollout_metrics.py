@@ -9,7 +9,10 @@ from torch import Tensor
 
 from gotr1_core.batch import Batch
 from gotr1_core.engine.metrics import MetricSums
-from gotr1_core.samples import Sample
+from gotr1_core.samples import IMAGE, PLAN, Sample
+
+COUNTED = ("judge.", "planning.")
+"""How the names of metrics begin that judges and planners count themselves."""
 
 
 def rollout_metrics(batch: Batch, constant: Tensor, *, idle: bool) -> MetricSums:
@@ -28,7 +31,11 @@ def rollout_metrics(batch: Batch, constant: Tensor, *, idle: bool) -> MetricSums
     sums.add("truncated", plans.tensors["truncated"].sum(), count)
     sums.add("chain_tokens", plans.tensors["mask"].sum(), count)
     sums.add("regions", sum(len(c.regions) for c in plans.chains), count)
-    sums.add("pruned", len(batch.samples) - (len(batch.images) if batch.images is not None else 0), len(batch.samples))
+    lost = {name: sum(s.not_finite == name for s in batch.samples) for name in (PLAN, IMAGE)}
+    undrawn = len(batch.samples) - (len(batch.images) if batch.images is not None else 0)
+    sums.add("pruned", undrawn - sum(lost.values()), len(batch.samples))
+    for name, number in lost.items():
+        sums.add(f"not_finite.{name}", number, len(batch.samples))
     _add_scores(sums, batch.samples)
     _add_duplicates(sums, batch)
     return sums
@@ -61,8 +68,12 @@ def _add_repeated(sums: MetricSums, name: str, items: Sequence[Hashable]) -> Non
 
 
 def nan_fractions(samples: Sequence[Sample]) -> dict[str, float]:
-    """Returns the fractions of samples without a reward, ``nan``, and without a judge's score, ``nan.NAME``; zeros are left out."""
+    """Returns the fractions of samples without a reward, ``nan``, and without a judge's score, ``nan.NAME``; zeros are left out.
+
+    Also of those whose plan or picture is not finite, ``not_finite.plan`` and ``not_finite.image``.
+    """
     fractions = {"nan": sum(math.isnan(s.reward) for s in samples) / len(samples)}
+    fractions |= {f"not_finite.{name}": sum(s.not_finite == name for s in samples) / len(samples) for name in (PLAN, IMAGE)}
     for name in sorted({n for s in samples for n in s.scores}):
         values = [s.scores[name] for s in samples if name in s.scores]
         fractions[f"nan.{name}"] = sum(map(math.isnan, values)) / len(values)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gotr1_core.engine.dtensor import full_tensor, shard_like
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import NOT_FINITE_HINT, Gotr1Error, UsageError
 
 
 def trainable_tensors(module: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
@@ -39,20 +39,40 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns the name of the first tensor (of any shape) that has a NaN or an infinite number; None if all are finite."""
+    return next((name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors of any shape into a safetensors file of a checkpoint.
+
+    Raises:
+        Gotr1Error: a tensor is not finite. Nothing could be learned from such a checkpoint.
+    """
+    if name := first_not_finite(tensors):
+        message = f"no checkpoint is written: {name} of {path.parent.name}/{path.name} has a number that is not finite"
+        raise Gotr1Error(message, hint=f"an earlier checkpoint is whole; {NOT_FINITE_HINT}")
+    save_file(dict(tensors), path)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads a safetensors file of a checkpoint: tensors of any shape by name.
 
     Raises:
-        UsageError: the file is missing or damaged.
+        UsageError: the file is missing or damaged, or one of its numbers is not finite.
     """
     if not path.is_file():
         raise UsageError(
             f"{path.parent} is not a checkpoint: {path.name} is missing", hint="give the folder of a run, or of one of its checkpoints"
         )
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged: {error}", hint="restore the original file, or use another checkpoint") from None
+    if name := first_not_finite(tensors):
+        raise UsageError(f"{path} cannot be used: its {name} has a number that is not finite", hint="use an earlier checkpoint")
+    return tensors
 
 
 def load_trainable(module: nn.Module, path: Path) -> None:
@@ -78,10 +98,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, *, keep: bool = True) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Loads the state that :func:`optimizer_tensors` returned; moments are shaped like their parameters."""
+    """Loads the state that :func:`optimizer_tensors` returned; moments are shaped like their parameters.
+
+    Raises:
+        UsageError: they are not the state of such an optimizer.
+    """
     state: dict[int, dict[str, Tensor]] = {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = shard_like(value, parameters[int(number)])
+        text, _, name = key.partition(".")
+        number = int(text) if text.isascii() and text.isdigit() else -1
+        if number not in parameters or not name or value.shape not in (parameters[number].shape, ()):
+            raise UsageError(f"the optimizer's state does not fit the model: {key[:100]}", hint="use another checkpoint of the run")
+        state.setdefault(number, {})[name] = shard_like(value, parameters[number])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,17 @@ class ContextWindow:
         length = chain if isinstance(chain, int) else len(chain_ids)
         self._check(prompt, len(prompt_ids), length, is_written=isinstance(chain, Chain))
         return torch.tensor(prompt_ids), torch.tensor(chain_ids, dtype=torch.long)
+
+    def check(self, prompts: Iterable[str], chain: int) -> None:
+        """Checks that every prompt fits, with a chain of that many tokens. Raises a `UsageError` as :meth:`encode`.
+
+        Most prompts are far shorter than the context. They are not tokenized, so a million take seconds.
+        """
+        unsure = dict.fromkeys(
+            prompt for prompt in prompts if (most := self.text.max_prompt_tokens(prompt)) is None or most + chain > self.room
+        )
+        for prompt in unsure:
+            self.encode(prompt, chain)
 
     def _check(self, prompt: str, tokens: int, chain: int, *, is_written: bool) -> None:
         if tokens + chain <= self.room:

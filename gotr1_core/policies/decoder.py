@@ -1,4 +1,4 @@
-"""What autoregressive transformers share: sampling with a cache, and log-probabilities of whole sequences in one pass.
+"""What autoregressive transformers share: log-probabilities of whole sequences in one pass, and plans as tokens.
 
 ``language`` is a library's own language model, called as in transformers: ``language(inputs_embeds=, attention_mask=, position_ids=,
 past_key_values=, use_cache=)``, whose output has ``last_hidden_state``. The library itself is not imported here.
@@ -16,71 +16,7 @@ from gotr1_core.chain import Chain
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.padding import left_pad, mask_and_positions, right_pad
 from gotr1_core.samples import PLAN, ActionStats, Rollout, Sampling
-from gotr1_core.sampling import Tokens, decode, token_stats, uniforms
-
-
-class Continuation:
-    """Continues left-padded contexts ``[R, C]`` of ``lengths [R]`` by up to ``steps`` tokens.
-
-    Equal rows that stand together are computed once and their cache is repeated, so that the samples of a prompt share its prefill.
-    ``cache`` is an empty cache of the model's library. With ``fixed`` its batch size cannot change, so every row is computed.
-    """
-
-    def __init__(
-        self,
-        language: nn.Module,
-        embed: Callable[[Tensor], Tensor],
-        context: Tensor,
-        lengths: Tensor,
-        *,
-        steps: int,
-        cache: Any,
-        fixed: bool = False,
-    ) -> None:
-        self.language, self.embed, self.context, self.lengths = language, embed, context, lengths
-        self.cache, self.fixed = cache, fixed
-        keys = torch.cat([lengths.unsqueeze(1), context], 1)
-        _, self.distinct = torch.unique_consecutive(keys, dim=0, return_inverse=True)
-        mask, _ = mask_and_positions(lengths, context.shape[1])
-        self.mask = torch.cat([mask, mask.new_ones(len(mask), steps)], 1)
-        self.width = context.shape[1]
-
-    def prefill(self) -> Tensor:
-        """Runs the contexts through the model. Returns the hidden states ``[R, H]`` at their ends."""
-        is_first = torch.cat([self.distinct.new_ones(1, dtype=torch.bool), self.distinct[1:] != self.distinct[:-1]])
-        rows = torch.ones_like(is_first).nonzero().flatten() if self.fixed else is_first.nonzero().flatten()
-        context = self.context[rows]
-        mask, positions = mask_and_positions(self.lengths[rows], context.shape[1])
-        hidden = self._run(self.embed(context), mask, positions)
-        if len(rows) == len(self.context):
-            return hidden
-        self.cache.batch_select_indices(self.distinct)
-        return hidden[self.distinct]
-
-    def step(self, embeds: Tensor) -> Tensor:
-        """Feeds one more token per row, ``embeds [R, 1, H]``. Returns the hidden states ``[R, H]`` after it."""
-        positions = (self.lengths + self.width - self.context.shape[1]).unsqueeze(1)
-        self.width += 1
-        return self._run(embeds, self.mask[:, : self.width], positions)
-
-    def generate(self, head: nn.Module, uniform: Tensor, temperature: float, stop: int) -> Tokens:
-        """Samples up to T tokens per row until the token ``stop``. ``uniform [R, T]`` are the random numbers, one per token."""
-
-        def advance(tokens: Tensor | None) -> Tensor:
-            return head(self.prefill() if tokens is None else self.step(self.embed(tokens.unsqueeze(1))))  # type: ignore[no-any-return]
-
-        return decode(advance, uniform, temperature, stop=stop, keep=None if self.fixed else self._keep_rows)
-
-    def _keep_rows(self, rows: Tensor) -> None:
-        """Continues only these rows."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.lengths = self.mask[rows], self.lengths[rows]
-
-    def _run(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        output = self.language(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
-        return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+from gotr1_core.sampling import Tokens, token_stats, uniforms
 
 
 def hidden_states(language: nn.Module, embeds: Tensor, lengths: Tensor, *, checkpointing: bool) -> Tensor:
@@ -146,7 +82,7 @@ def action_stats(
 
 def generate_plans(
     prompts: Sequence[Tensor],
-    generate: Callable[[Tensor, Tensor, Tensor], Tokens],
+    generate: Callable[[Tensor, Tensor, Tensor], tuple[Tokens, Any]],
     to_chain: Callable[[Tensor], Chain],
     *,
     seeds: Sequence[int],
@@ -156,15 +92,16 @@ def generate_plans(
 
     Its tensors, besides those of every rollout: ``prompt [B, P]`` (right-padded), ``prompt_length [B]``, ``tokens [B, T]`` with the one
     that ended the chain, ``length [B]`` without it. ``prompts`` are ids ``[P]`` on the model's device. ``generate`` makes tokens from
-    left-padded contexts ``[B, C]``, their lengths ``[B]`` and random numbers ``[B, T]``; ``to_chain`` a chain from ids ``[length]``.
+    left-padded contexts ``[B, C]``, their lengths ``[B]`` and random numbers ``[B, T]``, and what to remember of them; ``to_chain`` makes
+    a chain from ids ``[length]``.
     """
     context, prompt_length = left_pad(prompts)
-    sampled = generate(context, prompt_length, uniforms(seeds, sampling.max_chain_tokens))
+    sampled, memory = generate(context, prompt_length, uniforms(seeds, sampling.max_chain_tokens))
     length = sampled.mask.sum(1) - sampled.finished.long()
     chains = tuple(to_chain(row[:n]) for row, n in zip(sampled.tokens, length.tolist(), strict=True))
     tensors = {"prompt": right_pad(prompts)[0], "prompt_length": prompt_length, "tokens": sampled.tokens, "length": length}
     tensors |= {"mask": sampled.mask, "log_prob": sampled.log_prob, "truncated": ~sampled.finished}
-    return Rollout(PLAN, sampling, tensors, chains=chains)
+    return Rollout(PLAN, sampling, tensors, chains=chains, memory=memory)
 
 
 def plans_from_chains(

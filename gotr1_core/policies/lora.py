@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gotr1_core.border.calls import lora_prefix
 from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.protocols import Policy
@@ -22,7 +23,7 @@ def add_lora(policy: Policy, config: LoraConfig) -> None:
     """
     from peft import LoraConfig as PeftConfig, inject_adapter_in_model
 
-    names = lora_layers(policy.module, policy.lora_prefix, config)
+    names = lora_layers(policy.module, lora_prefix(policy), config)
     policy.module.requires_grad_(False)
     inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names, lora_dropout=0.0), policy.module)
     for name, parameter in policy.module.named_parameters():
@@ -81,16 +82,17 @@ def lora_layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]
     """Returns the full names of the linear layers below ``prefix`` that get adapters.
 
     Raises:
-        UsageError: there is no linear layer, or ``lora.targets`` names one that is not there.
+        UsageError: there is no linear layer, or ``lora.targets`` is empty or names one that is not there.
     """
-    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.startswith(prefix)]
+    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n and n.startswith(prefix)]  # "" is the module itself
     if not linear:
         raise UsageError("lora: this policy has no linear layer for adapters", hint="set lora=null to train its weights directly")
     if config.targets == "all-linear":
         return linear
     chosen = [n for n in linear if n.rsplit(".", 1)[-1] in config.targets]
     missing = set(config.targets) - {n.rsplit(".", 1)[-1] for n in linear}
-    if missing:
+    if missing or not chosen:
         known = sorted({n.rsplit(".", 1)[-1] for n in linear})
-        raise UsageError(f"lora.targets: no layer is called {sorted(missing)[0]!r}", hint=f"known: {', '.join(known)}")
+        what = f"no layer is called {sorted(missing)[0]!r}" if missing else "there is no layer in it"
+        raise UsageError(f"lora.targets: {what}", hint=f"known: {', '.join(known)}")
     return chosen

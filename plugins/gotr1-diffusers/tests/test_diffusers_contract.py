@@ -56,7 +56,7 @@ def checked(policy: Any, name: str, case: Case = BRIEF) -> CheckResult:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_whatever_the_options(sdxl: Callable[..., Any], options: dict[str, Any], name: str) -> None:
+def test_checks_pass_with_other_options(sdxl: Callable[..., Any], options: dict[str, Any], name: str) -> None:
     found = checked(sdxl(**options), name)
     assert found.passed, found
 

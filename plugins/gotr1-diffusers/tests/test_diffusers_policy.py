@@ -171,7 +171,7 @@ def test_joined_rollouts_are_scored_as_they_were(make: Callable[..., Any], name:
 
 
 @both
-def test_sizes_are_refused_that_are_no_latents(make: Callable[..., Any], name: str) -> None:
+def test_sizes_that_are_no_multiple_of_a_latent_are_refused(make: Callable[..., Any], name: str) -> None:
     with pytest.raises(UsageError, match=r"height=\d+ is not a multiple of") as caught:
         make(name, height=17)
     assert "nearest: height=" in caught.value.hint
@@ -227,7 +227,7 @@ def test_the_loss_falls_with_training(make: Callable[..., Any], name: str) -> No
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_loss_is_how_far_the_model_is_from_what_was_added(sdxl_in_memory: Callable[..., Any], prediction: str) -> None:
+def test_the_loss_is_the_squared_error_of_the_target(sdxl_in_memory: Callable[..., Any], prediction: str) -> None:
     from gotr1_diffusers.options import SdxlOptions
     from gotr1_diffusers.sdxl import SdxlPolicy
 
@@ -277,3 +277,39 @@ def test_an_example_needs_its_picture(make: Callable[..., Any], name: str) -> No
     policy = make(name)
     with pytest.raises(ValueError, match="an example has no picture"):
         policy.supervised_loss(policy.module, [Example(PROMPTS[0], CHAINS[0])], seed=0)
+
+
+@both
+def test_a_picture_that_overflows_is_no_picture(make: Callable[..., Any], name: str) -> None:
+    """A VAE in float16 overflows for some latents. They were black pictures; their neighbours stay as they are, bit for bit."""
+    policy = make(name)
+    sound = drawn(policy).images
+    decode = policy.module.vae.decode
+
+    def overflowing(z: torch.Tensor, **more: Any) -> Any:
+        pixels = decode(z, **more)[0].clone()
+        pixels[1, :, 3, 3] = torch.inf - torch.inf
+        return (pixels,)
+
+    policy.module.vae.decode = overflowing
+    found = drawn(policy)
+    assert found.images[1] is None
+    assert found.finite() == [True, False, True]
+    assert all(np.array_equal(np.asarray(found.images[i]), np.asarray(sound[i])) for i in (0, 2))
+
+
+@both
+def test_latents_that_are_not_finite_are_no_picture(make: Callable[..., Any], name: str) -> None:
+    policy = make(name)
+    predict = policy.module.predict
+
+    def lost(latents: torch.Tensor, *more: Any) -> torch.Tensor:
+        output: torch.Tensor = predict(latents, *more).clone()
+        output[2] = torch.nan
+        return output
+
+    policy.module.predict = lost
+    found = drawn(policy)
+    assert found.finite() == [True, True, False]
+    assert [image is None for image in found.images] == [False, False, True]
+    assert [picture is None for picture in found.rows(torch.tensor([2, 0])).images] == [True, False]

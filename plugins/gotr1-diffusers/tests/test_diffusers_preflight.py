@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from gotr1_core.components.preflight import check
+from gotr1_core.components.resolve import resolve_config
+from gotr1_core.config.models import RunConfig, validate
 from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
+from gotr1_core.samples import Sampling
 from gotr1_diffusers.flow import FlowPolicy
 from gotr1_diffusers.options import FlowOptions, SdxlOptions
 from gotr1_diffusers.sdxl import SdxlPolicy
@@ -50,7 +55,7 @@ def test_parameters_are_counted(tiny_sdxl: Path, sdxl: Callable[..., Any], tiny_
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"12345678"), "is cut off or damaged"),
     ],
 )
-def test_what_is_no_whole_sdxl_is_refused(folder: Path, damage: Callable[[Path], object], said: str) -> None:
+def test_an_incomplete_sdxl_pipeline_is_refused(folder: Path, damage: Callable[[Path], object], said: str) -> None:
     damage(folder)
     with pytest.raises(UsageError) as caught:
         preflight(folder)
@@ -111,7 +116,7 @@ def test_another_librarys_model_is_refused(tmp_path: Path) -> None:
         preflight("nowhere")
 
 
-def test_a_hub_tells_the_class_in_its_own_way() -> None:
+def test_the_class_is_read_from_the_hubs_facts() -> None:
     from gotr1_diffusers.checkpoint import check_pipeline_class
 
     check_pipeline_class("StableDiffusionXLPipeline", {"diffusers": {"_class_name": "StableDiffusionXLPipeline"}}, "x")
@@ -127,7 +132,7 @@ def test_sdxl_is_not_flow(tiny_sdxl: Path, tiny_flow: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
-def test_weights_that_lack_some_are_refused(folder: Path, part: str) -> None:
+def test_a_checkpoint_that_lacks_weights_is_refused(folder: Path, part: str) -> None:
     """Libraries would fill missing weights with random ones."""
     (path,) = (folder / part).glob("*.safetensors")
     tensors = load_file(path)
@@ -137,13 +142,14 @@ def test_weights_that_lack_some_are_refused(folder: Path, part: str) -> None:
         SdxlPolicy(SdxlOptions(model=str(folder)))
 
 
-def test_what_the_unet_is_not_made_for_is_refused(sdxl_in_memory: Callable[..., Any]) -> None:
+def test_pipelines_that_are_not_text_to_image_are_refused(sdxl_in_memory: Callable[..., Any]) -> None:
     """A refiner has one text encoder, an inpainting model takes more than latents, and other schedules are not DDIM's."""
-    from diffusers import EDMEulerScheduler
+    from diffusers import DDIMScheduler, EDMEulerScheduler
 
     for breaks, said in (
         ({"text_encoder": None}, "lacks its first text encoder"),
         ({"scheduler": EDMEulerScheduler()}, "EDMEulerScheduler, has no noise schedule that DDIM knows"),
+        ({"scheduler": DDIMScheduler(prediction_type="flow_prediction")}, "predicts 'flow_prediction', which DDIM does not know"),
     ):
         pipeline = sdxl_in_memory()
         for name, part in breaks.items():
@@ -154,3 +160,89 @@ def test_what_the_unet_is_not_made_for_is_refused(sdxl_in_memory: Callable[..., 
     pipeline.unet.register_to_config(in_channels=9)
     with pytest.raises(UsageError, match="takes 9 channels and the VAE gives 4"):
         SdxlPolicy.from_pipeline(pipeline, SdxlOptions())
+
+
+@pytest.mark.parametrize(("name", "option"), [("sdxl", "eta"), ("flow", "noise_level")])
+def test_training_without_noise_is_refused_beforehand(name: str, option: str) -> None:
+    """Every step would be deterministic. Drawing without noise is no mistake."""
+    words = [f"renderer.model=gone/{name}", f"renderer.{option}=0", "train=renderer", "prompts.source=scenes"]
+    data = resolve_config(Registry(), None, None, {"planner": "file", "renderer": name, "judge": ["scenes"]}, words)
+    with pytest.raises(UsageError, match=f"renderer.{option}=0: no denoising step has noise"):
+        check(Registry(), validate(RunConfig, {**data, "planner": {"name": "file", "chains": "gone.jsonl"}}))
+    with pytest.raises(UsageError, match=r"planner\.model.*/gone"):  # it is the next thing that is wrong
+        check(Registry(), validate(RunConfig, {**data, "train": "planner", "planner": {"name": "qwen", "model": "/gone"}}))
+
+
+FEW = Sampling(denoising_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler, has no noise schedule that DDIM knows"),
+        ({"beta_schedule": "unknown"}, "its scheduler, EulerDiscreteScheduler, cannot be made"),
+        ({"prediction_type": "flow"}, "predicts 'flow', which DDIM does not know"),
+        ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "cannot start at zero signal"),
+        ({"num_train_timesteps": 3}, "denoising_steps=4 is more than the 3 timesteps"),
+    ],
+)
+def test_a_scheduler_that_ddim_does_not_know_is_refused_before_loading(folder: Path, scheduler: dict[str, Any], said: str) -> None:
+    options = SdxlOptions(model=str(folder))
+    SdxlPolicy.preflight_prompts(options, [], FEW)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(scheduler if "_class_name" in scheduler else json.loads(file.read_text()) | scheduler))
+    if "_class_name" in scheduler:
+        change(folder / "model_index.json", scheduler=["diffusers", scheduler["_class_name"]])
+    with pytest.raises(UsageError, match=said):
+        SdxlPolicy.preflight_prompts(options, [], FEW)
+
+
+def test_a_scheduler_that_flow_sde_does_not_know_is_refused_before_loading(tiny_flow: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_flow, tmp_path / "copy"))
+    options = FlowOptions(model=str(folder))
+    FlowPolicy.preflight_prompts(options, [], FEW)
+    with pytest.raises(UsageError, match="denoising_steps=5000 is more than the 1000 timesteps"):
+        FlowPolicy.preflight_prompts(options, [], Sampling(denoising_steps=5000))
+    change(folder / "model_index.json", scheduler=["diffusers", "FlowMatchHeunDiscreteScheduler"])
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchHeunDiscreteScheduler"}')
+    with pytest.raises(UsageError, match="FlowMatchHeunDiscreteScheduler, has no noise shares that Flow-SDE knows"):
+        FlowPolicy.preflight_prompts(options, [], FEW)
+
+
+@pytest.mark.parametrize("changed", [{"trained_steps": 5}, {"trained_range": (0.4, 0.45)}])
+def test_too_few_steps_to_train_on_are_refused_before_loading(tiny_sdxl: Path, tiny_flow: Path, changed: dict[str, Any]) -> None:
+    SdxlPolicy.preflight_training(SdxlOptions(model=str(tiny_sdxl)), FEW)
+    FlowPolicy.preflight_training(FlowOptions(model=str(tiny_flow)), FEW)
+    with pytest.raises(UsageError, match="too few of the 4 denoising steps have noise to train on"):
+        SdxlPolicy.preflight_training(SdxlOptions(model=str(tiny_sdxl), **changed), FEW)
+    with pytest.raises(UsageError, match="too few of the 4 denoising steps have noise to train on"):
+        FlowPolicy.preflight_training(FlowOptions(model=str(tiny_flow), **changed), FEW)
+
+
+def test_a_critic_for_a_renderer_without_features_is_refused_before_loading(tiny_sdxl: Path) -> None:
+    words = [f"renderer.model={tiny_sdxl}", "train=both"]
+    data = resolve_config(Registry(), None, "scenes", {"planner": "qwen", "renderer": "sdxl", "algorithm": "ppo"}, words)
+    with pytest.raises(UsageError, match="the renderer has no features to estimate values from, and ppo needs them"):
+        check(Registry(), validate(RunConfig, data))
+
+
+def prepare_and_load(folder: Path) -> None:
+    preflight(folder)
+    SdxlPolicy(SdxlOptions(model=str(folder)))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("entry", [5, [5, 5], ["transformers", "pipeline"], ["evil", "X"]], ids=str)
+def test_an_index_that_names_something_else_is_refused_and_runs_nothing(folder: Path, part: str, entry: object) -> None:
+    change(folder / "model_index.json", **{part: entry})
+    (folder / part / "evil.py").write_text(f"from pathlib import Path\nPath({str(folder / 'ran')!r}).touch()\nX = 1\n")
+    with pytest.raises(UsageError, match=re.escape(str(folder))):
+        prepare_and_load(folder)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(("part", "key"), [("unet", "in_channels"), ("vae", "block_out_channels"), ("vae", "latent_channels")])
+def test_a_config_with_something_else_is_refused(folder: Path, part: str, key: str) -> None:
+    change(folder / part / "config.json", **{key: "x"})
+    with pytest.raises(UsageError, match=re.escape(str(folder))):
+        prepare_and_load(folder)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gotr1_core.chain import Chain, Region
 from gotr1_core.samples import IMAGE, Prompt, Sampling
-from gotr1_diffusers.regions import CrossAttention, Regions, attention_sizes, coverage
+from gotr1_diffusers.regions import CrossAttention, Keys, Regions, attention_sizes, coverage
 
 LEFT, RIGHT = (0, 0, 499, 999), (500, 0, 999, 999)
 QUIET = Sampling(image_temperature=0.0, guidance_scale=1.0, denoising_steps=4)
@@ -80,7 +80,7 @@ def test_a_phrase_has_no_influence_outside_its_box(sdxl: Callable[..., Any], str
     assert torch.equal(one[:, inside], rest[:, inside]) == (strength == 1)
 
 
-def test_it_is_a_mixture_of_two_attentions(sdxl: Callable[..., Any]) -> None:
+def test_regional_attention_mixes_two_attentions(sdxl: Callable[..., Any]) -> None:
     """Compared with diffusers' own processor on the text alone and on the phrase alone."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
@@ -114,7 +114,7 @@ def test_without_regions_the_unet_is_diffusers(
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # float32, by another order of the same sums
 
 
-def test_regions_are_seen_while_the_denoising_is_young(sdxl: Callable[..., Any]) -> None:
+def test_regions_are_used_only_in_the_first_steps(sdxl: Callable[..., Any]) -> None:
     policy, plain = sdxl(regional_share=0.5), sdxl(layout="none")
     inputs = [p.condition_inputs([Prompt("a")], [Chain.of([Region("cat", LEFT)])]) for p in (policy, plain)]
     twice = torch.zeros(2, dtype=torch.long)
@@ -196,3 +196,38 @@ def test_sizes_are_those_of_the_unet(sdxl: Callable[..., Any]) -> None:
     chain = Chain.of([Region("cat", LEFT)])
     drawn = odd.render([Prompt("a")], [chain], seeds=[1], sampling=QUIET)
     assert drawn.images[0].size == (22, 18)
+
+
+def test_keys_are_computed_once_for_a_drawing_and_change_nothing(sdxl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call with the same :class:`Keys` has no product of a text any more. Without room for them nothing is kept."""
+    policy = sdxl(strength=1.0, regional_share=1.0)
+    chains = [Chain.of([Region("cat", LEFT)]), Chain.of([Region("dog", LEFT), Region("x", RIGHT)])]
+    module, t, keys = policy.module, torch.tensor([600, 600]), Keys()
+    projected: list[Tensor] = []
+    attention(policy).to_k.register_forward_hook(lambda _module, inputs, _output: projected.append(inputs[0]))
+    with torch.no_grad():
+        condition = module.condition(policy.condition_inputs([Prompt("a")] * 2, chains))
+        latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        plain = module.output(latents, t, condition, None)
+        assert [len(states) for states in projected] == [2, 3]  # two texts; three phrases, not four with the padding
+        kept = [module.output(latents, t, condition, None, keys) for _ in range(2)]
+        assert len(projected) == 4
+        assert all(torch.equal(output, plain) for output in kept)
+        monkeypatch.setattr("gotr1_diffusers.regions.KEPT_BYTES", 0)
+        assert torch.equal(module.output(latents, t, condition, None, full := Keys()), plain)
+    assert not full.kept
+
+
+def test_regions_with_and_without_padding_are_mixed_alike(sdxl: Callable[..., Any]) -> None:
+    """Rows of a batch have different numbers of regions. Each gets what it would get alone."""
+    policy = sdxl(strength=0.7, regional_share=1.0)
+    chains = [Chain.of(["a"]), Chain.of([Region("cat", LEFT)]), Chain.of([Region("dog", LEFT), Region("x", (0, 0, 999, 499))])]
+    latents, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([600])
+    with torch.no_grad():
+        together = policy.module.condition(policy.condition_inputs([Prompt("a")] * 3, chains))
+        batch = policy.module.output(latents, t.expand(3), together, None)
+        for row, chain in enumerate(chains):
+            alone = policy.module.condition(policy.condition_inputs([Prompt("a")], [chain]))
+            torch.testing.assert_close(
+                batch[row : row + 1], policy.module.output(latents[row : row + 1], t, alone, None), rtol=0, atol=1e-5
+            )

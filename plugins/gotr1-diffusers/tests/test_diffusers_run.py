@@ -92,7 +92,7 @@ def test_a_renderer_learns_alone(base: tuple[str, Path], tmp_path: Path) -> None
             assert 0 <= row[f"image.step_{step}.clipped"] <= 1
         assert max(row[f"image.step_{step}.clipped"] for step in reported) > 0  # the second update leaves so narrow a clip
     assert all(row["image.kl"] > 0 for row in steps)  # after the first of two updates
-    trained = restored(folder).module
+    trained = restored(folder / "checkpoints" / "step-000002").module  # the best may be the untrained model
     fresh = restored_base(name, model).module
     changed = {
         n.split(".")[0]
@@ -220,6 +220,7 @@ def test_an_export_is_loaded_by_its_card(base: tuple[str, Path], tmp_path: Path,
     name, model = base
     rate = {"learning_rate": 0.05, "schedule": "constant"}
     folder, _ = ran(name, model, tmp_path, steps=1, lora={"rank": 2, "alpha": 4}, renderer_optimizer=rate)
+    folder = folder / "checkpoints" / "step-000001"  # the best may be the untrained model
     trained = restored(folder)
     out = tmp_path / "out"
     assert call(["--plugin", str(PLUGIN), "export", str(folder), str(out)]) == 0
@@ -227,6 +228,8 @@ def test_an_export_is_loaded_by_its_card(base: tuple[str, Path], tmp_path: Path,
     card = (out / "README.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert "library_name: diffusers" in card
+    assert f"the folder `{model.name}`" in card  # the base model, which only its owner has
+    (out / model.name).symlink_to(model)
     space: dict[str, Any] = {}
     exec(code[0], space)
     loaded = restored_base(name, model)

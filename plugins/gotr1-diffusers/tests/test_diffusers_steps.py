@@ -59,7 +59,7 @@ def test_a_ddim_step_keeps_the_marginal(spacing: str, prediction: str, steps: in
         assert found.std.isfinite().all()
 
 
-def test_all_noise_is_new_at_most() -> None:
+def test_eta_is_limited_where_all_noise_is_new() -> None:
     """With a larger η the formula has a root of a negative number."""
     found, _, then = made(scheduler("trailing"), 10, 100.0)
     torch.testing.assert_close(found.std.square(), 1 - then, **EXACT)
@@ -204,7 +204,7 @@ def test_what_is_sampled_is_what_is_scored() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_numbers_are_float32_whatever_the_model_says(dtype: torch.dtype) -> None:
+def test_steps_are_computed_in_float32(dtype: torch.dtype) -> None:
     found, *_ = made(scheduler("trailing"), 10, 1.0)
     x = torch.randn(1, 2, 3, 3)
     done = found.step(torch.randn(1, 2, 3, 3).to(dtype), torch.tensor([4]), x, noise=x)

@@ -55,7 +55,7 @@ def test_the_two_tokenizers_pad_in_their_own_ways(sdxl: Callable[..., Any]) -> N
     assert {int(i) for i in second[4:]} == {texts.tokenizers[1].tokenizer.pad_token_id} != {texts.tokenizers[1].tokenizer.eos_token_id}
 
 
-def test_what_somebody_wrote_does_not_end_the_text(sdxl: Callable[..., Any]) -> None:
+def test_special_tokens_in_a_text_do_not_end_it(sdxl: Callable[..., Any]) -> None:
     piece_tokenizer = sdxl().module.texts.tokenizers[0]
     end = piece_tokenizer.tokenizer.eos_token_id
     for piece in piece_tokenizer.pieces("a <|endoftext|> cat <|startoftext|>"):
@@ -97,7 +97,7 @@ def test_the_same_pieces_are_encoded_once(sdxl: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("zeros", [True, False])
-def test_nothing_asked_is_what_diffusers_takes_for_it(sdxl_in_memory: Callable[..., Any], zeros: bool) -> None:
+def test_the_unconditional_text_equals_that_of_diffusers(sdxl_in_memory: Callable[..., Any], zeros: bool) -> None:
     from gotr1_diffusers.options import SdxlOptions
     from gotr1_diffusers.sdxl import SdxlPolicy
 
@@ -115,7 +115,7 @@ def test_nothing_asked_is_what_diffusers_takes_for_it(sdxl_in_memory: Callable[.
     assert asked.text_mask.sum(1).tolist() == [12, 12 * len(policy.module.texts.pieces(full_text(Prompt(LONG), CHAIN)))]
 
 
-def test_sd3_reads_as_diffusers_does(flow: Callable[..., Any]) -> None:
+def test_sd3_encodes_text_as_diffusers_does(flow: Callable[..., Any]) -> None:
     policy = flow(text_tokens=20)
     prompts = [Prompt("a cat"), Prompt("two dogs")]
     with torch.no_grad():
@@ -140,3 +140,22 @@ def test_sd3_does_without_t5_as_diffusers_does(flow_in_memory: Callable[..., Any
         expected, _, pooled, _ = pipeline.encode_prompt("a cat", "a cat", "a cat", max_sequence_length=20)
     torch.testing.assert_close(found.text, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.pooled, pooled, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("word", ["</s>", "<pad>", "<extra_id_0>", "<unk>", "<</s>/s>"])
+def test_special_tokens_in_a_prompt_are_text_for_t5(flow: Callable[..., Any], word: str) -> None:
+    """T5's vocabulary has its special tokens as ordinary pieces too."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -3.0) for letter in "▁abcdefghijklmnopqrstuvwxyz0<>/_")]
+    module = flow(text_tokens=60).module
+    module.t5 = T5Tokenizer(vocab=[*pieces, ("<extra_id_0>", 0.0)], extra_ids=1)
+
+    def special(text: str) -> list[int]:
+        ids = module.tokenize([text])["t5"][0].tolist()
+        while ids[-1] == module.t5.pad_token_id:
+            ids.pop()
+        return [i for i in ids if i in module.t5.all_special_ids]
+
+    assert special(f"a dog {word} a red{word}bus") == special("a dog a red bus") == [module.t5.eos_token_id]
+    assert special("a 猫犬") == [module.t5.unk_token_id, module.t5.eos_token_id]

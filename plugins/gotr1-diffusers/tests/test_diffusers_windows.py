@@ -22,7 +22,7 @@ def test_steps_with_noise_within_the_range_may_train() -> None:
     assert eligible_steps(torch.zeros(10), options()).tolist() == []
 
 
-def test_where_there_are_too_few_none_trains() -> None:
+def test_no_step_trains_if_too_few_have_noise() -> None:
     assert eligible_steps(NOISE, options(trained_range=(0.7, 1.0))).tolist() == []
     assert eligible_steps(NOISE, options(trained_range=(0.6, 1.0))).tolist() == [6, 7, 8]
     assert eligible_steps(NOISE, options(trained_range=(0.7, 1.0), trained="all")).tolist() == [7, 8]

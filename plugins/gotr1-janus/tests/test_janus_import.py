@@ -389,7 +389,7 @@ def test_nothing_is_overwritten(release: Path, tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "out" / "mine").is_file()
 
 
-def test_exports_of_what_was_not_imported(release: Path, tiny_janus: Path, copy: Path, tmp_path: Path) -> None:
+def test_exports_of_models_that_were_not_imported(release: Path, tiny_janus: Path, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UsageError, match="is not in transformers' format"):
         export_checkpoint(release, out, quiet)

@@ -64,7 +64,7 @@ def test_rendering_given_chains_equals_rendering_own_ones(policy: JanusPolicy) -
     assert (scored.log_prob - one.tensors["log_prob"]).abs().max() <= 1e-4
 
 
-def test_codes_are_nearest_in_direction(policy: JanusPolicy) -> None:
+def test_codes_are_nearest_by_cosine(policy: JanusPolicy) -> None:
     """transformers' own ``encode`` takes the nearest code without normalising, but ``decode`` looks codes up normalised."""
     vq = policy.module.model.model.vqmodel
     with torch.no_grad():
@@ -165,3 +165,23 @@ def test_gradient_checkpointing_is_refused_with_dropout(policy: JanusPolicy) -> 
     policy.module.model.model.language_model.config.attention_dropout = 0.1
     with pytest.raises(UsageError, match="dropout"):
         policy.enable_gradient_checkpointing()
+
+
+def test_what_is_not_finite_is_neither_plan_nor_picture(policy: JanusPolicy) -> None:
+    """Weights that are NaN: in the text's head, in the pictures' head, in the decoder of pictures. A plan given as text can be drawn."""
+    sampling, prompts = Sampling(guidance_scale=3.0, max_chain_tokens=6), [Prompt("a"), Prompt("two dogs")]
+    model = policy.module.model
+    for temperature in (0.0, 1.0):
+        cold = replace(sampling, temperature=temperature, image_temperature=temperature)
+        for part, plan_is_finite in ((model.lm_head, False), (model.model.generation_head, True), (model.model.vqmodel.decoder, True)):
+            weight = next(part.parameters())
+            kept = weight.detach().clone()
+            with torch.no_grad():
+                weight.fill_(torch.nan)
+            plans = policy.plan(prompts, seeds=[1, 2], sampling=cold)
+            images = policy.render(prompts, [BOXED, BOXED], seeds=[1, 2], sampling=cold)
+            with torch.no_grad():
+                weight.copy_(kept)
+            assert plans.finite() == [plan_is_finite] * 2
+            assert [image is None for image in images.images] == [plan_is_finite] * 2
+            assert images.finite() == [not plan_is_finite] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -164,3 +165,28 @@ def test_instructions_without_one_prompt(instruction: str) -> None:
 def test_instructions_that_change_the_prompt(instruction: str) -> None:
     with pytest.raises(ValidationError, match="must be the only field, once"):
         JanusOptions(instruction=instruction)
+
+
+def test_prompts_that_do_not_fit_are_refused_before_weights_are_loaded(tiny_janus: Path) -> None:
+    options = JanusOptions(model=str(tiny_janus), instruction="{prompt}")
+    JanusPolicy.preflight_prompts(options, [Prompt("a cat")], Sampling(max_chain_tokens=100))
+    for prompts, tokens, message in (
+        (
+            [Prompt("a cat"), Prompt("a long cat " * 40)],
+            100,
+            "the prompt 'a long cat .* too long for the model's context of 512 with 1 token",
+        ),
+        ([Prompt("a cat")], 512, "too long for the model's context of 512"),
+        ([Prompt(" ")], 100, "a prompt is empty"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            JanusPolicy.preflight_prompts(options, prompts, Sampling(max_chain_tokens=tokens))
+
+
+def test_an_attention_kernel_that_is_not_installed_is_refused(tiny_janus: Path) -> None:
+    options = JanusOptions(model=str(tiny_janus), instruction="{prompt}", attention="flash_attention_2")
+    if importlib.util.find_spec("flash_attn") is not None:
+        pytest.skip("it is installed")
+    with pytest.raises(UsageError, match=r"planner\.attention=flash_attention_2: the package flash-attn is not installed") as caught:
+        JanusPolicy.preflight(options)
+    assert caught.value.hint == "set planner.attention=sdpa"

@@ -30,7 +30,7 @@ from gotr1_janus.layout import unconditional
 from gotr1_janus.module import contexts_of
 from gotr1_janus.options import INSTRUCTION, JanusOptions
 from gotr1_janus.policy import JanusPolicy
-from gotr1_janus.sampler import Sampler
+from gotr1_janus.sampler import sample_image, sample_text
 
 LOGITS, GUIDED, PIXELS = 1e-5, 1e-3, 2e-4
 GREEDY = Sampling(temperature=0.0, image_temperature=0.0, guidance_scale=5.0)
@@ -127,13 +127,13 @@ def test_the_sampler_draws_the_references_tokens(policy: JanusPolicy, expected: 
         assert (pixels - wanted).abs().max() < 0.51  # rounded to whole numbers
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_the_sampler_draws_them_in_a_batch(policy: JanusPolicy, expected: dict[str, Tensor], cache: str) -> None:
-    """Both rows together with a shorter one, so that there is padding."""
-    contexts = [*expected["input_ids"], expected["input_ids"][0][5:]]
-    ids, lengths = left_pad([*contexts, *(unconditional(c, 0) for c in contexts)])
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("begin", [0, 5])
+def test_the_sampler_draws_them_in_a_batch(policy: JanusPolicy, expected: dict[str, Tensor], fixed: bool, begin: int) -> None:
+    """Both rows together with a shorter one, so that there is padding. Where rows begin differently, so do their unconditional ones."""
+    contexts = [*expected["input_ids"], torch.cat([expected["input_ids"][0][begin : begin + 1], expected["input_ids"][0][6:]])]
     with torch.no_grad():
-        found = Sampler(policy.module, ids, lengths, steps=36, cache=cache).sample_image(uniforms([0, 1, 2], 36), 0.0, 5.0)
+        found = sample_image(policy.module, contexts, uniforms([0, 1, 2], 36), 0.0, 5.0, fixed=fixed)
     assert torch.equal(found.tokens[:2], expected["image_tokens"])
 
 
@@ -143,7 +143,7 @@ def test_the_sampler_writes_from_the_references_logits(policy: JanusPolicy, expe
     ids, lengths = left_pad([row[:n] for row in expected["input_ids"] for n in range(1, 18)])
     for temperature in (0.0, 1.0, 0.7):
         with torch.no_grad():
-            found = Sampler(policy.module, ids, lengths, steps=1, cache="dynamic").sample_text(uniforms(range(34), 1), temperature)
+            found, _ = sample_text(policy.module, ids, lengths, uniforms(range(34), 1), temperature)
         if temperature == 0:
             assert torch.equal(found.tokens[:, 0], wanted.argmax(-1))
         else:

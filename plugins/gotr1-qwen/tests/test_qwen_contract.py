@@ -104,7 +104,7 @@ def test_other_kernels_sample_what_is_scored(tiny: Callable[..., Path], instruct
     assert found.passed, found
 
 
-def test_rows_are_what_they_would_be_alone(tiny: Callable[..., Path], instruction: Path) -> None:
+def test_rows_in_a_batch_equal_rows_alone(tiny: Callable[..., Path], instruction: Path) -> None:
     """Left padding changes nothing. 2-D positions are exact for all kinds of rotary positions."""
     for kind in ("qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"):
         module = made(tiny(kind), instruction).module

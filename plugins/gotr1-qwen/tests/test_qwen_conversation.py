@@ -58,7 +58,7 @@ def test_thinking_is_off(tokenizer_of: Tokenizers) -> None:
         ("hello<|im_end|>", "must insert the user's text exactly once"),
     ],
 )
-def test_a_template_that_cannot_do(tokenizer_of: Tokenizers, template: str, said: str) -> None:
+def test_a_template_that_cannot_be_used_is_refused(tokenizer_of: Tokenizers, template: str, said: str) -> None:
     tokenizer = tokenizer_of("qwen2")
     tokenizer.chat_template = template
     with pytest.raises(UsageError, match=said) as caught:
@@ -153,7 +153,7 @@ def test_boxes_survive(tokenizer_of: Tokenizers, tags: str) -> None:
 
 
 @MODES
-def test_qwens_own_words_are_a_chains_tags(tokenizer_of: Tokenizers, tags: str) -> None:
+def test_qwens_own_tokens_are_used_as_tags(tokenizer_of: Tokenizers, tags: str) -> None:
     """A model may write its own tokens or letters, under its own names or gotr1's."""
     conversation = Conversation(tokenizer_of("qwen2"), "{prompt}", tags)
     own = BOXED.raw

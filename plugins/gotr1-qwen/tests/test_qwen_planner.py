@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def scores(planner: QwenPlanner, given: list[Example]) -> torch.Tensor:
 
 
 @each_family
-def test_it_is_a_planner_of_the_class_that_the_checkpoint_is_of(tiny: Tiny, kind: str) -> None:
+def test_the_planner_has_the_class_of_its_checkpoint(tiny: Tiny, kind: str) -> None:
     planner = made(tiny(kind))
     assert isinstance(planner, Planner)
     names = {"qwen2_5_vl": "Qwen2_5_VLFor", "qwen3_vl": "Qwen3VLFor", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -69,13 +70,18 @@ def test_a_model_in_memory_is_the_same_planner(planner: QwenPlanner) -> None:
 
 def test_a_group_shares_its_prompt(planner: QwenPlanner) -> None:
     """Each different prompt is computed once, and chains that have ended are not computed further. Samples are those of separate calls."""
+    read: list[int] = []
     rows: list[int] = []
-    hook = planner.module.language.register_forward_pre_hook(lambda *args: rows.append(len(args[2]["inputs_embeds"])), with_kwargs=True)
+    language, last = planner.module.language, planner.module.language.layers[-1].mlp.act_fn
+    hooks = [language.register_forward_pre_hook(lambda *args: read.append(len(args[2]["inputs_embeds"])), with_kwargs=True)]
+    hooks += [last.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))]
     prompts = [Prompt("a cat")] * 4 + [Prompt("two dogs")] * 3
     sampling = Sampling(max_chain_tokens=6)
     plans = planner.plan(prompts, seeds=range(7), sampling=sampling)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     going = plans.tensors["mask"].sum(0).tolist()
+    assert read == [2]
     assert rows[:2] == [2, 7]
     assert rows[-1] < 7
     assert all(0.75 * fed < left <= fed for fed, left in zip(rows[1:], going[1:], strict=True))
@@ -118,7 +124,7 @@ def test_a_given_chain_is_scored_as_a_sampled_one(planner: QwenPlanner) -> None:
     assert found >= 2
 
 
-def test_an_image_call_leaves_nothing_behind(tiny: Tiny) -> None:
+def test_an_earlier_call_with_a_picture_changes_nothing(tiny: Tiny) -> None:
     """`rope_deltas` stay on the module, but later text is planned and scored as before."""
     for kind in ("qwen2_5_vl", "qwen3_vl"):
         planner = made(tiny(kind))
@@ -256,7 +262,7 @@ def test_a_checkpoint_under_the_hubs_names_is_read(tiny: Tiny, tmp_path: Path) -
     assert torch.equal(scores(made(folder), examples(2)), expected)
 
 
-def test_a_saved_qwen_vl_keeps_its_eyes_glasses(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_saved_qwen_vl_keeps_its_image_processor(tiny: Tiny, tmp_path: Path) -> None:
     """The processor's files, which this planner does not use itself."""
     folder = Path(shutil.copytree(tiny("qwen2_5_vl"), tmp_path / "model"))
     (folder / "preprocessor_config.json").write_text('{"patch_size": 4}')
@@ -306,3 +312,28 @@ def test_gotr1_check_knows_it(tiny: Tiny, capsys: pytest.CaptureFixture[str]) ->
     assert call(["check", "planner", "qwen", *words]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "ok"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_no_plan(tiny: Tiny, temperature: float) -> None:
+    """One prompt has a word whose embedding is NaN; the plan of the other prompt stays as it is. A plan without actions trains nothing."""
+    planner = made(tiny("qwen2"))
+    sampling, prompts = Sampling(max_chain_tokens=6, temperature=temperature), [Prompt("cat"), Prompt("zzz")]
+    sound = planner.plan(prompts, seeds=[1, 2], sampling=sampling)
+    known = set(planner.window.encode("cat", 6)[0].tolist())
+    bad = next(token for token in planner.window.encode("zzz", 6)[0].tolist() if token not in known)
+    embeddings: Any = planner.module.model.get_input_embeddings().weight
+    with torch.no_grad():
+        row = embeddings[bad].clone()
+        embeddings[bad] = torch.nan
+    found = planner.plan(prompts[::-1], seeds=[2, 1], sampling=sampling)
+    with torch.no_grad():
+        embeddings[bad] = row
+    assert found.finite() == [False, bool(sound.finite()[0])]
+    assert found.chains[1] == sound.chains[0]
+    silent = torch.tensor([[False], [True]])
+    plans = replace(found, tensors={**found.tensors, "mask": found.tensors["mask"] & silent})
+    with torch.no_grad():
+        stats = planner.module({PLAN: plans})[PLAN]
+    assert (stats.log_prob[0] == 0).all()
+    assert stats.log_prob.isfinite().all()

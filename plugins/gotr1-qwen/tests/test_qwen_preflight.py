@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from gotr1_core.cli.main import call
 from gotr1_core.errors import UsageError
+from gotr1_core.samples import Prompt, Sampling
 from gotr1_qwen.options import QwenOptions
 from gotr1_qwen.planner import QwenPlanner
 
@@ -136,3 +137,24 @@ except UsageError as error:
     assert heavy == "False"
     assert "planner.model: there is no folder Qwen/Qwen2.5-VL-7B-Instruct" in message
     assert "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir DIR" in hint
+
+
+def test_prompts_that_do_not_fit_are_refused_before_weights_are_loaded(tiny: Tiny) -> None:
+    options = QwenOptions(model=str(tiny("qwen3")), instruction="plain")
+    QwenPlanner.preflight_prompts(options, [Prompt("a cat")], Sampling(max_chain_tokens=100))
+    with pytest.raises(UsageError, match=r"the prompt 'a long cat .* too long for the model's context of 512"):
+        QwenPlanner.preflight_prompts(options, [Prompt("a cat"), Prompt("a long cat " * 45)], Sampling(max_chain_tokens=100))
+
+
+def test_a_dry_run_finds_prompts_that_do_not_fit(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of evaluations have the room that evaluations leave them."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red circle\n" * 3 + "a red circle and " * 40 + "\n")
+    words = ["train", "--dry-run", "--preset", "scenes", "--planner", "qwen", "--renderer", "sdxl", "--prompts", str(file)]
+    words += [f"planner.model={tiny('qwen3')}", "planner.instruction=plain", "prompts.held_out=1", "evaluation.prompts=1"]
+    assert call([*words, "sampling.max_chain_tokens=8"]) == 2
+    assert "the prompt 'a red circle and a red circle and a red …' has " in capsys.readouterr().err
+    file.write_text("a red circle\n" * 4)
+    assert call([*words, "sampling.max_chain_tokens=8"]) == 0
+    assert call([*words, "sampling.max_chain_tokens=8", "evaluation.sampling.max_chain_tokens=500"]) == 2
+    assert "a chain up to 500: too long for the model's context of 512" in capsys.readouterr().err

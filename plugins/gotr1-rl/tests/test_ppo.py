@@ -128,7 +128,7 @@ def test_joint_and_split_differ_where_values_of_pictures_count() -> None:
 
 
 @pytest.mark.parametrize("kind", ["joint", "split"])
-def test_what_is_unknown_teaches_nothing_and_what_is_pruned_teaches_zero(kind: Any) -> None:
+def test_missing_rewards_are_left_out_and_pruned_pictures_count_as_zero(kind: Any) -> None:
     targets = estimated(experience(), PpoOptions(advantages=kind, whiten=False))
     assert targets.advantages[PLAN][4].eq(0).all()
     assert targets.returns[PLAN][4].isnan().all()

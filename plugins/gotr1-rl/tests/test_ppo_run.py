@@ -193,7 +193,7 @@ def test_values_need_features(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert "algorithm=grpo" in (refused.value.hint or "")
 
 
-def test_one_sample_of_a_prompt_is_enough_and_equal_rewards_everywhere_are_not(trainer: Any) -> None:
+def test_one_sample_per_prompt_is_enough_unless_all_rewards_are_equal(trainer: Any) -> None:
     metrics = trainer(images=1).step(0)[0]
     assert metrics["idle"] == 0
     assert "constant_groups" not in metrics  # a doctor would take it for a finding

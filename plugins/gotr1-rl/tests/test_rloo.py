@@ -48,7 +48,7 @@ def test_the_baseline_is_the_mean_of_the_others(advantages: Any) -> None:
             assert found.image[p, n, m].item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_a_shift_changes_nothing_and_equal_rewards_are_nothing() -> None:
+def test_shifted_rewards_change_nothing_and_equal_rewards_give_zero() -> None:
     algorithm = Rloo(RlooOptions())
     one, other = algorithm.advantages(TOTALS), algorithm.advantages(TOTALS + 0.25)
     torch.testing.assert_close(one.plan, other.plan)

@@ -51,7 +51,7 @@ def test_advantages_are_the_papers(discount: float, decay: float) -> None:
 
 @pytest.mark.parametrize(("discount", "decay"), HOW)
 @pytest.mark.parametrize("empty", [False, True])
-def test_an_episode_in_two_pieces_is_one_episode(discount: float, decay: float, empty: bool) -> None:
+def test_advantages_of_an_episode_in_two_pieces_equal_those_of_the_whole(discount: float, decay: float, empty: bool) -> None:
     """Also if the second piece has no action: its reward then belongs to the last action of the first."""
     rewards, values, last = some(4, 9, seed=5), some(4, 9, seed=6), some(4, seed=7)
     mask = some(4, 9, seed=8) > -0.5
@@ -64,7 +64,7 @@ def test_an_episode_in_two_pieces_is_one_episode(discount: float, decay: float, 
     assert (between.reward.abs() > 0).all() if empty else between.reward[mask[:, 5:].any(1)].eq(0).all()
 
 
-def test_without_discount_and_decay_it_is_the_return_less_the_value() -> None:
+def test_without_discount_and_decay_the_advantage_is_return_minus_value() -> None:
     rewards, values, last = torch.zeros(3, 6), some(3, 6), some(3, seed=1)
     found, before = gae(rewards.double(), values, torch.ones(3, 6, dtype=torch.bool), episode_end(last), 1.0, 1.0)
     torch.testing.assert_close(found, last.unsqueeze(1) - values, rtol=ROUNDING, atol=ROUNDING)
@@ -159,7 +159,7 @@ def test_equal_advantages_become_nothing() -> None:
 
 
 @pytest.mark.parametrize("width", [0, 8])
-def test_a_head_begins_at_its_start_and_does_not_mind_the_size_of_features(width: int) -> None:
+def test_a_value_head_starts_at_its_start_value_whatever_the_size_of_features(width: int) -> None:
     torch.manual_seed(0)
     head, features = ValueHead(5, width, start=0.25), torch.randn(7, 5)
     assert head(features).tolist() == [0.25] * 7

@@ -18,7 +18,7 @@ from PIL import Image
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START, Chain, Region, iou, parse
 from gotr1_core.errors import UsageError
-from gotr1_core.samples import PLAN, Prompt, Sample
+from gotr1_core.samples import PLAN, Prompt, Sample, Words
 from gotr1_scenes.annotate import describe_scene, paint_wish
 from gotr1_scenes.judge import REWARDS, SceneLayout, ScenesJudge, look_of, match, plan_layout, plan_picture_iou, separate_share
 from gotr1_scenes.language import phrase
@@ -110,7 +110,7 @@ def test_overlapping_boxes_count_against_the_arrangement() -> None:
     assert scores(wish, touching)["spa"] == 1
 
 
-def test_a_prompt_without_relations_asks_only_for_boxes_apart() -> None:
+def test_without_relations_spa_asks_only_that_boxes_do_not_overlap() -> None:
     wish = Wish((RED, BLUE))
     assert scores(wish, chain(("a blue square", (0, 0)), ("a red circle", (2, 0))))["spa"] == 1
     assert scores(wish, chain(("a red circle", (0, 0)), ("a blue square", (0, 0))))["spa"] == 0
@@ -166,7 +166,7 @@ def test_ri_matches_for_the_largest_total() -> None:
     assert plan_picture_iou(plan, seen) == pytest.approx((1 + 1 / 6) / 2)
 
 
-def test_a_malformed_chain_scores_nothing_but_its_picture_does() -> None:
+def test_a_malformed_chain_scores_0_and_its_picture_is_scored() -> None:
     broken = parse(RIGHT.raw + OBJ_START)
     assert broken.regions == RIGHT.regions
     found = scores(RED_LEFT_OF_BLUE, broken, RIGHT_PICTURE)
@@ -349,3 +349,29 @@ def test_a_reversed_relation_cannot_be_bought_with_wrong_looks() -> None:
     chain = describe_scene(paint_wish(turned, random.Random(0)), "There is ")
     scores = ScenesJudge().score([Sample(as_prompt(made, ""), chain, None)], ["sem", "spa"])
     assert (scores["sem"], scores["spa"]) == ([1.0], [0.0])
+
+
+def test_without_a_known_plan_there_is_no_comparison_with_it() -> None:
+    """A picture from elsewhere has no ``ri``. One whose policy wrote an empty chain has 0."""
+    prompt, image = Prompt("", metadata=RED_LEFT_OF_BLUE.as_metadata()), picture((RED, (0, 0)), (BLUE, (2, 0)))
+    unknown, empty = (Sample(prompt, parse(""), image, plan_known=known) for known in (False, True))
+    found = ScenesJudge().score([unknown, empty], ["ri", "pi"])
+    assert math.isnan(found["ri"][0])
+    assert (found["ri"][1], found["pi"]) == (0.0, [1.0, 1.0])
+
+
+def test_it_says_what_it_found_and_why_there_is_no_score() -> None:
+    things = (Thing(Look("circle", "red", "plain"), (0, 0, 16, 16)), Thing(Look("cross", "cyan", "striped"), (16, 16, 32, 32)))
+    known = Sample(Prompt("a red circle"), chain(("red circle", (0, 0))), paint(things))
+    samples = [known, replace(known, prompt=Prompt("a dream")), replace(known, image=None), replace(known, chain=parse("<|obj_start|>"))]
+    scores, words = ScenesJudge().score_with_words(samples, ["sem", "pi"])
+    assert scores["pi"][0] == ScenesJudge().score([known], ["pi"])["pi"][0]
+    found, unknown, unseen, _ = words["pi"]
+    assert found.reason == "found a plain red circle and a striped cyan cross"
+    assert {phrase: [tuple(round(edge * 48) for edge in box) for box in boxes] for phrase, boxes in found.boxes.items()} == {
+        "plain red circle": [(0, 0, 16, 16)],
+        "striped cyan cross": [(16, 16, 32, 32)],
+    }
+    assert unknown == words["sem"][1] == Words(problem="the prompt is not understood")
+    assert unseen == Words(problem="there is no picture")
+    assert [each.reason for each in words["sem"]] == ["", "", "", "the plan is malformed"]

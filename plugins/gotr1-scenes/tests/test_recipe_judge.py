@@ -382,7 +382,7 @@ def test_scores_have_parts(samples: list[Sample]) -> None:
         assert all(part < most for part, most in zip(one.parts, PARTS, strict=False))
 
 
-def test_nearly_the_same_prompt_says_one_thing_otherwise() -> None:
+def test_near_prompts_differ_in_one_word_or_in_the_order_of_two() -> None:
     """One word is replaced, or two are exchanged. The wish is the new text's. No validation or held-out text is made."""
     rng = random.Random(0)
     prompts = [painted_sample(f"near/{i}").prompt for i in range(60)]
@@ -402,7 +402,7 @@ def test_nearly_the_same_prompt_says_one_thing_otherwise() -> None:
     assert turned > 10
 
 
-def test_where_a_phrase_is_is_where_its_first_box_is(samples: list[Sample]) -> None:
+def test_the_place_of_a_phrase_is_its_first_box(samples: list[Sample]) -> None:
     """For ``ri`` the first box of the answer, on the grid of the world's 12 squares, to which drawn ends are rounded."""
     _, asked = asked_of(samples)
     found = [one for one in asked if one.reward == "ri"]

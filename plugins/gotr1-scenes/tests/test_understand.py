@@ -197,7 +197,7 @@ def test_a_text_with_a_word_changed_is_understood_wholly_or_not_at_all(index: in
     assert wish is None or agrees(text, wish)
 
 
-def test_the_check_above_tells_and_changed_texts_are_understood_at_times() -> None:
+def test_wrong_readings_are_noticed_and_some_changed_texts_are_understood() -> None:
     assert all(agrees(made.text, made.wish) for made in generated("train", 600))
     assert not agrees("a red circle above a blue square", Wish((RED, BLUE)))
     assert not agrees("a red circle and a blue square", Wish((RED, SQUARE)))
@@ -219,7 +219,7 @@ def same(scores: dict[str, list[float]], others: dict[str, list[float]]) -> bool
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_read_wish_scores_as_a_carried_one(split: str) -> None:
+def test_a_wish_read_from_text_scores_like_one_in_metadata(split: str) -> None:
     # Every other answer is that of the prompt six further on, of the same category and mostly wrong; the noise adds its own.
     answers: list[Annotated] = [annotated(split, 5, i + 6 * (i % 2)) for i in range(1500)]
     made = generated(split)[:1500]
@@ -230,7 +230,7 @@ def test_a_read_wish_scores_as_a_carried_one(split: str) -> None:
     assert 0.2 < sum(scores["correct"]) / len(made) < 0.8  # right and wrong scenes were among them
 
 
-def test_what_a_prompt_carries_comes_before_what_it_says() -> None:
+def test_metadata_take_precedence_over_the_text() -> None:
     assert prompt_wish(Prompt("a red circle")) == Wish((RED,))
     assert prompt_wish(Prompt("a red circle", metadata={"author": "me"})) == Wish((RED,))
     assert prompt_wish(Prompt("a red circle", metadata=Wish((BLUE,)).as_metadata())) == Wish((BLUE,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -12,10 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gotr1_core.engine.files import read_json
 from gotr1_core.errors import UsageError, first_line
 from gotr1_core.policies.hub import Weights, find_weights
 from gotr1_core.policies.lora import merged_state
+from gotr1_core.policies.pretrained import build_from_config, load_pretrained
 
+_MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, ArithmeticError)
 _COMPLETE = "give a folder that the pipeline's save_pretrained wrote, or a hub name of one"
 
 
@@ -33,7 +35,10 @@ def preflight(options: Any, key: str, kind: str) -> dict[str, int]:
         options.model, key=f"{key}.model", check=lambda config: check_pipeline_class(kind, config, where), variant=options.variant
     )
     if weights.folder is not None:
-        _check_configs(weights.folder, weights.config, options, key)
+        try:
+            _check_configs(weights.folder, weights.config, options, key)
+        except _MISFITS as error:  # a config says something else than a pipeline's does
+            raise _incomplete(where, f"{type(error).__name__}: {first_line(error)}") from error
     return {} if weights.parameters is None else {"parameters": weights.parameters}
 
 
@@ -43,7 +48,7 @@ def _check_configs(folder: Path, index: Mapping[str, Any], options: Any, key: st
     if not all(index.get("text_encoder", [None])) or not all(index.get("tokenizer", [None])):
         raise no_text_encoder(where)
     denoiser = "unet" if "unet" in index else "transformer"
-    configs = [json.loads((folder / part / "config.json").read_text(encoding="utf-8")) for part in (denoiser, "vae")]
+    configs: list[Any] = [read_json(folder / part / "config.json") for part in (denoiser, "vae")]
     channels = [config.get(name) for config, name in zip(configs, ("in_channels", "latent_channels"), strict=True)]
     if None not in channels:
         check_channels(index[denoiser][1], channels[0], channels[1], where)
@@ -69,6 +74,18 @@ def check_pipeline_class(kind: str, config: Mapping[str, Any], where: str) -> No
         raise UsageError(f"{where} is {what}, not a {kind}", hint=_COMPLETE)
 
 
+def check_noise(noise: float, key: str) -> None:
+    """Refuses to train without noise: every step would be deterministic. ``noise`` is the value of the option ``key``.
+
+    Raises:
+        UsageError: ``noise`` is 0.
+    """
+    if noise == 0:
+        raise UsageError(
+            f"{key}={noise:g}: no denoising step has noise, so none can train", hint=f"set {key} to more than 0, or train the planner alone"
+        )
+
+
 def load_pipeline(options: Any, kind: str) -> Any:
     """A pipeline of the class ``kind`` with its weights in ``options.dtype``. The VAE is float32 if its config says ``force_upcast``.
 
@@ -87,15 +104,15 @@ def load_pipeline(options: Any, kind: str) -> Any:
         transformers.utils.logging.disable_progress_bar()
     dtype = getattr(torch, options.dtype)
     try:
-        pipeline = getattr(diffusers, kind).from_pretrained(
+        pipeline = load_pretrained(
+            getattr(diffusers, kind),
             weights.folder or options.model,
             dtype={"default": dtype, "vae": torch.float32},  # bfloat16 would lose digits for good
             use_safetensors=True,
             variant=options.variant,
-            local_files_only=weights.folder is not None,
             **(_load_text_encoders(weights, dtype, options.variant) if weights.folder else {}),
         )
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:  # diffusers has no exceptions of its own
+    except _MISFITS as error:  # diffusers has no exceptions of its own
         raise _incomplete(options.model, first_line(error)) from error
     for component in pipeline.components.values():
         missing = [name for name, tensor in component.named_parameters() if tensor.is_meta] if isinstance(component, nn.Module) else []
@@ -119,11 +136,13 @@ def _load_text_encoders(weights: Weights, dtype: torch.dtype, variant: str | Non
     for name, kind in weights.config.items():
         if not name.startswith("text_encoder") or not all(kind):
             continue
-        encoder_class: Any = getattr(transformers, kind[1])
+        encoder_class: Any = getattr(transformers, kind[1], None)
+        if not isinstance(encoder_class, type):
+            raise _incomplete(str(weights.folder), f"transformers has no model {kind[1][:100]!r} for {name}")
         assert weights.folder is not None  # the caller's condition
         own_variant = variant if any((weights.folder / name).glob(f"*.{variant}*.safetensors")) else None  # as diffusers does
-        settings = {"dtype": dtype, "variant": own_variant, "local_files_only": True, "use_safetensors": True}
-        encoders[name], info = encoder_class.from_pretrained(weights.folder, subfolder=name, output_loading_info=True, **settings)
+        settings = {"dtype": dtype, "variant": own_variant, "use_safetensors": True}
+        encoders[name], info = load_pretrained(encoder_class, weights.folder, subfolder=name, output_loading_info=True, **settings)
         if info["missing_keys"]:
             raise _incomplete(str(weights.folder), f"{name} lacks {sorted(info['missing_keys'])[0]}")
     return encoders
@@ -138,7 +157,7 @@ def merge_adapters(model: Any) -> nn.Module:
     if not hasattr(model, "peft_config") and not any("lora_" in name for name, _ in model.named_parameters()):
         return model
     with torch.device("meta"):
-        merged: nn.Module = type(model).from_config(model.config)
+        merged: nn.Module = build_from_config(type(model), model.config)
     state = merged_state(model)
     merged.load_state_dict(state, assign=True)
     return merged

@@ -16,8 +16,11 @@ from gotr1_diffusers import checkpoint
 from gotr1_diffusers.module import Condition, DiffusionModule
 from gotr1_diffusers.options import FlowOptions
 from gotr1_diffusers.policy import DiffusionPolicy, Noised
-from gotr1_diffusers.steps import Steps, flow_sde
-from gotr1_diffusers.text import ClipTexts, encode_texts, full_text
+from gotr1_diffusers.regions import Keys
+from gotr1_diffusers.schedulers import flow_scheduler, flow_steps, preflight_scheduler
+from gotr1_diffusers.steps import Steps
+from gotr1_diffusers.text import ClipTexts, encode_texts, full_text, spell_out
+from gotr1_diffusers.windows import check_trained_steps
 
 
 @dataclass(frozen=True)
@@ -36,30 +39,20 @@ class FlowModule(DiffusionModule[FlowCondition]):
         super().__init__(pipeline.transformer, [encoder for encoder in encoders if encoder is not None], pipeline.vae)
         self.options, self.t5 = options, pipeline.tokenizer_3 if pipeline.text_encoder_3 is not None else None
         self.texts = ClipTexts([pipeline.tokenizer, pipeline.tokenizer_2], encoders[:2])
-        self.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        self.scheduler = flow_scheduler(pipeline.scheduler, options)
         factor = pipeline.vae_scale_factor
         self.tokens = (size[0] // factor // pipeline.patch_size) * (size[1] // factor // pipeline.patch_size)
 
     def steps(self, sampling: Sampling) -> Steps:
         """The steps of Flow-SDE, over the noise shares of the checkpoint's scheduler."""
-        self.scheduler.set_timesteps(sampling.denoising_steps, **self._shift())
-        level = self.options.noise_level * sampling.image_temperature
-        return flow_sde(self.scheduler.timesteps, self.scheduler.sigmas, level=level)
-
-    def _shift(self) -> dict[str, float]:
-        """The argument ``mu`` of a scheduler that shifts towards noise by the picture's size; nothing for other schedulers."""
-        config = self.scheduler.config
-        if not config.use_dynamic_shifting:
-            return {}
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        return {"mu": config.base_shift + slope * (self.tokens - config.base_image_seq_len)}
+        return flow_steps(self.scheduler, self.options, sampling, self.tokens)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Token ids ``clip [B, 2, 77]`` and, if there is a T5, ``t5 [B, text_tokens]``. Longer texts are cut."""
         ids = {"clip": torch.stack([self.texts.first_piece(text) for text in texts])}
         if self.t5 is not None:
             settings = {"padding": "max_length", "max_length": self.options.text_tokens, "truncation": True, "return_tensors": "pt"}
-            ids["t5"] = self.t5(list(texts), **settings).input_ids
+            ids["t5"] = self.t5([spell_out(self.t5, text) for text in texts], **settings).input_ids
         return ids
 
     def condition(self, inputs: Mapping[str, Tensor]) -> FlowCondition:
@@ -77,8 +70,16 @@ class FlowModule(DiffusionModule[FlowCondition]):
         empty = self.condition({name: ids.to(self.device) for name, ids in self.tokenize([""]).items()})
         return empty.take(torch.zeros(len(condition.text), dtype=torch.long, device=self.device))
 
-    def output(self, latents: Tensor, timesteps: Tensor, conditional: FlowCondition, unconditional: FlowCondition | None) -> Tensor:
+    def output(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditional: FlowCondition,
+        unconditional: FlowCondition | None,
+        keys: Keys | None = None,
+    ) -> Tensor:
         """The velocity ``[B, C, h, w]`` of latents ``[B, C, h, w]`` at ``timesteps [B]``; with an unconditional row ``[2B, C, h, w]``."""
+        del keys  # here the text's keys depend on the time
         conditions = [conditional] if unconditional is None else [conditional, unconditional]
         velocity: Tensor = self.model(
             hidden_states=latents.to(self.dtype).repeat(len(conditions), 1, 1, 1),
@@ -88,6 +89,15 @@ class FlowModule(DiffusionModule[FlowCondition]):
             return_dict=False,
         )[0]
         return velocity
+
+
+def _preflight_steps(options: FlowOptions, sampling: Sampling) -> Steps | None:
+    """The denoising steps of a checkpoint that is not loaded yet; None before a download. Raises `UsageError` as :func:`flow_steps`."""
+    scheduler = preflight_scheduler(options, FlowPolicy.pipeline_class)
+    if scheduler is None:
+        return None
+    scheduler = flow_scheduler(scheduler, options)
+    return flow_steps(scheduler, options, sampling, tokens=scheduler.config.base_image_seq_len)  # any picture's steps have noise alike
 
 
 class FlowPolicy(DiffusionPolicy[FlowOptions]):
@@ -101,6 +111,19 @@ class FlowPolicy(DiffusionPolicy[FlowOptions]):
     def preflight(options: FlowOptions, *, key: str = "renderer") -> dict[str, int]:
         """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
         return checkpoint.preflight(options, key, FlowPolicy.pipeline_class)
+
+    @staticmethod
+    def preflight_prompts(options: FlowOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Raises `UsageError` if the checkpoint's scheduler does not go with Flow-SDE, or with so many steps. Any prompt can be drawn."""
+        del prompts
+        _preflight_steps(options, sampling)
+
+    @staticmethod
+    def preflight_training(options: FlowOptions, sampling: Sampling, *, key: str = "renderer") -> None:
+        """Raises `UsageError` if too few denoising steps have noise, and so none can train. ``key`` is for messages."""
+        checkpoint.check_noise(options.noise_level, f"{key}.noise_level")
+        if (steps := _preflight_steps(options, sampling)) is not None:
+            check_trained_steps(steps.std, options, sampling)
 
     def make_module(self, pipeline: Any) -> FlowModule:
         """The trainable module, made of the pipeline's parts."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core import gaussian
-from gotr1_core.errors import UsageError
 from gotr1_core.samples import IMAGE, ActionStats, Rollout, Sampling, SegmentName
 from gotr1_core.sampling import apply_guidance
+from gotr1_diffusers.regions import Keys
 from gotr1_diffusers.steps import Steps
+from gotr1_diffusers.windows import too_few_steps
 
 INPUT_PREFIX = "input_"
 """Begins the names of those tensors of a rollout from which the module's ``condition`` is computed again."""
@@ -65,17 +66,20 @@ class DiffusionModule(nn.Module, ABC, Generic[C]):
         """The condition without prompt and plan, for as many rows. Guidance moves away from its output."""
 
     @abstractmethod
-    def output(self, latents: Tensor, timesteps: Tensor, conditional: C, unconditional: C | None) -> Tensor:
+    def output(self, latents: Tensor, timesteps: Tensor, conditional: C, unconditional: C | None, keys: Keys | None = None) -> Tensor:
         """The model's output for latents ``[B, C, h, w]`` at ``timesteps [B]``, in one call of the model.
 
+        Calls with the same conditions and weights, without gradient, can share ``keys``.
         Returns ``[B, C, h, w]`` under the condition, or ``[2B, C, h, w]``: the rows under ``conditional``, then under ``unconditional``.
         """
 
     # -- what all share ------------------------------------------------------------------------------------------------------
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditional: C, unconditional: C | None, scale: float) -> Tensor:
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, conditional: C, unconditional: C | None, scale: float, keys: Keys | None = None
+    ) -> Tensor:
         """The model's output ``[B, C, h, w]`` at ``timesteps [B]``, guided by ``scale`` if there is an unconditional condition."""
-        output = self.output(latents, timesteps, conditional, unconditional)
+        output = self.output(latents, timesteps, conditional, unconditional, keys)
         if unconditional is None:
             return output
         # In float32 or wider, as guidance magnifies rounding errors.
@@ -100,11 +104,7 @@ class DiffusionModule(nn.Module, ABC, Generic[C]):
         if rollout.segment != IMAGE:
             raise ValueError("a diffusion model takes image rollouts only")
         if count == 0:
-            raise UsageError(
-                f"too few of the {sampling.denoising_steps} denoising steps have noise to train on",
-                hint="set sampling.image_temperature and the renderer's eta or noise_level above 0, and trained_steps to at most the "
-                "number of steps with noise within trained_range",
-            )
+            raise too_few_steps(sampling)
         scale = sampling.guidance_scale if sampling.log_prob == "guided" else 1.0
         row_of_step = torch.arange(rows, device=self.device).repeat_interleave(count)
         condition = self.condition(condition_inputs_of(t)).take(row_of_step)

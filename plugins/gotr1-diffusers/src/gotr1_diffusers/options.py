@@ -12,7 +12,7 @@ from gotr1_core.config.paths import InputPath
 class DiffusionOptions(BaseModel):
     """The options that both renderers have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights; the VAE may stay float32.")
     variant: str | None = Field(None, description="Variant of the weight files, such as fp16, if a checkpoint has several.")

@@ -19,6 +19,7 @@ from gotr1_core.sampling import seed_for
 from gotr1_diffusers import checkpoint
 from gotr1_diffusers.module import INPUT_PREFIX, DiffusionModule, condition_inputs_of
 from gotr1_diffusers.options import DiffusionOptions
+from gotr1_diffusers.regions import Keys
 from gotr1_diffusers.vae import decode_latents, encode_pictures
 from gotr1_diffusers.windows import choose_steps, eligible_steps
 
@@ -39,6 +40,7 @@ class DiffusionPolicy(ABC, Generic[OptionsT]):
     """Draws plans in denoising steps, some of which train. One of these is an action: it takes latents x to x'."""
 
     lora_prefix = "model"
+    features: ClassVar[int | None] = None  # a denoiser has no state of a step to estimate its value from
     pipeline_class: ClassVar[str]
     denoiser: ClassVar[str]  # its name in the pipeline
     module: Any  # a subclass of DiffusionModule
@@ -119,13 +121,13 @@ class DiffusionPolicy(ABC, Generic[OptionsT]):
         tensors = {INPUT_PREFIX + name: tensor.to(device) for name, tensor in self.condition_inputs(prompts, chains).items()}
         condition = module.condition(condition_inputs_of(tensors))
         unconditional = module.unconditional(condition) if sampling.guidance_scale != 1 else None
-        noise = Noise(seeds, self.latent_shape, device)
+        noise, keys = Noise(seeds, self.latent_shape, device), Keys()
         x = noise.next()
         latents = x.new_zeros(*trained.shape, *self.latent_shape)
         recorded = {"latents": latents, "after": latents.clone(), "log_prob": x.new_zeros(trained.shape)}
         for number, timestep in enumerate(steps.timesteps.to(device)):
             t = torch.full((len(seeds),), number, device=device)
-            output = module.predict(x, timestep.expand(len(seeds)), condition, unconditional, sampling.guidance_scale)
+            output = module.predict(x, timestep.expand(len(seeds)), condition, unconditional, sampling.guidance_scale, keys)
             step = steps.step(output, t, x, noise=noise.next())
             trains = trained == number
             after = step.after
@@ -135,6 +137,7 @@ class DiffusionPolicy(ABC, Generic[OptionsT]):
             for name, values in (("latents", x), ("after", after), ("log_prob", step.log_prob)):
                 recorded[name][rows, columns] = values[rows].float()
             x = after.float()
+        del keys  # not needed for decoding, which takes the most memory
         tensors |= recorded | {"step": trained, "mask": torch.ones_like(trained, dtype=torch.bool)}
         tensors["parent"] = torch.arange(len(seeds), device=device)
         return Rollout(IMAGE, sampling, tensors, images=decode_latents(module.vae, x))

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from gotr1_core.chain import SCALE, Chain
-from gotr1_core.errors import UsageError
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_diffusers import checkpoint
 from gotr1_diffusers.module import Condition, DiffusionModule
 from gotr1_diffusers.options import SdxlOptions
 from gotr1_diffusers.policy import DiffusionPolicy, Noised
-from gotr1_diffusers.regions import Regions, attention_sizes, install_processors
-from gotr1_diffusers.steps import Steps, ddim
+from gotr1_diffusers.regions import Keys, Regions, attention_sizes, install_processors
+from gotr1_diffusers.schedulers import ddim_scheduler, preflight_scheduler, sdxl_steps
+from gotr1_diffusers.steps import Steps
 from gotr1_diffusers.text import ClipTexts, encode_texts, full_text
+from gotr1_diffusers.windows import check_trained_steps
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,14 @@ class SdxlModule(DiffusionModule[SdxlCondition]):
         install_processors(pipeline.unet)
         self.options, self.size = options, size
         self.zero_unconditional = bool(pipeline.config.force_zeros_for_empty_prompt)
-        self.scheduler = _ddim_scheduler(pipeline.scheduler, options)
+        self.scheduler = ddim_scheduler(pipeline.scheduler, options)
         self.texts = ClipTexts([pipeline.tokenizer, pipeline.tokenizer_2], list(self.text_encoders))
         factor = pipeline.vae_scale_factor
         self.resolutions = attention_sizes(pipeline.unet, size[0] // factor, size[1] // factor)
 
     def steps(self, sampling: Sampling) -> Steps:
         """The steps of DDIM. The options give their spacing, or else the checkpoint's scheduler."""
-        scheduler = self.scheduler
-        scheduler.set_timesteps(sampling.denoising_steps)
-        eta = self.options.eta * sampling.image_temperature
-        last = float(scheduler.final_alpha_cumprod)
-        timesteps = [int(t) for t in scheduler.timesteps]
-        return ddim(timesteps, scheduler.alphas_cumprod, last, prediction=scheduler.config.prediction_type, eta=eta)
+        return sdxl_steps(self.scheduler, self.options, sampling)
 
     def encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """States ``[..., 77, D]`` and pooled states ``[..., D']`` of pieces ``[..., 2, 77]``. Gradients flow if the text encoders train."""
@@ -81,7 +77,14 @@ class SdxlModule(DiffusionModule[SdxlCondition]):
             pooled[:] = pooled_states[0, 0]
         return SdxlCondition(text, mask, pooled, torch.zeros_like(condition.phrases), torch.zeros_like(condition.boxes))
 
-    def output(self, latents: Tensor, timesteps: Tensor, conditional: SdxlCondition, unconditional: SdxlCondition | None) -> Tensor:
+    def output(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditional: SdxlCondition,
+        unconditional: SdxlCondition | None,
+        keys: Keys | None = None,
+    ) -> Tensor:
         """The UNet's output for latents ``[B, C, h, w]`` at ``timesteps [B]``: noise, velocity or picture, by the checkpoint's kind.
 
         Of shape ``[B, C, h, w]``, or ``[2B, C, h, w]`` with an unconditional condition.
@@ -98,7 +101,7 @@ class SdxlModule(DiffusionModule[SdxlCondition]):
             # diffusers adds -10,000 to the attention logits of masked positions, so their weight is exactly 0.
             encoder_attention_mask=None if mask.all() else mask,
             added_cond_kwargs={"text_embeds": pooled.to(self.dtype), "time_ids": time_ids},
-            cross_attention_kwargs={"regions": self._regions(conditional, timesteps)},
+            cross_attention_kwargs={"regions": self._regions(conditional, timesteps), "keys": keys},
             return_dict=False,
         )[0]
         return output
@@ -111,18 +114,10 @@ class SdxlModule(DiffusionModule[SdxlCondition]):
         return Regions.of(condition.phrases.to(self.dtype), condition.boxes, strength, self.resolutions)
 
 
-def _ddim_scheduler(scheduler: Any, options: SdxlOptions) -> Any:
-    """A DDIM scheduler with the checkpoint's noise schedule, for timesteps and ᾱ. The step itself is that of :func:`ddim`."""
-    from diffusers import DDIMScheduler
-
-    if "beta_schedule" not in scheduler.config:
-        name = type(scheduler).__name__
-        raise UsageError(
-            f"{options.model}: its scheduler, {name}, has no noise schedule that DDIM knows", hint="use another SDXL checkpoint"
-        )
-
-    spacing = {} if options.spacing is None else {"timestep_spacing": options.spacing}
-    return DDIMScheduler.from_config(scheduler.config, **spacing)
+def _preflight_steps(options: SdxlOptions, sampling: Sampling) -> Steps | None:
+    """The denoising steps of a checkpoint that is not loaded yet; None before a download. Raises `UsageError` as :func:`sdxl_steps`."""
+    scheduler = preflight_scheduler(options, SdxlPolicy.pipeline_class)
+    return None if scheduler is None else sdxl_steps(ddim_scheduler(scheduler, options), options, sampling)
 
 
 class SdxlPolicy(DiffusionPolicy[SdxlOptions]):
@@ -140,6 +135,19 @@ class SdxlPolicy(DiffusionPolicy[SdxlOptions]):
     def preflight(options: SdxlOptions, *, key: str = "renderer") -> dict[str, int]:
         """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
         return checkpoint.preflight(options, key, SdxlPolicy.pipeline_class)
+
+    @staticmethod
+    def preflight_prompts(options: SdxlOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Raises `UsageError` if the checkpoint's scheduler does not go with DDIM, or with so many steps. Any prompt can be drawn."""
+        del prompts
+        _preflight_steps(options, sampling)
+
+    @staticmethod
+    def preflight_training(options: SdxlOptions, sampling: Sampling, *, key: str = "renderer") -> None:
+        """Raises `UsageError` if too few denoising steps have noise, and so none can train. ``key`` is for messages."""
+        checkpoint.check_noise(options.eta, f"{key}.eta")
+        if (steps := _preflight_steps(options, sampling)) is not None:
+            check_trained_steps(steps.std, options, sampling)
 
     def make_module(self, pipeline: Any) -> SdxlModule:
         """The trainable module, made of the pipeline's parts."""

@@ -23,6 +23,24 @@ def full_text(prompt: Prompt, chain: Chain) -> str:
     return " ".join(text for text in (prompt.text.strip(), chain.without_boxes()) if text)
 
 
+def spell_out(tokenizer: Any, text: str) -> str:
+    """Returns a text with a space within each word that a tokenizer would read as a special token.
+
+    It is for tokenizers such as T5's, whose own vocabulary has its special tokens: ``split_special_tokens`` does not change these.
+    """
+    special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
+    while True:
+        encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+            word = text[start:end].strip()
+            if token in special and len(word) > 1 and (token != unknown or word == tokenizer.unk_token):
+                at = start + text[start:end].index(word) + 1
+                text = f"{text[:at]} {text[at:]}"
+                break
+        else:
+            return text
+
+
 @dataclass(frozen=True)
 class PieceTokenizer:
     """Cuts texts into pieces of ``length`` token ids with a CLIP tokenizer."""

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from gotr1_core.engine.console import print
 from gotr1_janus.processor import FILES
 
 VARIABLE = "GOTR1_CACHE"

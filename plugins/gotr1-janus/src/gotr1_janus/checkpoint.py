@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gotr1_core.engine.files import read_json
 from gotr1_core.errors import UsageError, first_line
+from gotr1_core.policies.context import ContextWindow
 from gotr1_core.policies.hub import find_weights, local_folder
+from gotr1_core.policies.pretrained import check_attention, load_pretrained
 from gotr1_janus.cache import cache_entry, import_once
 from gotr1_janus.options import JanusOptions
 from gotr1_janus.released import MODEL_TYPE
@@ -27,15 +29,38 @@ def preflight(options: JanusOptions, key: str) -> dict[str, int]:
     Raises:
         UsageError: there are no weights, they are of another model, or tokenizer, template and instruction do not fit together.
     """
+    check_attention(options.attention, f"{key}.attention")
+    sizes, window = _examine(options, key)
+    return sizes if window is None else {**sizes, "image_tokens": window.reserved - 1, "context": window.context}
+
+
+def janus_window(options: JanusOptions) -> ContextWindow | None:
+    """The context of a checkpoint that is not loaded yet; None before a download.
+
+    Raises:
+        UsageError: as `preflight`.
+    """
+    return _examine(options, "planner")[1]
+
+
+def context_window(text: JanusText, config: Any) -> ContextWindow:
+    """The context of a Janus with a ``JanusConfig``: what its pictures' tokens leave for prompt and chain."""
+    tokens = config.vq_config.num_patches**2
+    taken_by = f"1 token that begins the image and its {tokens}"
+    return ContextWindow(text, config.text_config.max_position_embeddings, tokens + 1, taken_by)
+
+
+def _examine(options: JanusOptions, key: str) -> tuple[dict[str, int], ContextWindow | None]:
+    """The number of ``parameters`` of a checkpoint, if it is known, and its context."""
     released = released_folder(options.model, f"{key}.model")
     entry = released and cache_entry(released)
     if released and entry and not entry.is_dir():
-        return _released_sizes(released, entry, options)
+        return _examine_released(released, entry, options)
     model = str(entry or options.model)
     weights = find_weights(model, key=f"{key}.model", check=lambda config: check_janus(config, f"{key}.model={model}"))
     sizes = {} if weights.parameters is None else {"parameters": weights.parameters}
     if weights.folder is None:
-        return sizes
+        return sizes, None
     config = _config(weights.folder)
     text = JanusText(load_tokenizer(weights.folder), options.instruction)
     rows = config.text_config.vocab_size
@@ -44,7 +69,7 @@ def preflight(options: JanusOptions, key: str) -> dict[str, int]:
             f"{weights.folder}: the tokenizer has {len(text.tokenizer)} tokens and the model {rows} embeddings",
             hint="give a checkpoint with its own tokenizer",
         )
-    return {**sizes, "image_tokens": config.vq_config.num_patches**2, "context": config.text_config.max_position_embeddings}
+    return sizes, context_window(text, config)
 
 
 def find_janus(model: str) -> tuple[Path | str, bool]:
@@ -67,14 +92,14 @@ def released_folder(model: str, key: str) -> Path | None:
     """The folder of a checkpoint in the format of the release; None for any other checkpoint. ``key`` is for messages."""
     folder = local_folder(model, key=key)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else None
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / "config.json") if folder else None
+    except UsageError:
         return None  # find_weights reports it
-    return folder if isinstance(config, dict) and config.get("model_type") == MODEL_TYPE else None
+    return folder if config is not None and config.get("model_type") == MODEL_TYPE else None
 
 
-def _released_sizes(folder: Path, entry: Path, options: JanusOptions) -> dict[str, int]:
-    """Sizes of a released checkpoint, checked so far that its import into ``entry`` will succeed. Writes nothing."""
+def _examine_released(folder: Path, entry: Path, options: JanusOptions) -> tuple[dict[str, int], ContextWindow]:
+    """The same of a released checkpoint, checked so far that its import into ``entry`` will succeed. Writes nothing."""
     from gotr1_janus.convert import check_room, examine_release
     from gotr1_janus.shards import Shards
 
@@ -82,9 +107,8 @@ def _released_sizes(folder: Path, entry: Path, options: JanusOptions) -> dict[st
         conversion = examine_release(folder, shards)
         check_room(entry, sum(header.nbytes for header in shards.headers.values()))
         parameters = sum(shards.headers[name].numel for name in conversion.targets)
-    JanusText(conversion.processor.tokenizer, options.instruction)
-    context = conversion.config.text_config.max_position_embeddings
-    return {"parameters": parameters, "image_tokens": conversion.config.vq_config.num_patches**2, "context": context}
+    text = JanusText(conversion.processor.tokenizer, options.instruction)
+    return {"parameters": parameters}, context_window(text, conversion.config)
 
 
 def check_janus(config: Mapping[str, Any], where: str) -> None:
@@ -109,11 +133,10 @@ def load_tokenizer(source: Path | str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    local = isinstance(source, Path)
     if isinstance(source, Path) and not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UsageError(f"{source} has no tokenizer.json", hint="copy the tokenizer's files from the original checkpoint")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer = load_pretrained(AutoTokenizer, source)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
@@ -132,7 +155,7 @@ def _config(folder: Path) -> Any:
     from transformers import JanusConfig
 
     try:
-        return JanusConfig.from_pretrained(folder)
+        return load_pretrained(JanusConfig, folder)
     except Exception as error:  # transformers raises its own exceptions for wrong types
         first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} does not describe a Janus: {first}", hint=_OTHER_MODEL) from error

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gotr1_core.engine.console import print
+
 
 def command(
     checkpoint: Annotated[Path, typer.Argument(help="The folder of a released checkpoint (model_type multi_modality).")],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gotr1_core.engine.files import replace_folder
+from gotr1_core.config.paths import check_regular_files
+from gotr1_core.engine.files import FILE_BYTES, read_text, replace_folder
 from gotr1_core.errors import Gotr1Error, UsageError, first_line
+from gotr1_core.policies.pretrained import load_pretrained
 from gotr1_janus import processor
 from gotr1_janus.released import EMBEDDINGS, HEAD, Shape, check_released, is_unused, list_names, origin, read_config, released_shape
 from gotr1_janus.shards import LIMIT, Entry, Shards, write_shards
@@ -61,12 +64,13 @@ def read_config_file(folder: Path, name: str = "config.json") -> dict[str, Any]:
     Raises:
         UsageError: the folder or the file is missing, or the file cannot be read or holds something else.
     """
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(folder / name):
         what = f"{folder} has no {name}" if folder.is_dir() else f"there is no folder {folder}"
-        raise UsageError(what, hint="give the folder of a complete download") from None
-    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(what, hint="give the folder of a complete download")
+    try:
+        check_regular_files(folder, "*")
+        content = json.loads(read_text(folder / name, hint="download it again", most=FILE_BYTES))
+    except (UsageError, OSError, ValueError, RecursionError) as error:
         first = first_line(error)
         raise UsageError(f"{folder / name} cannot be read: {first}", hint="download it again") from None
     if not isinstance(content, dict):
@@ -273,7 +277,7 @@ def export_checkpoint(folder: Path, out: Path, say: Say, *, limit: int = LIMIT) 
     notes, config = read_config_file(kept, NOTES), read_config_file(kept)
     with Shards(folder) as shards:
         shapes = {name: header.shape for name, header in shards.headers.items()}
-        sources = _sources(folder, expected_tensors(JanusConfig.from_pretrained(folder)), shapes)
+        sources = _sources(folder, expected_tensors(load_pretrained(JanusConfig, folder)), shapes)
         rows = _exported_rows(shards, sources, notes, say)
         entries = [_export_entry(shards, name, names, rows) for name, names in sources.items()]
         rest = load_file(kept / REST) if (kept / REST).is_file() else {}

@@ -34,6 +34,12 @@ class JanusModule(nn.Module):
         """The device of the weights."""
         return self.model.lm_head.weight.device
 
+    @property
+    def language(self) -> nn.Module:
+        """The decoder without its heads."""
+        language: nn.Module = self.model.model.language_model
+        return language
+
     def embed(self, ids: Tensor, is_image: Tensor) -> Tensor:
         """Embeddings ``[R, L, H]`` of tokens ``ids [R, L]``.
 
@@ -48,7 +54,7 @@ class JanusModule(nn.Module):
     def hidden(self, rows: Sequences) -> Tensor:
         """Last hidden states ``[R, L, H]`` of left-padded sequences ``[R, L]``."""
         embeds = self.embed(rows.ids, rows.is_image)
-        return hidden_states(self.model.model.language_model, embeds, rows.lengths, checkpointing=self.checkpointing)
+        return hidden_states(self.language, embeds, rows.lengths, checkpointing=self.checkpointing)
 
     def forward(self, segments: Mapping[SegmentName, Rollout]) -> dict[SegmentName, ActionStats]:
         """Log-probabilities and entropies ``[B, T]`` of a plan rollout, an image rollout, or both.

@@ -15,7 +15,7 @@ INSTRUCTION = "Follow the caption to generate an image through a chain of though
 class JanusOptions(BaseModel):
     """Where the model is and how it is run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: InputPath = Field("deepseek-community/Janus-Pro-1B", description="A folder or a hub name of a transformers Janus checkpoint.")
     instruction: str = Field(INSTRUCTION, description="The user message to the model; {prompt} stands for the prompt.")
@@ -24,7 +24,7 @@ class JanusOptions(BaseModel):
         "sdpa", description="Attention kernel; eager is fastest for a small model on a CPU."
     )
     cache: Literal["dynamic", "static"] = Field(
-        "dynamic", description="KV cache of the sampler; static has one shape, which compiled kernels need."
+        "dynamic", description="KV cache; static has one shape, and on a GPU a token's kernels are then captured once (CUDA graph)."
     )
     chunk: int = Field(4096, gt=0, description="Positions whose logits exist at the same time in the training pass.")
     drop_conditions: float = Field(0.1, ge=0, le=1, description="SFT: share of samples without prompt and chain, so that guidance works.")

@@ -15,20 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
+from gotr1_core.data.prompts import prompt_texts
 from gotr1_core.errors import UsageError
-from gotr1_core.policies.context import ContextWindow
+from gotr1_core.policies.continuation import Memory
 from gotr1_core.policies.decoder import checkpoint_activations, generate_plans, plans_from_chains
 from gotr1_core.policies.lora import merged_state, save_adapter
-from gotr1_core.policies.padding import left_pad
+from gotr1_core.policies.pretrained import load_pretrained
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import Tokens, seed_for, uniforms
 from gotr1_janus import checkpoint
 from gotr1_janus.convert import KEPT
-from gotr1_janus.layout import unconditional
 from gotr1_janus.module import JanusModule
 from gotr1_janus.options import JanusOptions
-from gotr1_janus.sampler import Sampler
+from gotr1_janus.sampler import sample_image, sample_text
 from gotr1_janus.text import JanusText
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ class JanusPolicy:
 
         tokenizer = checkpoint.load_tokenizer(source)
         JanusText(tokenizer, options.instruction)  # checks the template before the weights are read
-        model, info = JanusForConditionalGeneration.from_pretrained(
+        model, info = load_pretrained(
+            JanusForConditionalGeneration,
             source,
             dtype=getattr(torch, options.dtype),
-            local_files_only=isinstance(source, Path),
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -87,14 +87,20 @@ class JanusPolicy:
         for frozen in (model.model.vqmodel, model.model.vision_model, model.model.aligner, model.model.generation_embeddings):
             frozen.requires_grad_(False)
         self.image_tokens = model.model.vqmodel.config.num_patches**2
+        self.fixed = options.cache == "static"
         self.features = model.config.text_config.hidden_size
-        taken_by = f"1 token that begins the image and its {self.image_tokens}"
-        self.window = ContextWindow(self.text, model.config.text_config.max_position_embeddings, self.image_tokens + 1, taken_by)
+        self.window = checkpoint.context_window(self.text, model.config)
 
     @staticmethod
     def preflight(options: JanusOptions, *, key: str = "planner") -> dict[str, int]:
         """Checks the checkpoint and returns its sizes; see :func:`gotr1_janus.checkpoint.preflight`."""
         return checkpoint.preflight(options, key)
+
+    @staticmethod
+    def preflight_prompts(options: JanusOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """The same as `check_prompts`, before weights are loaded. Checks nothing before a download."""
+        if (window := checkpoint.janus_window(options)) is not None:
+            window.check(prompt_texts(prompts), sampling.max_chain_tokens)
 
     # -- text ---------------------------------------------------------------------------------------------------------------
 
@@ -112,8 +118,7 @@ class JanusPolicy:
 
     def check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Checks that every prompt can be planned and drawn. Raises `UsageError` if one is blank or too long for the model's context."""
-        for prompt in prompts:
-            self.window.encode(prompt.text, sampling.max_chain_tokens)
+        self.window.check(prompt_texts(prompts), sampling.max_chain_tokens)
 
     # -- pictures -----------------------------------------------------------------------------------------------------------
 
@@ -131,15 +136,17 @@ class JanusPolicy:
             return (latents @ codes.T).argmax(-1).flatten(1)
 
     @torch.no_grad()
-    def decode_images(self, tokens: Tensor) -> tuple[Image.Image, ...]:
-        """RGB pictures of VQ codes ``[B, I]``."""
+    def decode_images(self, tokens: Tensor) -> tuple[Image.Image | None, ...]:
+        """RGB pictures of VQ codes ``[B, I]``; None where a pixel is not finite."""
         if not len(tokens):
             return ()
         vq = self.module.model.model.vqmodel
         with torch.autocast(self.module.device.type, enabled=False):
             pixels = torch.cat([vq.decode(batch) for batch in tokens.split(32)])
+        finite = pixels.isfinite().flatten(1).all(1).tolist()
         pixels = (pixels.float().clamp(-1, 1) + 1) * 127.5
-        return tuple(Image.fromarray(p) for p in pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        levels = pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return tuple(Image.fromarray(picture) if ok else None for picture, ok in zip(levels, finite, strict=True))
 
     # -- the two roles ------------------------------------------------------------------------------------------------------
 
@@ -148,9 +155,8 @@ class JanusPolicy:
         """Samples one chain per prompt and seed. Neighbouring equal prompts share one prefill."""
         encoded = [self.window.encode(p.text, sampling.max_chain_tokens)[0].to(self.module.device) for p in prompts]
 
-        def write(context: Tensor, lengths: Tensor, uniform: Tensor) -> Tokens:
-            sampler = Sampler(self.module, context, lengths, steps=uniform.shape[1], cache=self.options.cache)
-            return sampler.sample_text(uniform, sampling.temperature)
+        def write(context: Tensor, lengths: Tensor, uniform: Tensor) -> tuple[Tokens, Memory]:
+            return sample_text(self.module, context, lengths, uniform, sampling.temperature, fixed=self.fixed)
 
         return generate_plans(encoded, write, self.decode_chain, seeds=seeds, sampling=sampling)
 
@@ -174,12 +180,11 @@ class JanusPolicy:
         plan_rows = zip(t["prompt"], t["prompt_length"].tolist(), t["tokens"], t["length"].tolist(), strict=True)
         boi = torch.tensor([self.module.boi], device=device)
         contexts = [torch.cat([prompt[:n].to(device), chain[:m].to(device), boi]) for prompt, n, chain, m in plan_rows]
-        guided = sampling.guidance_scale != 1
-        rows = contexts + [unconditional(c, self.module.pad) for c in contexts] if guided else contexts
-        context, length = left_pad(rows, self.module.pad)
-        sampler = Sampler(self.module, context, length, steps=self.image_tokens, cache=self.options.cache)
-        scale = sampling.guidance_scale
-        drawn = sampler.sample_image(uniforms(seeds, self.image_tokens), sampling.image_temperature, scale if guided else None)
+        scale = sampling.guidance_scale if sampling.guidance_scale != 1 else None
+        memory = plans.memory if isinstance(plans.memory, Memory) and plans.memory.holds(self.module.language) else None
+        drawn = sample_image(
+            self.module, contexts, uniforms(seeds, self.image_tokens), sampling.image_temperature, scale, memory=memory, fixed=self.fixed
+        )
         tensors = {"prompt": t["prompt"], "prompt_length": t["prompt_length"], "plan": t["tokens"], "plan_length": t["length"]}
         tensors |= {
             "tokens": drawn.tokens,
@@ -187,7 +192,9 @@ class JanusPolicy:
             "log_prob": drawn.log_prob,
             "parent": torch.arange(len(seeds), device=device),
         }
-        return Rollout(IMAGE, sampling, tensors, images=self.decode_images(drawn.tokens))
+        sampled = drawn.log_prob.isfinite().all(1).tolist()  # not where logits were not finite
+        images = [image if ok else None for image, ok in zip(self.decode_images(drawn.tokens), sampled, strict=True)]
+        return Rollout(IMAGE, sampling, tensors, images=tuple(images))
 
     def _encode_plans(self, prompts: Sequence[Prompt], chains: Sequence[Chain], sampling: Sampling) -> Rollout:
         """Chains from elsewhere as a plan rollout. Each ends with begin-of-image."""

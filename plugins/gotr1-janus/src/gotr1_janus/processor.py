@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_core.engine.files import FILE_BYTES, read_text
 from gotr1_core.errors import UsageError, first_line
 
 GOT_TOKENS = (BOX_START, BOX_END, OBJ_START, OBJ_END)
@@ -133,8 +134,8 @@ def _read_optional_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_text(path, hint="copy it again", most=FILE_BYTES))
+    except (UsageError, ValueError, RecursionError) as error:
         first = first_line(error)
         raise UsageError(f"{path} cannot be read: {first}", hint="copy it from the original checkpoint again") from None
     if not isinstance(content, dict):

@@ -1,64 +1,80 @@
-"""Samples text or image tokens with Janus and a key-value cache. With guidance, unconditional rows run in the same batch."""
+"""Samples text or image tokens with Janus. With guidance, unconditional rows run in the same batch."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gotr1_core.policies.decoder import Continuation
+from gotr1_core.policies.continuation import Continuation, Memory
+from gotr1_core.policies.decoder_step import DecoderStep
+from gotr1_core.policies.padding import left_pad
 from gotr1_core.sampling import Tokens, apply_guidance, decode
+from gotr1_janus.layout import unconditional
 from gotr1_janus.module import JanusModule
 
 
-class Sampler:
-    """Continues left-padded contexts ``[R, C]`` of ``lengths [R]``; see :class:`gotr1_core.policies.decoder.Continuation`.
+def sample_text(
+    module: JanusModule, context: Tensor, lengths: Tensor, uniform: Tensor, temperature: float, *, fixed: bool = False
+) -> tuple[Tokens, Memory]:
+    """Continues left-padded contexts ``[R, C]`` of ``lengths [R]`` until begin-of-image.
 
-    ``steps`` is the largest number of tokens to sample, ``cache`` the option of :class:`gotr1_janus.options.JanusOptions`.
+    ``uniform [R, T]`` are random numbers, T the most tokens of a row. ``fixed``: no shape changes from token to token.
+    Returns the tokens, and the memory of contexts and chains.
     """
-
-    def __init__(self, module: JanusModule, context: Tensor, lengths: Tensor, *, steps: int, cache: str) -> None:
-        self.model = module.model
-        self.boi = module.boi
-        language, static = module.model.model.language_model, cache == "static"
-        self.rows = Continuation(
-            language,
-            module.model.get_input_embeddings(),
-            context,
-            lengths,
-            steps=steps,
-            cache=_cache(language.config, context.shape[1] + steps if static else None),
-            fixed=static,
-        )
-
-    def sample_text(self, uniform: Tensor, temperature: float) -> Tokens:
-        """Samples text until begin-of-image. ``uniform [R, T]`` are random numbers, T the most tokens of a row."""
-        return self.rows.generate(self.model.lm_head, uniform, temperature, stop=self.boi)
-
-    def sample_image(self, uniform: Tensor, temperature: float, scale: float | None) -> Tokens:
-        """Samples I image tokens for each of B rows, from random numbers ``uniform [B, I]``.
-
-        Without guidance ``scale`` is None and B = R. With guidance R = 2B: the second half of the contexts is unconditional.
-        """
-
-        def advance(tokens: Tensor | None) -> Tensor:
-            if tokens is None:
-                hidden = self.rows.prefill()
-            else:
-                rows = tokens if scale is None else torch.cat([tokens, tokens])
-                hidden = self.rows.step(self.model.prepare_embeddings_for_image_generation(rows.unsqueeze(1)))
-            logits = self.model.model.generation_head(hidden).float()
-            if scale is None:
-                return logits
-            conditional, unconditional = logits.chunk(2)
-            return apply_guidance(conditional, unconditional, scale)
-
-        return decode(advance, uniform, temperature)
+    embed = module.model.get_input_embeddings()
+    rows = Continuation.read(module.language, embed, context, lengths, steps=uniform.shape[1], fixed=fixed)
+    sampled = rows.generate(module.model.lm_head, embed, uniform, temperature, stop=module.boi)
+    return sampled, rows.remember(embed, sampled)
 
 
-def _cache(config: Any, length: int | None) -> Any:
-    """An empty cache of a fixed ``length``; one that grows if that is None. Imports transformers late, as that takes seconds."""
-    from transformers import DynamicCache, StaticCache
+def sample_image(
+    module: JanusModule,
+    contexts: Sequence[Tensor],
+    uniform: Tensor,
+    temperature: float,
+    scale: float | None,
+    *,
+    memory: Memory | None = None,
+    fixed: bool = False,
+) -> Tokens:
+    """Samples I image tokens for each of B rows, from random numbers ``uniform [B, I]``.
 
-    return DynamicCache(config=config) if length is None else StaticCache(config=config, max_cache_len=length)
+    ``contexts`` are prompt, chain and begin-of-image of each row, ``[C]``. ``scale`` is None without guidance. ``memory`` is that of the
+    contexts without their last token, if the model has just computed it. ``fixed``: no shape changes from token to token.
+    """
+    model, guided = module.model, scale is not None
+    rows = _start(module, contexts, uniform.shape[1], guided, memory, fixed)
+
+    def advance(tokens: Tensor | None) -> Tensor:
+        if tokens is None:
+            embeds = model.get_input_embeddings()(torch.stack([context[-1] for context in contexts]))
+        else:
+            embeds = model.prepare_embeddings_for_image_generation(tokens)
+        hidden = rows.step(torch.cat([embeds, embeds]) if guided else embeds)
+        logits = model.model.generation_head(hidden).float()
+        if scale is None:
+            return logits
+        conditional, without_prompt = logits.chunk(2)
+        return apply_guidance(conditional, without_prompt, scale)
+
+    return decode(advance, uniform, temperature)
+
+
+def _start(module: JanusModule, contexts: Sequence[Tensor], steps: int, guided: bool, memory: Memory | None, fixed: bool) -> Continuation:
+    """The rows before begin-of-image; with guidance, the unconditional ones behind the others."""
+    embed, language = module.model.get_input_embeddings(), module.language
+    begun = [context[:-1] for context in contexts]
+    # Unconditional rows are equal up to their lengths, if they begin alike: their beginning is computed once.
+    alike = DecoderStep.supports(language) and len({int(row[0]) for row in begun}) == 1
+    if guided and not alike:
+        context, lengths = left_pad(begun + [unconditional(c, module.pad)[:-1] for c in contexts], module.pad)
+        return Continuation.read(language, embed, context, lengths, steps=steps, fixed=fixed)
+    if memory is None:
+        rows = Continuation.read(language, embed, *left_pad(begun, module.pad), steps=steps, fixed=fixed)
+    else:
+        rows = Continuation.recall(language, memory, steps=steps, fixed=fixed)
+    if guided:
+        rows.add_unconditional(embed, unconditional(max(contexts, key=len), module.pad)[:-1])
+    return rows

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gotr1_core.engine.files import read_json
 from gotr1_core.errors import UsageError, first_line
 
 LIMIT = 1 << 30
@@ -161,9 +162,9 @@ def _files(folder: Path) -> list[str]:
 
 def _files_of_index(folder: Path, index: Path) -> list[str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UsageError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{index} is not an index of shards", hint=_AGAIN) from None
     # The names come from a downloaded file: they must not lead out of the folder.
     missing = [file for file in files if not isinstance(file, str) or Path(file).name != file or not (folder / file).is_file()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gotr1_core.policies import tokenization
+from gotr1_core.policies.chat_template import fill_template
 from gotr1_core.policies.tokenization import PROMPT_MARK, TAGS
 
 
@@ -13,4 +14,4 @@ class JanusText(tokenization.ChatText):
 
     def __init__(self, tokenizer: Any, instruction: str) -> None:
         message = [{"role": "user", "content": [{"type": "text", "text": instruction.format(prompt=PROMPT_MARK)}]}]
-        super().__init__(tokenizer, tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False), tags=TAGS)
+        super().__init__(tokenizer, fill_template(tokenizer, message, add_generation_prompt=True), tags=TAGS)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gotr1_core.errors import UsageError, first_line
+from gotr1_core.policies.context import ContextWindow
 from gotr1_core.policies.hub import find_weights
+from gotr1_core.policies.pretrained import check_attention, load_pretrained
 from gotr1_qwen.instruction import read_instruction
 
 if TYPE_CHECKING:
@@ -34,13 +36,29 @@ def preflight(options: QwenOptions, key: str) -> dict[str, int]:
     Raises:
         UsageError: there are no weights, they are of another model, or tokenizer, template, instruction and tags do not fit together.
     """
+    check_attention(options.attention, f"{key}.attention")
+    sizes, window = _examine(options, key)
+    return sizes if window is None else {**sizes, "context": window.context}
+
+
+def qwen_window(options: QwenOptions) -> ContextWindow | None:
+    """The context of a checkpoint that is not loaded yet; None before a download.
+
+    Raises:
+        UsageError: as `preflight`.
+    """
+    return _examine(options, "planner")[1]
+
+
+def _examine(options: QwenOptions, key: str) -> tuple[dict[str, int], ContextWindow | None]:
+    """The number of ``parameters`` of a checkpoint, if it is known, and its context."""
     from gotr1_qwen.conversation import Conversation
 
     instruction = read_instruction(options.instruction, key=f"{key}.instruction")
     weights = find_weights(options.model, key=f"{key}.model", check=lambda config: check_qwen(config, f"{key}.model={options.model}"))
     sizes = {} if weights.parameters is None else {"parameters": weights.parameters}
     if weights.folder is None:
-        return sizes
+        return sizes, None
     config = _text_config(weights.folder)
     tokenizer = load_tokenizer(weights.folder)
     if len(tokenizer) > config.vocab_size:
@@ -48,8 +66,7 @@ def preflight(options: QwenOptions, key: str) -> dict[str, int]:
             f"{weights.folder}: the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size} embeddings",
             hint="give a checkpoint with its own tokenizer",
         )
-    Conversation(tokenizer, instruction, options.tags)
-    return {**sizes, "context": config.max_position_embeddings}
+    return sizes, ContextWindow(Conversation(tokenizer, instruction, options.tags), config.max_position_embeddings)
 
 
 def find_qwen(model: str) -> tuple[Path | str, str]:
@@ -86,11 +103,10 @@ def load_tokenizer(source: Path | str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    local = isinstance(source, Path)
     if isinstance(source, Path) and not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UsageError(f"{source} has no tokenizer.json", hint="copy the tokenizer's files from the original checkpoint")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer = load_pretrained(AutoTokenizer, source)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
@@ -112,9 +128,7 @@ def load_model(source: Path | str, kind: str, dtype: torch.dtype) -> Any:
     """
     import transformers
 
-    model, info = getattr(transformers, CLASSES[kind]).from_pretrained(
-        source, dtype=dtype, local_files_only=isinstance(source, Path), use_safetensors=True, output_loading_info=True
-    )
+    model, info = load_pretrained(getattr(transformers, CLASSES[kind]), source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     if info["missing_keys"]:  # transformers would use random weights in their place
         missing = sorted(info["missing_keys"])
         raise UsageError(
@@ -127,7 +141,7 @@ def _text_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        return load_pretrained(AutoConfig, folder).get_text_config()
     except Exception as error:  # transformers raises its own exceptions for wrong types
         first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} does not describe a Qwen: {first}", hint=_FAMILIES) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gotr1_core.chain import OBJ_END, OBJ_START
-from gotr1_core.errors import UsageError, first_line
+from gotr1_core.errors import UsageError
+from gotr1_core.policies.chat_template import fill_template
 from gotr1_core.policies.tokenization import PROMPT_MARK, TAGS, ChatText
 from gotr1_qwen.instruction import FIELD
 
@@ -57,14 +58,7 @@ class Conversation(ChatText):
 
 def _fill_template(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     """A conversation as text. Thinking is off, an option of Qwen3's template that the others ignore."""
-    try:
-        conversation: str = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False, enable_thinking=False
-        )
-    except Exception as error:  # Jinja's errors, and those that a template raises
-        first = first_line(error)
-        raise UsageError(f"the chat template cannot be filled in: {first}", hint=_TEMPLATE) from error
-    return conversation
+    return fill_template(tokenizer, messages, add_generation_prompt=add_generation_prompt, enable_thinking=False)
 
 
 def _end_of_turn(tokenizer: Any) -> int:

@@ -42,8 +42,8 @@ class QwenModule(nn.Module):
         t, mask = plan.tensors, plan.tensors["mask"]
         answer_length = mask.sum(1)
         rows = zip(t["prompt"], t["prompt_length"].tolist(), t["tokens"], answer_length.tolist(), strict=True)
-        # The last token is predicted but not an input.
-        ids, lengths = left_pad([torch.cat([prompt[:n], tokens[: k - 1]]) for prompt, n, tokens, k in rows])
+        # The last token is predicted but not an input. A plan that counts for nothing has no tokens (k = 0).
+        ids, lengths = left_pad([torch.cat([prompt[:n], tokens[: max(0, k - 1)]]) for prompt, n, tokens, k in rows])
         embeds: Tensor = self.model.get_input_embeddings()(ids)
         hidden = hidden_states(self.language, embeds, lengths, checkpointing=self.checkpointing)
         chain_hidden = states_that_predict(hidden, ids.shape[1] + 1 - answer_length, mask.shape[1])

@@ -20,7 +20,7 @@ def _is_version(text: str, options: Mapping[str, Any]) -> bool:
 class QwenOptions(BaseModel):
     """Where the model is, its instruction, and how it is run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: InputPath = Field(
         "Qwen/Qwen2.5-VL-7B-Instruct", description="A folder or a hub name of a Qwen2.5-VL, Qwen3-VL, Qwen2.5 or Qwen3."
@@ -38,12 +38,15 @@ class QwenOptions(BaseModel):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="Attention kernel; eager is fastest for a small model on a CPU."
     )
+    cache: Literal["dynamic", "static"] = Field(
+        "dynamic", description="KV cache; static has one shape, and on a GPU a token's kernels are then captured once (CUDA graph)."
+    )
     chunk: int = Field(1024, gt=0, description="Positions whose logits exist at the same time in the training pass.")
 
 
 class FileOptions(BaseModel):
     """Where the chains are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     chains: InputFile = Field(description='A JSONL file, each line {"prompt": …, "chain": …}, such as the samples.jsonl of gotr1 generate.')

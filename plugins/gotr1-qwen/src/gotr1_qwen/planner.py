@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
+from gotr1_core.data.prompts import prompt_texts
 from gotr1_core.policies.context import ContextWindow
-from gotr1_core.policies.decoder import Continuation, checkpoint_activations, generate_plans, plans_from_chains
+from gotr1_core.policies.continuation import Continuation
+from gotr1_core.policies.decoder import checkpoint_activations, generate_plans, plans_from_chains
 from gotr1_core.policies.hub import local_folder
 from gotr1_core.policies.lora import merged_state, save_adapter
 from gotr1_core.protocols import Loss
@@ -70,10 +72,15 @@ class QwenPlanner:
         """Checks the checkpoint and returns its sizes; see :func:`gotr1_qwen.checkpoint.preflight`."""
         return checkpoint.preflight(options, key)
 
+    @staticmethod
+    def preflight_prompts(options: QwenOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """The same as `check_prompts`, before weights are loaded. Checks nothing before a download."""
+        if (window := checkpoint.qwen_window(options)) is not None:
+            window.check(prompt_texts(prompts), sampling.max_chain_tokens)
+
     def check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Checks that every prompt can be planned. Raises `UsageError` if one is blank or too long for the model's context."""
-        for prompt in prompts:
-            self.window.encode(prompt.text, sampling.max_chain_tokens)
+        self.window.check(prompt_texts(prompts), sampling.max_chain_tokens)
 
     # -- plans --------------------------------------------------------------------------------------------------------------
 
@@ -82,13 +89,11 @@ class QwenPlanner:
         """Samples one chain per prompt and seed. Neighbouring equal prompts share one prefill."""
         encoded = [self.window.encode(p.text, sampling.max_chain_tokens)[0].to(self.module.device) for p in prompts]
 
-        def write(context: Tensor, lengths: Tensor, uniform: Tensor) -> Tokens:
-            from transformers import DynamicCache
-
+        def write(context: Tensor, lengths: Tensor, uniform: Tensor) -> tuple[Tokens, None]:
             language, model = self.module.language, self.module.model
-            cache = DynamicCache(config=language.config)
-            rows = Continuation(language, model.get_input_embeddings(), context, lengths, steps=uniform.shape[1], cache=cache)
-            return rows.generate(model.lm_head, uniform, sampling.temperature, stop=self.text.stop)
+            embed = model.get_input_embeddings()
+            rows = Continuation.read(language, embed, context, lengths, steps=uniform.shape[1], fixed=self.options.cache == "static")
+            return rows.generate(model.lm_head, embed, uniform, sampling.temperature, stop=self.text.stop), None
 
         return generate_plans(encoded, write, self.text.decode_chain, seeds=seeds, sampling=sampling)
 

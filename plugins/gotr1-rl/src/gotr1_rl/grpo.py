@@ -27,7 +27,7 @@ from gotr1_core.samples import ActionStats, SegmentName
 class GrpoOptions(BaseModel):
     """Options of `grpo`. Each names its paper."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     advantages: Literal["joint", "split"] = Field(
         "joint", description="How rewards of the tree become advantages: over the whole prompt as in GoT-R1, or level by level."

@@ -31,7 +31,7 @@ STEP: Final = 0.1
 class PpoOptions(BaseModel):
     """Options of `ppo`. Those of a paper name it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     advantages: Literal["joint", "split"] = Field("joint", description="One episode of plan and picture, or one for each.")
     discount: float = Field(
@@ -52,7 +52,7 @@ class PpoOptions(BaseModel):
     value_width: int = Field(256, ge=0, description="Hidden units of the value head; 0 makes it linear.")
     value_start: float = Field(0.5, description="Every value before anything is learnt; 0.5 is the middle of the possible rewards.")
     value_clip: float | None = Field(0.2, gt=0, description="How far a value may move in one step's updates; null sets no limit.")
-    value_max_grad_norm: float = Field(1.0, gt=0, description="Limit of the value head's gradient norm.")
+    value_max_grad_norm: float = Field(1.0, gt=0, allow_inf_nan=True, description="Limit of the value head's gradient norm.")
     value_warmup: int = Field(0, ge=0, description="Number of first steps in which the value head learns and the policy does not.")
 
     @model_validator(mode="after")
@@ -158,7 +158,7 @@ class Ppo:
         summed = total(torch.tensor(local, dtype=torch.float64))  # by segment: nats, rows
         nats = (summed[0::2] / summed[1::2].clamp_min(1)).sum()
         weight = torch.tensor(self.options.reward_kl * critic.adapted.item(), dtype=torch.float64)
-        if self.options.reward_kl_target is not None:
+        if self.options.reward_kl_target is not None and nats.isfinite():
             critic.adapted.mul_(1 + STEP * (nats / self.options.reward_kl_target - 1).clamp(-0.2, 0.2).item())
         once = torch.ones(())
         return {"reward_kl": (nats, once), "reward_kl_weight": (weight, once)}

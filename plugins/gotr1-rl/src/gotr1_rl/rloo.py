@@ -24,7 +24,7 @@ from gotr1_rl.value import log_ratios_to_reference
 class RlooOptions(BaseModel):
     """Options of `rloo`. The segments' settings apply too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     advantages: Literal["joint", "split"] = Field(
         "joint", description="Compare a picture with all pictures of its prompt, or with those of its plan."

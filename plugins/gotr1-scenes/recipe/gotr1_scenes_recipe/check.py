@@ -16,7 +16,8 @@ from typing import Any
 
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import ComponentConfig
-from gotr1_core.evaluation import EVALUATION, draw_samples, estimate
+from gotr1_core.engine.intervals import estimate
+from gotr1_core.evaluation import EVALUATION, draw_samples
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Prompt, Sample, Sampling
 from gotr1_core.sampling import seed_for
@@ -55,7 +56,7 @@ def main() -> None:
 
 def show(name: str, values: Sequence[float]) -> None:
     """Prints a line with the mean and half the width of its 95 % interval."""
-    print(f"{name:<30} {estimate(values).mean:.3f} ± {estimate(values).half_width:.3f}", flush=True)
+    print(f"{name:<30} {estimate(values).text()}", flush=True)
 
 
 def reconstructions(policy: Any) -> list[float]:

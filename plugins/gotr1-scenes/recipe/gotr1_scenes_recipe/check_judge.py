@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.chain import iou
-from gotr1_core.evaluation import estimate
+from gotr1_core.engine.intervals import estimate
 from gotr1_core.samples import Sample
 from gotr1_scenes.judge import ScenesJudge, look_of
 from gotr1_scenes.reader import read_things
@@ -81,7 +81,7 @@ def _fractions(box: Sequence[int], image: Any) -> tuple[float, ...]:
 
 def show(name: str, values: Sequence[float]) -> None:
     """Prints a line with the mean, half the width of its 95 % interval, and the count."""
-    print(f"{name:<30} {estimate(values).mean:.3f} ± {estimate(values).half_width:.3f}, {len(values)} of them", flush=True)
+    print(f"{name:<30} {estimate(values).text()}, {len(values)} of them", flush=True)
 
 
 if __name__ == "__main__":

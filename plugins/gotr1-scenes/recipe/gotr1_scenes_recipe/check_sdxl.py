@@ -23,7 +23,7 @@ from PIL import Image
 from gotr1_core.chain import Chain, Region
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import ComponentConfig
-from gotr1_core.evaluation import estimate
+from gotr1_core.engine.intervals import estimate
 from gotr1_core.plugins import Registry
 from gotr1_core.samples import Example, Sample, Sampling
 from gotr1_core.sampling import seed_for
@@ -71,7 +71,7 @@ def reconstructions(policy: Any) -> list[float]:
 
 def show(name: str, values: Sequence[float]) -> None:
     """Prints a line with the mean, half the width of its 95 % interval, and the count."""
-    print(f"{name:<36} {estimate(values).mean:.3f} ± {estimate(values).half_width:.3f}  of {len(values)}", flush=True)
+    print(f"{name:<36} {estimate(values).text()}  of {len(values)}", flush=True)
 
 
 def main() -> None:

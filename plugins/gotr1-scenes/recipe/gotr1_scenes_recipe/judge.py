@@ -30,6 +30,7 @@ import gotr1_scenes
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import ComponentConfig
 from gotr1_core.plugins import Registry
+from gotr1_core.policies.pretrained import load_pretrained
 from gotr1_core.samples import Sample
 from gotr1_scenes.judge import plan_layout
 from gotr1_scenes.world import CANVAS, GRID
@@ -137,8 +138,8 @@ def copy_weights(model: InternVLForConditionalGeneration, tokenizer: PreTrainedT
     The embedding of a token that the earlier judge lacks is the mean of the tokens that spelled it there. If that judge wrote no verdicts,
     a verdict's places on the grid begin as the same places in thousandths, which it has learnt for boxes.
     """
-    earlier = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    earlier_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    earlier = load_pretrained(InternVLForConditionalGeneration, folder, dtype=torch.float32)
+    earlier_tokenizer = load_pretrained(PreTrainedTokenizerFast, folder)
     vocabulary, embeddings = earlier_tokenizer.get_vocab(), earlier.get_input_embeddings().weight
     wrote_verdicts = any("reason" in token for token in vocabulary)
     thousandths = {} if wrote_verdicts else {f" {k}": round(1000 * k * GRID / CANVAS) for k in range(CANVAS // GRID + 1)}
@@ -320,7 +321,7 @@ def ship(out: Path, folder: Path) -> None:
     resume(out, judge.answerer.model)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(out / "untrained", folder)
-    model = InternVLForConditionalGeneration.from_pretrained(folder)
+    model = load_pretrained(InternVLForConditionalGeneration, folder)
     model.load_state_dict(judge.answerer.model.state_dict())
     model.half().save_pretrained(folder)
     shutil.copy(out / "log.jsonl", folder / "log.jsonl")

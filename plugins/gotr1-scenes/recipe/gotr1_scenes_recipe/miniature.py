@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAE, LlamaConfig, PreTrainedTokenizerFast
 
 from gotr1_core.chain import BOX_END, BOX_START, OBJ_END, OBJ_START
+from gotr1_core.policies.pretrained import load_pretrained
 from gotr1_scenes.annotate import Annotated, annotated
 from gotr1_scenes.world import CANVAS, CELL
 
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer, JanusVQVAE.from_pretrained(args.vq), args.seed)
+    model = make_model(tokenizer, load_pretrained(JanusVQVAE, args.vq), args.seed)
     shutil.rmtree(args.out, ignore_errors=True)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

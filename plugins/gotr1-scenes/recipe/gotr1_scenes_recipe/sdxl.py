@@ -21,6 +21,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from gotr1_core.cli.main import call
+from gotr1_core.policies.pretrained import load_pretrained
 from gotr1_scenes.annotate import annotated
 from gotr1_scenes_recipe import vae
 from gotr1_scenes_recipe.vae import CHANNELS, SIDE
@@ -119,7 +120,7 @@ def make_pipeline(autoencoder: AutoencoderKL, seed: int) -> StableDiffusionXLPip
 
 def assemble(trained: Path, out: Path, seed: int) -> None:
     """Writes the untrained pipeline with a trained VAE."""
-    pipeline = make_pipeline(AutoencoderKL.from_pretrained(trained), seed)
+    pipeline = make_pipeline(load_pretrained(AutoencoderKL, trained), seed)
     pipeline.save_pretrained(out)
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, torch.nn.Module)}
     sizes = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in modules.items()}
@@ -131,7 +132,7 @@ def ship(out: Path) -> None:
     """Writes the trained model in float16, with the logs of both training runs."""
     folder = out / "shipped"
     shutil.rmtree(folder, ignore_errors=True)
-    StableDiffusionXLPipeline.from_pretrained(out / "sft" / "model" / "weights", dtype=torch.float16).save_pretrained(folder)
+    load_pretrained(StableDiffusionXLPipeline, out / "sft" / "model" / "weights", dtype=torch.float16).save_pretrained(folder)
     shutil.copy(out / "vae" / "log.jsonl", folder / "log-vae.jsonl")
     shutil.copy(out / "sft" / "log.jsonl", folder / "log-sft.jsonl")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

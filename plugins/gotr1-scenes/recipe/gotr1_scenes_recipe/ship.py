@@ -14,6 +14,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
+from gotr1_core.policies.pretrained import load_pretrained
+
 LIMITS = {"janus": 12_000_000, "qwen2_5_vl": 8_000_000}
 """Maximum size of the folder in bytes, by ``model_type``."""
 
@@ -25,11 +27,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     weights = args.sft / "model" / "weights"
-    config = AutoConfig.from_pretrained(weights)
+    config = load_pretrained(AutoConfig, weights)
     shutil.rmtree(args.out, ignore_errors=True)
     model = getattr(transformers, config.architectures[0])
-    model.from_pretrained(weights, dtype=torch.float16).save_pretrained(args.out)
-    AutoTokenizer.from_pretrained(weights).save_pretrained(args.out)
+    load_pretrained(model, weights, dtype=torch.float16).save_pretrained(args.out)
+    load_pretrained(AutoTokenizer, weights).save_pretrained(args.out)
     if args.vq is not None:
         shutil.copy(args.vq / "log.jsonl", args.out / "log-vq.jsonl")
     shutil.copy(args.sft / "log.jsonl", args.out / "log-sft.jsonl")

@@ -15,7 +15,8 @@ reward          sees   formula
 ==============  =====  ==================================================================================================
 
 A prompt's wish is in its metadata; else it is read from the text, see ``understand.py``. Without a wish every score is NaN. A malformed
-chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0. A chain without boxes has ``ri`` 0. Without a picture its scores are NaN.
+chain has ``sem``, ``spa``, ``ri`` and ``plan_right`` 0. A chain without boxes has ``ri`` 0; where no chain is known, it is NaN. Without a
+picture its scores are NaN.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from gotr1_core.chain import SCALE, Chain
-from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
+from gotr1_core.data.pictures import shrink
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName, Words
+from gotr1_scenes.language import listing, noun
 from gotr1_scenes.reader import read_things
 from gotr1_scenes.understand import read_wish
 from gotr1_scenes.wish import Wish, granted, kept_relations
 from gotr1_scenes.world import COLORS, MAX_THINGS, SHAPES, Look, Thing
 
 NAN = float("nan")
+LARGEST_SIDE = 1024  # pixels; a larger picture is shrunk to it first, which keeps time and memory in bounds
 MAX_CANDIDATES = 2 * MAX_THINGS  # tried for a wished thing that has a relation; exact if no more things were found
 REWARDS: dict[str, SegmentName] = {"sem": PLAN, "spa": PLAN, "plan_right": PLAN, "ri": IMAGE, "pi": IMAGE, "correct": IMAGE}
 
@@ -162,6 +166,14 @@ def plan_picture_iou(plan: SceneLayout, picture: SceneLayout) -> float:
     return largest_sum(table) / len(plan.boxes)
 
 
+def found_words(picture: SceneLayout) -> Words:
+    """Returns what was found in a picture, in words and as boxes by phrase."""
+    boxes: dict[str, list[tuple[float, float, float, float]]] = {}
+    for look, box in zip(picture.looks, picture.boxes, strict=True):
+        boxes.setdefault(noun(look, article=False), []).append(box)
+    return Words(reason=f"found {listing([noun(look) for look in picture.looks]) if picture.looks else 'nothing'}", boxes=boxes)
+
+
 def prompt_wish(prompt: Prompt) -> Wish | None:
     """Returns the wish in a prompt's metadata, else the wish of its text, or None if the text is not understood."""
     return Wish.from_metadata(prompt.metadata) if "things" in prompt.metadata else read_wish(prompt.text)
@@ -175,24 +187,40 @@ class ScenesJudge:
     def __init__(self, options: None = None) -> None:
         del options
 
+    @staticmethod
+    def can_score(options: None, prompts: Sequence[Prompt]) -> list[bool]:
+        """Returns for each prompt whether its wish is known: from its metadata, or because its text is understood."""
+        del options
+        return [prompt_wish(prompt) is not None for prompt in prompts]
+
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
         """Returns scores in [0,1], see the module's table; NaN without a wish or a picture."""
-        rows = [self._sample_scores(sample, names) for sample in samples]
-        return {name: [row[name] for row in rows] for name in names}
+        return self.score_with_words(samples, names)[0]
 
-    def _sample_scores(self, sample: Sample, names: Sequence[str]) -> dict[str, float]:
+    def score_with_words(self, samples: Sequence[Sample], names: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, list[Words]]]:
+        """Returns scores as :meth:`score` does, and by name what was found in each picture, or why there is no score."""
+        rows = [self._judge(sample, names) for sample in samples]
+        words = {name: [found if REWARDS[name] == IMAGE else said for _, said, found in rows] for name in names}
+        return {name: [scores[name] for scores, _, _ in rows] for name in names}, words
+
+    def _judge(self, sample: Sample, names: Sequence[str]) -> tuple[dict[str, float], Words, Words]:
+        """Returns a sample's scores, and the words about its plan and about its picture."""
         wish = prompt_wish(sample.prompt)
         if wish is None:
-            return dict.fromkeys(names, NAN)
+            unknown = Words(problem="the prompt is not understood")
+            return dict.fromkeys(names, NAN), unknown, unknown
         plan = plan_layout(sample.chain) if sample.chain.well_formed else SceneLayout((), ())
         scores = dict.fromkeys(REWARDS, NAN)
         agreed, kept = match(wish, plan)
         scores["sem"], scores["spa"] = agreed, kept * separate_share(plan)
         scores["plan_right"] = float(granted(wish, plan.looks, plan.boxes) and separate_share(plan) == 1)
+        said, found = Words(reason="" if sample.chain.well_formed else "the plan is malformed"), Words(problem="there is no picture")
         if any(REWARDS[name] == IMAGE for name in names) and sample.image is not None:
-            picture = picture_layout(read_things(sample.image), sample.image.size)
+            image = shrink(sample.image, LARGEST_SIDE)
+            picture = picture_layout(read_things(image), image.size)
             agreed, kept = match(wish, picture)
             scores["pi"] = agreed * (1 + kept) / 2
-            scores["ri"] = plan_picture_iou(plan, picture)
+            scores["ri"] = plan_picture_iou(plan, picture) if sample.plan_known else NAN
             scores["correct"] = float(granted(wish, picture.looks, picture.boxes))
-        return {name: scores[name] for name in names}
+            found = found_words(picture)
+        return {name: scores[name] for name in names}, said, found

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from gotr1_core.chain import iou
+from gotr1_core.engine.console import print
 from gotr1_core.samples import Sample
 from gotr1_scenes.annotate import annotated
 from gotr1_scenes.judge import REWARDS, ScenesJudge

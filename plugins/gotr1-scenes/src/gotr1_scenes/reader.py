@@ -5,7 +5,8 @@ Thresholds are fractions of the canvas or of the component, so a picture may hav
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+import hashlib
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,24 @@ PURE = 0.75  # share of a thing's coloured pixels that must have one colour, or 
 STRIPED = 0.25  # share of stripe pixels from which a thing is striped (0.5 as painted; a plain thing has none)
 FIT = 0.8  # minimum intersection over union with the best shape's outline
 SQUARENESS = 0.75  # minimum ratio of shorter to longer side
+BAND = 65_536  # pixels that are classified together
+SMALL = 4096  # pixels of the largest outline that is kept for the next thing of its size
+REMEMBERED = 256  # pictures
 
 _NAMES = (*COLORS, "stripe", "background")
 _PALETTE = np.array([*COLORS.values(), STRIPE, BACKGROUND], np.float32)
+_remembered: dict[tuple[bytes, tuple[int, int]], tuple[Thing, ...]] = {}
 
 
-@cache
 def outline(shape: str, height: int, width: int) -> NDArray[np.bool_]:
     """Returns the pixels ``[height, width]`` that a shape covers if it fills a box of that size.
 
     The arms of a ``cross`` are 4/12 of its size, those of a ``thin cross`` 4/20.
     """
+    return (_small_outline if height * width <= SMALL else _outline)(shape, height, width)
+
+
+def _outline(shape: str, height: int, width: int) -> NDArray[np.bool_]:
     y, x = np.mgrid[:height, :width] + 0.5
     y, x = y / height, x / width
     if shape == "square":
@@ -43,10 +51,14 @@ def outline(shape: str, height: int, width: int) -> NDArray[np.bool_]:
     return np.asarray((np.abs(x - 0.5) < arm) | (np.abs(y - 0.5) < arm))
 
 
+_small_outline = lru_cache(maxsize=4096)(_outline)  # at most 16 MB
+
+
 def classify(pixels: NDArray[np.uint8]) -> NDArray[np.intp]:
     """Returns the nearest palette entry ``[H, W]`` of every pixel of a picture ``[H, W, 3]``."""
-    distance = ((pixels[:, :, None].astype(np.float32) - _PALETTE) ** 2).sum(-1)
-    return distance.argmin(-1)
+    rows = max(1, BAND // max(1, pixels.shape[1]))  # a band of rows at a time: the distances of a pixel take 200 bytes
+    bands = [pixels[start : start + rows] for start in range(0, len(pixels), rows)]
+    return np.concatenate([((band[:, :, None].astype(np.float32) - _PALETTE) ** 2).sum(-1).argmin(-1) for band in bands])
 
 
 def _shape(inside: NDArray[np.bool_]) -> str | None:
@@ -64,15 +76,24 @@ def _shape(inside: NDArray[np.bool_]) -> str | None:
 
 
 def read_things(image: Image.Image) -> list[Thing]:
-    """Returns the things in a picture, from left to right. An attribute that cannot be recognised is ``None``. Boxes are in pixels."""
+    """Returns the things in a picture, from left to right. An attribute that cannot be recognised is ``None``. Boxes are in pixels.
+
+    The last pictures are remembered by a digest of their pixels, because each is read several times.
+    """
     image = image.convert("RGB")
-    return list(_read_pixels(image.tobytes(), image.size))
+    pixels = image.tobytes()
+    key = hashlib.blake2b(pixels, digest_size=16).digest(), image.size
+    if key not in _remembered:
+        things = _read_pixels(np.frombuffer(pixels, np.uint8).reshape(image.height, image.width, 3))
+        if len(_remembered) >= REMEMBERED:
+            _remembered.pop(next(iter(_remembered)), None)
+        _remembered[key] = things
+    return list(_remembered[key])
 
 
-@lru_cache(maxsize=256)
-def _read_pixels(pixels: bytes, size: tuple[int, int]) -> tuple[Thing, ...]:
-    """Does the reading, with a cache: each picture is read several times. ``size`` is (width, height)."""
-    kinds = classify(np.frombuffer(pixels, np.uint8).reshape(*size[::-1], 3))
+def _read_pixels(pixels: NDArray[np.uint8]) -> tuple[Thing, ...]:
+    """Reads the things in pixels ``[H, W, 3]``."""
+    kinds = classify(pixels)
     labels, _ = ndimage.label(kinds != _NAMES.index("background"))
     things = []
     for number, region in enumerate(ndimage.find_objects(labels), start=1):

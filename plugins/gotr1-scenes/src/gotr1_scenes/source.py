@@ -18,13 +18,13 @@ from gotr1_scenes.world import CANVAS
 class ScenesSourceOptions(BaseModel):
     """Options of the source ``scenes``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     hard_share: float = Field(
         HARD_SHARE, ge=0, le=1, description="Share of hard phrasings among training prompts; in validation it is always 0.5."
     )
     clean: bool = Field(False, description="Make supervised examples without annotation noise.")
-    side: int = Field(CANVAS, ge=CANVAS, description="Height and width of the examples' pictures, in pixels.")
+    side: int = Field(CANVAS, ge=CANVAS, le=4096, description="Height and width of the examples' pictures, in pixels.")
 
 
 def as_prompt(made: Phrase, name: str) -> Prompt:
