@@ -29,6 +29,19 @@ nan = math.nan
         ('{"score": 2} On reflection: {"score": 6}', 0.6),
         ('[{"score": 1}, {"score": 9}]', 0.9),
         ('{"answer": {"score": 5}, "notes": []}', 0.5),
+        # Of another highest score, and in percent.
+        ('{"score": "7.5/10.0"}', 0.75),
+        ('{"score": "7 out of 10"}', 0.7),
+        ('{"score": 70%}', 0.7),
+        ("Score: 80/100, ", 0.8),
+        ("Final score: 7/10.", 0.7),
+        ("**Score: 7/10**", 0.7),
+        ("Score: **7**", 0.7),
+        ('{"score": 8/5}', nan),
+        ('{"score": "3/0"}', nan),
+        ("Score: 8/5. ", nan),
+        ('{"score": 8,5}', nan),
+        ("Score: 7/1", nan),  # 7/10 that was cut
         # Out of range is no score, and neither is what is no number.
         ('{"score": 11}', nan),
         ('{"score": -1}', nan),
@@ -85,6 +98,16 @@ one, other = (10.0, 20.0, 30.0, 40.0), (5.0, 5.0, 9.0, 9.0)
         ("(10, 20), (30, 40)", [one]),
         # Corners in another order are put right.
         ("[30, 40, 10, 20]", [one]),
+        # Other ways to write four corners.
+        ("<box>(10,20),(30,40)</box>", [one]),
+        ("<box>10, 20, 30, 40</box>", [one]),
+        ('[{"bbox_2d": ["10", "20.0", " 30 ", "40"]}, {"box": "[5, 5, 9, 9]"}]', [one, other]),
+        ("[[10, 20], [30, 40]]", [one]),
+        ('[{"x1": 10, "y1": 20, "x2": 30, "y2": 40, "label": "x"}]', [one]),
+        ("10, 20, 30, 40", None),  # the last number may have been cut
+        ("(10, 20, 30, 4", None),
+        ('{"bbox_2d": "10, 20, 30"}', None),
+        ('{"bbox_2d": "from 10, 20 to 30, 40"}', None),
         # What was cut keeps what was whole.
         ('[{"bbox_2d": [10, 20, 30, 40], "label": "x"}, {"bbox_2d": [5, 5,', [one]),
         ('[{"bbox_2d": [10, 20, 30, 40], "label": "x', [one]),
@@ -98,6 +121,12 @@ one, other = (10.0, 20.0, 30.0, 40.0), (5.0, 5.0, 9.0, 9.0)
         ('[{"bbox_2d": [], "label": "a dog"}]', []),
         ("<ref>a dog</ref><box>[]</box>", []),
         ("<box>[[]]</box>", []),
+        ("<box>none</box>", []),
+        ("<|box_start|><|box_end|>", []),
+        ("<box>", None),  # it was cut
+        ('{"detections": [], "note": null}', []),
+        ('{"a dog": "none"}', []),
+        ('{"label": "a dog", "objects": []}', None),
         ("None", []),
         ("none.", []),
         ("[0, 0, 0, 0]", []),
@@ -126,6 +155,10 @@ def test_boxes(text: str, boxes: list[tuple[float, ...]] | None) -> None:
         ('```json\n{"requirements": ["a", "b", "a", " "]}\n```', ["a", "b"]),
         ('[1, 2] and ["a"]', ["a"]),
         ("1. There is a dog.\n3. It is brown.", None),  # the second one was left out
+        ("1: There is a dog.\n2: It is brown.", ["There is a dog.", "It is brown."]),
+        ('1. A sign says "stop"\n2. **It is red.**\n3. "It is [very] large."', ['A sign says "stop"', "It is red.", "It is [very] large."]),
+        ("1. There is a dog\n   that is brown.\n2. It sits.", ["There is a dog that is brown.", "It sits."]),
+        ("1. There is a dog.\n2.", None),  # cut
         ('1. There is a dog.\n["It is', None),  # the list was cut
         ("[]", None),
         ('[" "]', None),
@@ -163,6 +196,18 @@ def test_lists(text: str, found: list[str] | None) -> None:
         "Answer: None",
         "```\nnone\n```",
         "Nothing of that kind is in the picture.",
+        "The dog is absent.",
+        "The dog is missing from the picture.",
+        "Object not found.",
+        "Not in the picture.",
+        "Unfortunately, there is no dog in this image.",
+        "In this image, there is no dog.",
+        "Upon closer inspection, no dog can be seen.",
+        "I'm sorry, but there is no dog in the image.",
+        "Based on the image there is no dog.",
+        "**There is no dog.**",
+        "There is no picture frame in the image.",
+        "There is no object in the image that matches this phrase.",
     ],
 )
 def test_a_sentence_says_that_nothing_is_there(text: str) -> None:
@@ -187,6 +232,17 @@ def test_a_sentence_says_that_nothing_is_there(text: str) -> None:
         "If there is no dog, I return nothing.",
         "The dog is there.",
         "Not only a dog.",
+        "There is no image.",
+        "No image was provided.",
+        "The image is not visible.",
+        "The picture is missing.",
+        "The image could not be found.",
+        "No phrase was given.",
+        "There is nothing I can do.",
+        "I'm sorry, but I can't help with that.",
+        "At the top there is no dog.",
+        "The dog is missing a leg.",
+        "No, there is a dog.",
         "No idea.",
         "No answer.",
     ],

@@ -59,7 +59,7 @@ def test_boxes_are_the_librarys(which: str, request: pytest.FixtureRequest, monk
         assert judge.locate([(image, phrase)])[0] == judge.locate([(image, "red circle")])[0]
 
 
-def test_what_is_unsure_or_there_twice_does_not_count(owl: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncertain_and_duplicate_boxes_do_not_count(owl: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     result = {"scores": torch.tensor([0.3, 0.9, 0.8]), "boxes": torch.tensor([[0.0, 0, 32, 32], [0, 0, 64, 32], [0, 0, 63, 32]])}
     assert owl._without_duplicates(result, Image.new("RGB", (64, 32))) == [(0, 0, 1, 1), (0, 0, 0.5, 1)]
     monkeypatch.setattr(owl, "threshold", 1.0)
@@ -70,10 +70,30 @@ def test_missing_objects_count_0_and_missing_pictures_nan(owl: DetectorJudge, mo
     monkeypatch.setattr(owl, "threshold", 1.0)
     malformed = Sample(Prompt("x"), parse("a <|obj_start|>red circle"), Image.new("RGB", (64, 32)))
     bare = Sample(Prompt("x"), Chain.of([DOG]), None)
-    found = owl.score([sample(DOG), sample("nothing"), malformed, bare], ["ri"])["ri"]
+    stranger = Sample(Prompt("x"), parse(""), Image.new("RGB", (64, 32)), plan_known=False)  # from elsewhere, its plan not given
+    found = owl.score([sample(DOG), sample("nothing"), malformed, bare, stranger], ["ri"])["ri"]
     assert found[:3] == [0, 0, 0]
-    assert math.isnan(found[3])
+    assert all(math.isnan(score) for score in found[3:])
     assert owl.score([], ["ri"]) == {"ri": []}
+
+
+@pytest.mark.parametrize("output", ["logits", "pred_boxes"])
+@pytest.mark.parametrize("which", ["owl", "dino"])
+def test_an_output_that_is_nan_is_no_missing_object(
+    which: str, output: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge: DetectorJudge = request.getfixturevalue(which)
+    forward = judge.model.forward
+
+    def spoiled(**given: object) -> object:
+        outputs = forward(**given)
+        getattr(outputs, output)[0, 0] = math.nan
+        return outputs
+
+    monkeypatch.setattr(judge.model, "forward", spoiled)
+    first, second = judge.score([sample(DOG), sample(DOG)], ["ri"])["ri"]
+    assert math.isnan(first)
+    assert not math.isnan(second)
 
 
 def test_a_phrases_special_tokens_are_text(owl: DetectorJudge, dino: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +110,7 @@ def test_a_phrases_special_tokens_are_text(owl: DetectorJudge, dino: DetectorJud
         assert {tuple(i for i in row if i in around) for row in rows} == {tuple(i for i in rows[0] if i in around)}
 
 
-def test_nothing_is_named_by_dots_and_question_marks(owl: DetectorJudge, dino: DetectorJudge) -> None:
+def test_a_phrase_of_dots_and_question_marks_finds_nothing(owl: DetectorJudge, dino: DetectorJudge) -> None:
     for judge in (owl, dino):
         assert judge.score([sample(Region("?.?", DOG.box))], ["ri"]) == {"ri": [0.0]}
 

@@ -42,7 +42,7 @@ def test_regions_of_one_phrase_are_matched_one_to_one() -> None:
     assert planned_iou(plan(("x", left), ("x", (250, 0, 749, 999))), {"x": [MIDDLE, LEFT]}) == pytest.approx(1, abs=TOLERANCE)
 
 
-def test_without_regions_there_is_nothing_to_follow() -> None:
+def test_a_plan_without_regions_scores_0() -> None:
     assert planned_iou(plan(), {}) == 0
 
 
@@ -52,7 +52,7 @@ def test_fractions() -> None:
     assert as_fractions([(200, 0, 300, 10)], (100, 100)) == []  # beside the picture
 
 
-def test_an_answered_box_in_fractions_is_worth_what_it_says() -> None:
+def test_an_answered_box_in_fractions_counts_fully() -> None:
     boxes = [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), (100.0, 200.0, 300.0, 1400.0), (-2.0, -1.0, -1.0, 0.5)]
     assert answered_fractions(boxes, (1000.0, 1000.0)) == [(0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.3, 1.0)]
     assert planned_iou(plan(("a dog", left)), {"a dog": answered_fractions(boxes[:1], (1000.0, 1000.0))}) == pytest.approx(1, abs=TOLERANCE)

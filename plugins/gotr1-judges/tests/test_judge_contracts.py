@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
+from gotr1_core.data.pictures import shrink
+from gotr1_core.samples import Prompt, Sample
 from gotr1_judges.detector import DetectorJudge
 from gotr1_judges.options import ClipOptions, DetectorOptions, InternJudgeOptions, QwenJudgeOptions
 from gotr1_judges.preference import ClipJudge
@@ -106,3 +110,34 @@ def test_the_command_has_a_verdict_of_each_check(tiny: Callable[[str], Path], sh
     assert {found[check.name]["verdict"] for check in RELIABILITY} <= {"ok", "failed"}
     assert all(found[check.name]["measured"] is not None for check in RELIABILITY)
     assert status == ("failed" in {row["verdict"] for row in found.values()})
+
+
+@pytest.mark.parametrize("name", ["clip", *KINDS])
+def test_a_large_picture_is_shrunk_before_anything_else(
+    name: str, tiny: Callable[[str], Path], short: Path, request: pytest.FixtureRequest
+) -> None:
+    """So time and memory are bounded, and what a model makes of the pixels is exactly what it makes of the smaller picture."""
+    if name in KINDS:
+        make, options = KINDS[name]
+        judge = make(options(model=str(tiny(name)), rubrics=str(short), scoring="expected", answer_tokens=4, least_mass=0))
+    else:
+        judge = request.getfixturevalue("clip")
+    chain = parse("<|obj_start|>a dog<|obj_end|><|box_start|>(0,0),(500,999)<|box_end|>")
+    large = Image.effect_noise((3000, 60), 80).convert("RGB")
+    small = shrink(large)
+    assert small.size == (2048, 41)
+    of_large, of_small = (judge.score([Sample(Prompt("a dog"), chain, image)], list(judge.rewards)) for image in (large, small))
+    for reward, (score,) in of_small.items():
+        assert of_large[reward] == [pytest.approx(score, abs=0, nan_ok=True)]
+
+
+def test_a_detector_gets_a_shrunk_picture(dino: DetectorJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SeenError(Exception):
+        pass
+
+    def processor(images: list[Image.Image], **_: Any) -> None:
+        raise SeenError([image.size for image in images])
+
+    monkeypatch.setattr(dino, "processor", processor)
+    with pytest.raises(SeenError, match=r"\[\(2048, 1024\)\]"):
+        dino.locate([(Image.new("RGB", (3000, 1500)), "a dog")])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gotr1_core.api import component
 from gotr1_core.cli.main import call
@@ -91,7 +92,7 @@ def test_a_template_without_a_place_for_the_picture(tiny: Tiny, tmp_path: Path) 
     assert "must insert the question and its picture exactly once" in refusal(InternJudge, InternJudgeOptions(model=str(folder))).message
 
 
-def test_rubrics_are_looked_at_first() -> None:
+def test_rubrics_are_checked_before_weights() -> None:
     assert "judge.rubrics" in refusal(InternJudge, InternJudgeOptions(model="no/where", rubrics="v0")).message
 
 
@@ -166,6 +167,22 @@ def test_a_dry_run_says_which_judge_lacks_its_weights(tiny_janus: Path, tmp_path
     assert "judge.qwen-vl.model" in err
 
 
-def test_the_schema_has_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_schema_has_the_options_of_the_judges(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["show", "judge", "qwen-vl", "--json"]) == 0
     assert "least_mass" in json.dumps(json.loads(capsys.readouterr().out))
+
+
+def test_a_device_that_is_not_there_is_refused(tiny: Tiny, tiny_clip: Path, tiny_owl: Path) -> None:
+    from gotr1_judges.detector import DetectorJudge
+
+    for judge, options, model in (
+        (InternJudge, InternJudgeOptions, tiny("internvl")),
+        (ClipJudge, ClipOptions, tiny_clip),
+        (DetectorJudge, DetectorOptions, tiny_owl),
+    ):
+        judge.preflight(options(model=str(model), device="cpu"))  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="device=cuda:99 is not on this machine"):
+            judge(options(model=str(model), device="cuda:99"))  # type: ignore[arg-type]
+        if not torch.cuda.is_available():  # a dry run may be made on another machine than the run
+            judge.preflight(options(model=str(model), device="cuda:99"))  # type: ignore[arg-type]
+        assert "judge.device=gpu is no device" in refusal(judge, options(model=str(model), device="gpu")).message

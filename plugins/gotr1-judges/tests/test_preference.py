@@ -31,7 +31,7 @@ def test_constants() -> None:
         ClipOptions(low=0.4)
 
 
-def test_it_is_the_librarys_cosine(tiny_clip: Path) -> None:
+def test_the_score_is_the_cosine_of_transformers(tiny_clip: Path) -> None:
     """The cosine of each picture with its own prompt, scaled between the constants and clipped."""
     from transformers import CLIPModel
 

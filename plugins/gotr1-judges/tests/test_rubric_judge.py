@@ -11,8 +11,8 @@ from PIL import Image
 
 from gotr1_core.chain import Chain, Region, parse
 from gotr1_core.pictures.draw_chain import draw_chain
-from gotr1_core.samples import Prompt, Sample
-from gotr1_judges.asking import Question
+from gotr1_core.samples import Prompt, Sample, Words
+from gotr1_judges.asking import NoAnswer, Question
 from gotr1_judges.rubric import RubricJudge, expected_score
 from gotr1_judges.rubrics import read_rubrics
 
@@ -24,10 +24,10 @@ WHITE = Image.new("RGB", (96, 48), "white")
 class Told:
     """Answers what a function of the question gives, and records the questions."""
 
-    def __init__(self, answer: Callable[[Question], str | None] = lambda q: None, weigh: Sequence[float] | None = None) -> None:
+    def __init__(self, answer: Callable[[Question], str | NoAnswer | None] = lambda q: None, weigh: Sequence[float] | None = None) -> None:
         self.answers, self.masses, self.asked = answer, weigh, list[Question]()
 
-    def answer(self, questions: Sequence[Question]) -> list[str | None]:
+    def answer(self, questions: Sequence[Question]) -> list[str | NoAnswer | None]:
         self.asked += questions
         return [self.answers(question) for question in questions]
 
@@ -102,7 +102,7 @@ def test_names_that_the_canvas_does_not_show_are_in_the_question() -> None:
     assert len({view(*one) for one in plans}) == len(plans)
 
 
-def test_scores_known_beforehand_cost_no_question() -> None:
+def test_no_question_is_asked_if_the_score_is_known() -> None:
     """A malformed or empty plan scores 0. A picture that is missing scores NaN."""
     told = Told(lambda q: pytest.fail("it was asked"))
     malformed = replace(sample(), chain=parse("a <|obj_start|>red circle"))
@@ -111,9 +111,11 @@ def test_scores_known_beforehand_cost_no_question() -> None:
     unknown = judge(told).score([sample(RED, image=None)], ["ri", "pi"])
     assert math.isnan(unknown["ri"][0])
     assert math.isnan(unknown["pi"][0])
+    stranger = replace(sample(), chain=parse(""), plan_known=False)  # a picture from elsewhere, whose plan nobody gave
+    assert math.isnan(judge(told).score([stranger], ["ri"])["ri"][0])
 
 
-def test_a_plan_does_not_matter_to_the_picture() -> None:
+def test_a_malformed_plan_does_not_change_pi() -> None:
     malformed = replace(sample(), chain=parse("a <|obj_start|>red circle"))
     assert judge(Told(lambda q: '{"score": 6}')).score([malformed], ["pi"]) == {"pi": [0.6]}
 
@@ -139,6 +141,47 @@ def test_expected_scores_generate_nothing() -> None:
     told = Told(lambda q: pytest.fail("it was generated"), [0.1] * 10)
     assert judge(told, "expected").score([sample(RED)], ["sem", "pi"]) == {"sem": [pytest.approx(0.5)], "pi": [pytest.approx(0.5)]}
     assert judge(Told(weigh=[0.1, 0.3]), pi="pi-yes").score([sample(RED)], ["pi"])["pi"] == [pytest.approx(0.75)]
+
+
+# -- words ------------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_kept_with_their_reasons() -> None:
+    said = iter(['{"reason": "it is\\n red", "score": 6}', "I can't help with that", None, NoAnswer("refused", "no"), "score: 5/10"])
+    scores, words = judge(Told(lambda q: next(said))).score_with_words([sample(RED)] * 5, ["pi"])
+    assert scores["pi"] == pytest.approx([0.6, nan, nan, nan, 0.5], nan_ok=True)
+    assert words["pi"] == [
+        Words('{"reason": "it is\\n red", "score": 6}', "it is red"),
+        Words("I can't help with that", problem="unreadable"),
+        Words(problem="the question cannot be asked"),
+        Words("no", problem="refused"),
+        Words("score: 5/10"),
+    ]
+
+
+def test_boxes_that_were_found_are_kept() -> None:
+    told = Told(lambda q: '[{"bbox_2d": [0, 0, 48, 48]}]' if "red" in q.text else "[]" if "blue" in q.text else "hm")
+    green = Region("green cross", (0, 0, 9, 9))
+    scores, words = judge(told).score_with_words([sample(RED, BLUE), sample(RED, green), sample()], ["ri"])
+    assert words["ri"][0] == Words(boxes={"red circle": [(0.0, 0.0, 0.5, 1.0)], "blue square": []})
+    assert words["ri"][1] == Words("hm", "looking for green cross", {"red circle": [(0.0, 0.0, 0.5, 1.0)]}, "unreadable")
+    assert words["ri"][2] == Words(reason="the plan says nothing of it")
+    assert math.isnan(scores["ri"][1])
+
+
+def test_probabilities_are_words_too() -> None:
+    (words,) = judge(Told(weigh=[0.1, 0.3]), pi="pi-yes").score_with_words([sample(RED)], ["pi"])[1]["pi"]
+    assert words == Words("no 0.100, yes 0.300")
+    (words,) = judge(Told(weigh=[0.0, 0.01]), pi="pi-yes").score_with_words([sample(RED)], ["pi"])[1]["pi"]
+    assert words.problem == "the allowed answers are too improbable"
+
+
+def test_requirements_that_could_not_be_listed_are_asked_for_again() -> None:
+    answers = iter([NoAnswer("the deadline has passed"), '["There is a dog."]'])
+    told = Told(lambda q: next(answers), [0.0, 1.0])
+    mine = judge(told, pi="pi-requirements")
+    assert math.isnan(mine.score([sample(RED)], ["pi"])["pi"][0])
+    assert mine.score([sample(RED)], ["pi"])["pi"] == [1.0]
 
 
 # -- requirements -----------------------------------------------------------------------------------------------------------

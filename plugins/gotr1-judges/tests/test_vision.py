@@ -156,7 +156,7 @@ def test_somebodys_words_stay_letters(made: Make, kind: str, word: str) -> None:
 
 
 @each_kind
-def test_what_cannot_be_asked_has_no_answer(made: Make, kind: str) -> None:
+def test_a_question_that_cannot_be_asked_has_no_answer(made: Make, kind: str) -> None:
     """A question longer than the model's context, or about a picture that the model cannot read. The other questions have answers."""
     model, asked = made(kind), questions()[:2]
     asked.insert(1, Question(("x" * 3000,), None))
@@ -231,3 +231,16 @@ def test_in_half_precision(made: Make, dtype: str) -> None:
     for masses in model.word_probabilities(questions()[:3], words[:30]):
         assert masses is not None
         assert all(0 <= mass <= 1 for mass in masses)
+
+
+@each_kind
+def test_a_question_without_a_picture_is_asked_once(made: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each copy gets its answer. Questions with pictures are asked one by one."""
+    model, asked = made(kind, batch=16), [questions()[i] for i in (1, 5, 1, 0, 0, 1)]
+    rows: list[int] = []
+    monkeypatch.setattr(model.chat, "decode_answer", lambda ids, stops: str(rows.append(1)) + str(list(ids)))
+    answers = model.answer(asked)
+    assert len(rows) == 4
+    assert answers[0] == answers[2] == answers[5] != answers[1]
+    weighed = model.word_probabilities(asked, DIGITS)
+    assert weighed[0] == weighed[2] == weighed[5] != weighed[1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gotr1_core.errors import UsageError, first_line
 from gotr1_core.pictures.draw_chain import check_font
 from gotr1_core.policies.hub import Check, Weights, find_weights
+from gotr1_core.policies.pretrained import check_attention, load_pretrained
 from gotr1_judges.families import Family, load_processor
 from gotr1_judges.rubrics import WORDS, Rubric, read_rubrics
 
@@ -24,11 +25,13 @@ def preflight(options: RubricOptions, family: Family, key: str) -> dict[str, int
     """Checks rubrics, font and checkpoint; returns the number of ``parameters`` if known.
 
     Raises:
-        UsageError: a rubric is wrong; the font cannot be read; there are no weights, or they are another model's; the tokenizer or chat
-            template is unusable.
+        UsageError: a rubric is wrong; the font cannot be read; there is no such device; there are no weights, or they are another
+            model's; the tokenizer or chat template is unusable.
     """
     rubrics = _rubrics(options, family, key)
     check_font(options.font, options.canvas, f"{key}.font")
+    check_attention(options.attention, f"{key}.attention")
+    check_device(options.device, f"{key}.device")
     where = f"{key}.model"
     weights = find_weights(
         options.model, key=where, check=model_type_check(family.classes, family.name, family.model_hint, f"{where}={options.model}")
@@ -69,7 +72,7 @@ def load_tokenizer(source: Path | str) -> Any:
     if isinstance(source, Path) and not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UsageError(f"{source} has no tokenizer.json", hint="copy the tokenizer's files of the original checkpoint into it")
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
+        return load_pretrained(AutoTokenizer, source)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         first = first_line(error)
         raise UsageError(f"the tokenizer of {source} cannot be read: {first}", hint="copy it from the original checkpoint again") from error
@@ -102,13 +105,15 @@ def load_model(source: Path | str, name: str, options: ModelOptions, device: tor
     import transformers
     from transformers.utils import logging
 
+    check_device(options.device, "device", loading=True)
+
     if not sys.stderr.isatty():  # in a log a progress bar is noise
         logging.disable_progress_bar()
     target = torch.device(options.device or device)
-    model, loading = getattr(transformers, name).from_pretrained(
+    model, loading = load_pretrained(
+        getattr(transformers, name),
         source,
         dtype=dtype_of(options.dtype, target),
-        local_files_only=isinstance(source, Path),
         use_safetensors=True,
         output_loading_info=True,
     )
@@ -150,6 +155,31 @@ def model_type_check(kinds: Collection[str], judge: str, model_hint: str, where:
     return check
 
 
+def check_device(name: str | None, key: str, *, loading: bool = False) -> None:
+    """Checks that there is a device of that name. A machine without any GPU is refused only when something is loaded there.
+
+    Args:
+        name: of torch; None is the run's device, which is there.
+        key: the option's place in the config, for the message.
+        loading: false in a preflight, which may be made on another machine than the run.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    import torch
+
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"{key}={name} is no device: {first_line(error)}", hint="write cpu, cuda or cuda:1") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count and (count or loading):
+        there = f"it has {count} GPUs" if count else "it has no GPU"
+        raise UsageError(f"{key}={name} is not on this machine: {there}", hint=f"remove {key}, or set it to another device")
+
+
 def parameter_count(weights: Weights) -> dict[str, int]:
     """Returns the number of ``parameters`` as a preflight reports it, or an empty dict if it is not known."""
     return {} if weights.parameters is None else {"parameters": weights.parameters}
@@ -168,7 +198,7 @@ def _check_chat_format(folder: Path, rubrics: Mapping[str, Rubric]) -> None:
     from gotr1_judges.vision import ChatFormat
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = load_pretrained(AutoConfig, folder)
     except Exception as error:  # transformers has its own exceptions for wrong types
         first = first_line(error)
         raise UsageError(f"{folder / 'config.json'} cannot be read: {first}", hint="copy the original checkpoint's") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gotr1_core.errors import UsageError, first_line
+from gotr1_core.policies.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,7 +148,7 @@ def load_processor(source: Path | str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(source, backend="pil", local_files_only=isinstance(source, Path))
+        return load_pretrained(AutoImageProcessor, source, backend="pil")
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(
             f"the image processor of {source} cannot be read: {first_line(error)}",

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from gotr1_core.errors import UsageError
+from gotr1_core.policies.pretrained import load_pretrained
 
 _OPEN_CLIP_TENSOR = "visual.conv1.weight"
 _NAMES = {
@@ -64,7 +65,7 @@ def load_open_clip(folder: Path) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     state = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-    model = CLIPModel(CLIPConfig.from_pretrained(folder))
+    model = CLIPModel(load_pretrained(CLIPConfig, folder))
     try:
         model.load_state_dict(to_transformers_names(state))
     except (RuntimeError, KeyError) as error:

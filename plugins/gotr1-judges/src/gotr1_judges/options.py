@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gotr1_core.config.paths import Input, InputPath
+from gotr1_core.pictures.draw_chain import AUTO, NO_FONT
 
 Rewarded = Literal["sem", "spa", "ri", "pi", "requirements"]
 
@@ -26,10 +27,15 @@ def _is_in_folder(text: str, options: Mapping[str, Any]) -> bool:
     return is_rubric_of(str(options.get("rubrics", NEWEST)), text)
 
 
+def _is_no_file(text: str, options: Mapping[str, Any]) -> bool:
+    del options
+    return text in (AUTO, NO_FONT)
+
+
 class ModelOptions(BaseModel):
     """Options of every judge that has a model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the weights; auto is bfloat16, and float32 on a CPU."
@@ -37,10 +43,11 @@ class ModelOptions(BaseModel):
     device: str | None = Field(None, description="Device of the model, such as cuda:1; by default that of the run's policies.")
 
 
-class RubricOptions(ModelOptions):
-    """Options of a judge that asks a multimodal LLM."""
+class QuestionOptions(BaseModel):
+    """What is asked, and how answers become scores, wherever the model runs."""
 
-    model: InputPath = Field(description="A folder or a hub name.")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
     scoring: Literal["text", "expected"] = Field(
         "text", description="text: a written verdict with its reason; expected: the mean of a one-token answer, in one forward pass."
     )
@@ -50,16 +57,22 @@ class RubricOptions(ModelOptions):
     rubric: dict[Rewarded, Annotated[str, Input(unless=_is_in_folder)]] = Field(
         {}, description="Single rubrics by reward: a file, or the name of one in the folder, such as {pi: pi-yes}."
     )
-    canvas: int = Field(448, ge=448, description="Side in pixels of the canvas on which the plan's boxes are drawn for spa.")
-    font: str = Field(
-        "auto",
+    canvas: int = Field(448, ge=448, le=4096, description="Side in pixels of the canvas on which the plan's boxes are drawn for spa.")
+    font: Annotated[str, Input(unless=_is_no_file)] = Field(
+        AUTO,
         description="Font file for names on the canvas that the built-in font lacks; auto looks on the system, none draws numbers only.",
     )
-    batch: int = Field(16, gt=0, description="Questions in one pass.")
     answer_tokens: int = Field(512, gt=0, description="Maximum length of a written answer in tokens; a longer one is cut.")
     least_mass: float = Field(
         0.1, ge=0, le=1, description="Minimum total probability of the allowed answer tokens; below it the score is NaN."
     )
+
+
+class RubricOptions(QuestionOptions, ModelOptions):
+    """Options of a judge that asks a multimodal LLM in this process."""
+
+    model: InputPath = Field(description="A folder or a hub name.")
+    batch: int = Field(16, gt=0, description="Questions in one pass.")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
 
 

@@ -23,10 +23,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from gotr1_core.data.pictures import shrink
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.hub import find_weights
 from gotr1_core.samples import IMAGE, Sample, SegmentName
-from gotr1_judges.checkpoint import dtype_of, load_model, load_text_tokenizer, load_tokenizer, model_type_check, parameter_count
+from gotr1_judges.checkpoint import (
+    check_device,
+    dtype_of,
+    load_model,
+    load_text_tokenizer,
+    load_tokenizer,
+    model_type_check,
+    parameter_count,
+)
 from gotr1_judges.families import load_processor
 from gotr1_judges.open_clip import is_open_clip, load_open_clip
 
@@ -47,6 +56,7 @@ class PreferenceJudge:
         source = weights.folder or options.model
         self.options, self.tokenizer, self.processor = options, load_text_tokenizer(source), load_processor(source)
         if isinstance(source, Path) and is_open_clip(source):
+            check_device(options.device, "device", loading=True)
             target = torch.device(options.device or device)
             self.model = load_open_clip(source).to(target, dtype_of(options.dtype, target)).eval()
         else:
@@ -58,6 +68,7 @@ class PreferenceJudge:
     def preflight(cls, options: PreferenceOptions, *, key: str = "judge") -> dict[str, int]:
         """Checks that the model exists and is a CLIP, before weights are loaded; returns its number of ``parameters`` if known."""
         where = f"{key}.model"
+        check_device(options.device, f"{key}.device")
         cls.check_released(options, where)
         weights = find_weights(
             options.model, key=where, check=model_type_check(("clip",), cls.name, _MODEL_HINT, f"{where}={options.model}")
@@ -90,7 +101,7 @@ class PreferenceJudge:
     @torch.no_grad()
     def cosines(self, samples: Sequence[Sample]) -> list[float]:
         """Returns the cosine of picture and prompt for each sample, in [-1,1]. Every sample must have a picture."""
-        images = [sample.image.convert("RGB") for sample in samples if sample.image is not None]
+        images = [shrink(sample.image).convert("RGB") for sample in samples if sample.image is not None]
         texts = [sample.prompt.text for sample in samples]
         words = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_text_tokens, return_tensors="pt")
         pixels = self.processor(images, return_tensors="pt")["pixel_values"]

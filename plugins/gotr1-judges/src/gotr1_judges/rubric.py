@@ -18,13 +18,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from gotr1_core.data.pictures import shrink
 from gotr1_core.pictures.draw_chain import AUTO, draw_with_legend
-from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName
+from gotr1_core.samples import IMAGE, PLAN, Prompt, Sample, SegmentName, Words
 from gotr1_judges import checkpoint
-from gotr1_judges.answers import Box, read_boxes, read_list, read_score
-from gotr1_judges.asking import Answerer, Question
+from gotr1_judges.answers import Box, read_boxes, read_list, read_reason, read_score
+from gotr1_judges.asking import NOT_ASKED, Answerer, NoAnswer, Question
 from gotr1_judges.families import INTERN, QWEN, Family
 from gotr1_judges.grounding import answered_fractions, phrases, planned_iou
 from gotr1_judges.rubrics import REQUIREMENTS, WORDS, Rubric
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 REWARDS: Mapping[str, SegmentName] = {"sem": PLAN, "spa": PLAN, "ri": IMAGE, "pi": IMAGE}
 MAX_REQUIREMENTS = 16
+Verdict: TypeAlias = tuple[float, Words]
+"""A score in [0,1] or NaN, and the words beside it."""
+UNREADABLE = "unreadable"
 LEGEND = "Names on labels in full, by the labels' numbers: "
 METADATA = "requirements"
 """Key of a prompt's metadata for its own requirements, a list of sentences."""
@@ -54,6 +59,7 @@ class RubricJudge:
     """
 
     rewards: Mapping[str, SegmentName] = REWARDS
+    cached = False
 
     def __init__(
         self, answerer: Answerer, rubrics: Mapping[str, Rubric], *, canvas: int = 448, font: str = AUTO, least_mass: float = 0.1
@@ -61,21 +67,31 @@ class RubricJudge:
         self.answerer, self.rubrics, self.canvas, self.font, self.least_mass = answerer, rubrics, canvas, font, least_mass
         self._listed: dict[str, list[str] | None] = {}
 
+    def cache_key(self) -> dict[str, Any] | None:
+        """Returns the texts of the rubrics, and what the answerer adds in a function of this name; None if answers must not be kept."""
+        own: Any = getattr(self.answerer, "cache_key", dict)()
+        return None if own is None else {"rubrics": {name: repr(rubric) for name, rubric in self.rubrics.items()}, "answerer": own}
+
     def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
         """Returns scores in [0,1], see the module's table; NaN for a question that cannot be asked or an answer that cannot be read."""
-        return {name: self._scores(name, samples) for name in names}
+        return self.score_with_words(samples, names)[0]
 
-    def _scores(self, name: str, samples: Sequence[Sample]) -> list[float]:
-        scores = [score_without_asking(name, sample) for sample in samples]
-        open_rows = [i for i, score in enumerate(scores) if score is None]
+    def score_with_words(self, samples: Sequence[Sample], names: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, list[Words]]]:
+        """Returns scores as :meth:`score` does, and by name what the model said about each sample."""
+        said = {name: self._verdicts_of(name, samples) for name in names}
+        return {n: [score for score, _ in said[n]] for n in names}, {n: [words for _, words in said[n]] for n in names}
+
+    def _verdicts_of(self, name: str, samples: Sequence[Sample]) -> list[Verdict]:
+        verdicts = [verdict_without_asking(name, sample) for sample in samples]
+        open_rows = [i for i, verdict in enumerate(verdicts) if verdict is None]
         open_samples = [samples[i] for i in open_rows]
-        asked = self._grounding_scores(open_samples) if name == "ri" else self._rubric_scores(name, open_samples)
-        score_of = dict(zip(open_rows, asked, strict=True))
-        return [score_of[i] if score is None else score for i, score in enumerate(scores)]
+        asked = self._grounding_verdicts(open_samples) if name == "ri" else self._rubric_verdicts(name, open_samples)
+        verdict_of = dict(zip(open_rows, asked, strict=True))
+        return [verdict_of[i] if verdict is None else verdict for i, verdict in enumerate(verdicts)]
 
     # -- verdicts -----------------------------------------------------------------------------------------------------------
 
-    def _rubric_scores(self, name: str, samples: Sequence[Sample]) -> list[float]:
+    def _rubric_verdicts(self, name: str, samples: Sequence[Sample]) -> list[Verdict]:
         """Returns for each sample the mean score of its questions: one question, or one for each requirement."""
         rubric = self.rubrics[name]
         requirements_of: list[list[str] | None] = [[""] for _ in samples]
@@ -86,25 +102,25 @@ class RubricJudge:
             image, legend = self._picture_for(name, sample)
             plan = sample.chain.without_boxes()
             for requirement in requirements or ():
-                owners.append(i)
+                owners.append((i, requirement))
                 parts = rubric.fill(prompt=sample.prompt.text, plan=plan, requirement=requirement)
-                questions.append(Question(with_legend(parts, legend), image))
-        sample_scores: list[list[float]] = [[] for _ in samples]
-        for i, score in zip(owners, self._verdicts(rubric, questions), strict=True):
-            sample_scores[i].append(score)
-        return [sum(scores) / len(scores) if scores else math.nan for scores in sample_scores]
+                questions.append(Question(with_legend(parts, legend), image, rubric.kind))
+        of_sample: list[list[tuple[str, Verdict]]] = [[] for _ in samples]
+        for (i, requirement), verdict in zip(owners, self._ask(rubric, questions), strict=True):
+            of_sample[i].append((requirement, verdict))
+        return [mean_verdict(verdicts) for verdicts in of_sample]
 
     def _picture_for(self, name: str, sample: Sample) -> tuple[Image | None, dict[int, str]]:
         """Returns the picture that a reward's question shows, and its legend."""
         if name == "spa":
             return draw_with_legend(sample.chain, (self.canvas, self.canvas), font=self.font)
-        return None if name == "sem" else sample.image, {}
+        return None if name == "sem" or sample.image is None else shrink(sample.image), {}
 
-    def _verdicts(self, rubric: Rubric, questions: Sequence[Question]) -> list[float]:
+    def _ask(self, rubric: Rubric, questions: Sequence[Question]) -> list[Verdict]:
         if rubric.kind == "score":
-            return [math.nan if text is None else read_score(text) for text in self.answerer.answer(questions)]
-        probabilities = self.answerer.word_probabilities(questions, WORDS[rubric.kind])
-        return [expected_score(row, self.least_mass) for row in probabilities]
+            return [written_verdict(answer) for answer in self.answerer.answer(questions)]
+        words = WORDS[rubric.kind]
+        return [expected_verdict(row, words, self.least_mass) for row in self.answerer.word_probabilities(questions, words)]
 
     def _requirements(self, prompts: Sequence[Prompt]) -> list[list[str] | None]:
         """Returns each prompt's requirements: those in its metadata, else those that the model lists. A text is asked about only once."""
@@ -113,10 +129,12 @@ class RubricJudge:
             p.text for p, own in zip(prompts, in_metadata, strict=True) if not isinstance(own, list) and p.text not in self._listed
         )
         rubric = self.rubrics[REQUIREMENTS]
-        answers = self.answerer.answer([Question(rubric.fill(prompt=text)) for text in new])
+        answers = self.answerer.answer([Question(rubric.fill(prompt=text), kind=rubric.kind) for text in new])
         for text, answer in zip(new, answers, strict=True):
-            self._listed[text] = None if answer is None else (read_list(answer) or [])[:MAX_REQUIREMENTS]
-        return [[*map(str, own)] if isinstance(own, list) else self._listed[p.text] for p, own in zip(prompts, in_metadata, strict=True)]
+            if not isinstance(answer, NoAnswer):  # what failed is asked again
+                self._listed[text] = None if answer is None else (read_list(answer) or [])[:MAX_REQUIREMENTS]
+        pairs = zip(prompts, in_metadata, strict=True)
+        return [[*map(str, own)] if isinstance(own, list) else self._listed.get(prompt.text) for prompt, own in pairs]
 
     # -- grounding ----------------------------------------------------------------------------------------------------------
 
@@ -125,25 +143,37 @@ class RubricJudge:
 
         The list is empty if the model says that nothing is there. It is None if the answer cannot be read.
         """
-        questions = [Question(self.rubrics["ri"].fill(phrase=phrase), image) for image, phrase in pairs]
-        answers = [None if text is None else read_boxes(text) for text in self.answerer.answer(questions)]
-        return [
-            boxes if boxes is None else answered_fractions(boxes, self.answerer.extent(image))
-            for (image, _), boxes in zip(pairs, answers, strict=True)
-        ]
+        return [boxes for boxes, _ in self._locate(pairs)]
 
-    def _grounding_scores(self, samples: Sequence[Sample]) -> list[float]:
+    def _locate(self, pairs: Sequence[tuple[Image, str]]) -> list[tuple[list[Box] | None, Words]]:
+        """Returns the boxes of :meth:`locate`. For those that are None, words say what the problem is."""
+        pairs = [(shrink(image), phrase) for image, phrase in pairs]
+        rubric = self.rubrics["ri"]
+        questions = [Question(rubric.fill(phrase=phrase), image, rubric.kind) for image, phrase in pairs]
+        located: list[tuple[list[Box] | None, Words]] = []
+        for (image, _), answer in zip(pairs, self.answerer.answer(questions), strict=True):
+            boxes = read_boxes(answer) if isinstance(answer, str) else None
+            if boxes is None:
+                located.append((None, Words(answer, problem=UNREADABLE) if isinstance(answer, str) else failure(answer)))
+            else:
+                located.append((answered_fractions(boxes, self.answerer.extent(image)), Words()))
+        return located
+
+    def _grounding_verdicts(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Locates each phrase of a chain in the picture. One answer that cannot be read makes the sample's score NaN."""
         searches = [(i, phrase) for i, sample in enumerate(samples) for phrase in phrases(sample.chain)]
-        answers: list[dict[str, list[Box] | None]] = [{} for _ in samples]
+        detected: list[dict[str, list[Box]]] = [{} for _ in samples]
+        problems: list[Words] = [Words() for _ in samples]
         pairs = [(image, phrase) for i, phrase in searches if (image := samples[i].image) is not None]  # all samples here have one
-        for (i, phrase), boxes in zip(searches, self.locate(pairs), strict=True):
-            answers[i][phrase] = boxes
-        scores = []
-        for sample, boxes_of in zip(samples, answers, strict=True):
-            detected = {phrase: boxes for phrase, boxes in boxes_of.items() if boxes is not None}
-            scores.append(planned_iou(sample.chain, detected) if len(detected) == len(boxes_of) else math.nan)
-        return scores
+        for (i, phrase), (boxes, words) in zip(searches, self._locate(pairs), strict=True):
+            if boxes is not None:
+                detected[i][phrase] = boxes
+            elif not problems[i].problem:
+                problems[i] = replace(words, reason=f"looking for {phrase}")
+        return [
+            (math.nan if words.problem else planned_iou(sample.chain, boxes), replace(words, boxes=boxes))
+            for sample, boxes, words in zip(samples, detected, problems, strict=True)
+        ]
 
 
 def with_legend(parts: tuple[str, ...], legend: Mapping[int, str]) -> tuple[str, ...]:
@@ -164,14 +194,53 @@ def with_legend(parts: tuple[str, ...], legend: Mapping[int, str]) -> tuple[str,
     return (*named, f'".\n\n{parts[0]}', *parts[1:])
 
 
-def score_without_asking(name: str, sample: Sample) -> float | None:
-    """Returns the score if no question is needed, else None. It is 0 for a plan without content, and NaN if a needed picture is missing."""
+def verdict_without_asking(name: str, sample: Sample) -> Verdict | None:
+    """Returns score and words if no question is needed, else None.
+
+    The score is 0 for a plan without content, and NaN if a needed picture is missing or a needed plan is not known.
+    """
     if name != "pi":
+        if not sample.plan_known:
+            return math.nan, Words(problem="the plan is not known")
         chain = sample.chain
         empty = not chain.without_boxes() if name == "sem" else not chain.regions
         if empty or not chain.well_formed:
-            return 0.0
-    return math.nan if REWARDS[name] == IMAGE and sample.image is None else None
+            return 0.0, Words(reason="the plan is malformed" if not chain.well_formed else "the plan says nothing of it")
+    return (math.nan, Words(problem="there is no picture")) if REWARDS[name] == IMAGE and sample.image is None else None
+
+
+def failure(answer: NoAnswer | None) -> Words:
+    """Returns the words for a question without an answer."""
+    answer = answer or NOT_ASKED
+    return Words(answer.text, problem=answer.problem)
+
+
+def written_verdict(answer: str | NoAnswer | None) -> Verdict:
+    """Returns the score in a written answer, see :func:`gotr1_judges.answers.read_score`, with the answer and its reason."""
+    if not isinstance(answer, str):
+        return math.nan, failure(answer)
+    score = read_score(answer)
+    return score, Words(answer, read_reason(answer), problem=UNREADABLE if math.isnan(score) else "")
+
+
+def expected_verdict(probabilities: Sequence[float] | NoAnswer | None, words: Sequence[str], least: float) -> Verdict:
+    """Returns :func:`expected_score`, with the probability of each allowed answer."""
+    if probabilities is None or isinstance(probabilities, NoAnswer):
+        return math.nan, failure(probabilities)
+    score, text = expected_score(probabilities, least), ", ".join(f"{w} {p:.3f}" for w, p in zip(words, probabilities, strict=False))
+    return score, Words(text, problem="the allowed answers are too improbable" if math.isnan(score) else "")
+
+
+def mean_verdict(verdicts: Sequence[tuple[str, Verdict]]) -> Verdict:
+    """Returns the mean score of a sample's requirements, each given with its verdict. Of one question it is that question's verdict."""
+    if not verdicts:
+        return math.nan, Words(problem="no requirement is known")
+    scores = [score for _, (score, _) in verdicts]
+    mean, first = sum(scores) / len(scores), verdicts[0][1][1]
+    if len(verdicts) == 1:
+        return mean, first
+    problem = next((words.problem for _, (_, words) in verdicts if words.problem), "")
+    return mean, Words("; ".join(f"{requirement} {score:.2f}" for requirement, (score, _) in verdicts), problem=problem)
 
 
 def expected_score(probabilities: Sequence[float] | None, least: float) -> float:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gotr1_core.engine.files import read_text
-from gotr1_core.errors import UsageError
-from gotr1_core.plugins import nearest
+from gotr1_core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

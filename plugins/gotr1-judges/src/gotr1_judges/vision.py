@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gotr1_core.errors import UsageError, first_line
+from gotr1_core.errors import UsageError
+from gotr1_core.policies.chat_template import fill_template
 from gotr1_core.policies.padding import left_pad, mask_and_positions
 from gotr1_judges.asking import Question
 from gotr1_judges.families import PictureProcessor
@@ -24,6 +25,8 @@ MARK = "\ue000"
 """Stands for the question while a chat template is filled in. It is a private-use character, so no text has it."""
 MAX_REMEMBERED = 128
 """Pictures whose features are kept, so that each is encoded once. For InternVL3-8B in bfloat16 they take 0.24 GB."""
+CPU_PICTURES = 16
+"""Pictures that are encoded at the same time on a CPU. More do not fit into its caches."""
 _TEMPLATE_HINT = "give the checkpoint's own chat template"
 
 
@@ -96,13 +99,8 @@ class ChatFormat:
     def _template_ids(self, with_picture: bool) -> tuple[list[int], list[int]]:
         """Returns the template's ids before and after a question. Those before have one image token if there is a picture."""
         content = [*([{"type": "image"}] if with_picture else []), {"type": "text", "text": MARK}]
-        try:
-            filled = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, enable_thinking=False
-            )
-        except Exception as error:  # errors of Jinja, and any that a template raises
-            first = first_line(error)
-            raise UsageError(f"the chat template cannot be filled in: {first}", hint=_TEMPLATE_HINT) from error
+        message = {"role": "user", "content": content}
+        filled = fill_template(self.tokenizer, [message], add_generation_prompt=True, enable_thinking=False)
         before, mark, after = filled.partition(MARK)
         ids = self._encode(before)
         if not mark or MARK in after or ids.count(self.image_token) != with_picture:
@@ -112,9 +110,9 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class _Row:
-    """A question that can be asked: its number, its token ids ``[length]``, its picture."""
+    """A question that can be asked: the numbers of all questions that are the same, their token ids ``[length]``, their picture."""
 
-    number: int
+    numbers: list[int]
     ids: Tensor
     image: Image | None
 
@@ -159,7 +157,9 @@ class VisionModel:
             self._reset_positions()
             prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
             for row, ids in zip(rows, generated[:, prompt_length:].tolist(), strict=True):
-                answers[row.number] = self.chat.decode_answer(ids, self.stops)
+                text = self.chat.decode_answer(ids, self.stops)
+                for number in row.numbers:
+                    answers[number] = text
         return answers
 
     @torch.no_grad()
@@ -178,26 +178,36 @@ class VisionModel:
             if rows[0].image is None or not self.pictures.own_positions:
                 mask = inputs["attention_mask"]
                 inputs["position_ids"] = mask_and_positions(mask.sum(1), mask.shape[1])[1]
-            logits = self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
+            probabilities = self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float().softmax(-1)
             self._reset_positions()
-            for row, probabilities in zip(rows, logits.softmax(-1), strict=True):
-                results[row.number] = [float(probabilities[ids].sum()) for ids in tokens]
+            sums = torch.stack([probabilities[:, ids].sum(-1) for ids in tokens], 1).tolist()
+            for row, of_words in zip(rows, sums, strict=True):
+                for number in row.numbers:
+                    results[number] = list(of_words)
         return results
 
     def _batches(self, questions: Sequence[Question], answer_length: int) -> Iterator[list[_Row]]:
         """Yields batches of the questions that can be asked with ``answer_length`` tokens of answer.
 
-        Questions with pictures and those without are in separate batches. Similar lengths are together.
+        Questions with pictures and those without are in separate batches. Similar lengths are together. A question without a picture is
+        asked once, however often it is there: the plans of a prompt often say the same, in other places.
         """
-        rows = []
+        rows, asked = [], dict[tuple[int, ...], _Row]()
         for number, question in enumerate(questions):
             try:
                 picture = None if question.image is None else self.pictures.placeholders(question.image)
                 ids = self.chat.prompt_ids(question.parts, picture)
             except ValueError:  # for example a picture that is far too narrow
                 continue
-            if len(ids) + answer_length <= self.context:
-                rows.append(_Row(number, torch.tensor(ids), question.image))
+            if len(ids) + answer_length > self.context:
+                continue
+            same = asked.get(tuple(ids)) if question.image is None else None
+            if same is not None:
+                same.numbers.append(number)
+                continue
+            rows.append(_Row([number], torch.tensor(ids), question.image))
+            if question.image is None:
+                asked[tuple(ids)] = rows[-1]
         rows.sort(key=lambda row: (row.image is None, len(row.ids)))
         for _, group in groupby(rows, key=lambda row: row.image is None):
             same_kind = list(group)
@@ -225,7 +235,9 @@ class VisionModel:
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._features}
         if new:
             pixels = self.pictures.inputs(list(new.values()))["pixel_values"].to(self.model.device)
-            self._features.update(zip(new, self.model.model.get_image_features(pixels).pooler_output, strict=True))
+            batches = pixels.split(CPU_PICTURES if pixels.device.type == "cpu" else len(pixels))
+            encoded = [features for batch in batches for features in self.model.model.get_image_features(batch).pooler_output]
+            self._features.update(zip(new, encoded, strict=True))
         features = torch.stack([self._features[key] for key in keys])
         for key in list(self._features)[:-MAX_REMEMBERED]:
             del self._features[key]
