@@ -111,7 +111,9 @@ def trained(toy: Path) -> Path:
             (part / "planner").mkdir()
             save_file(trainable_tensors(module), part / "planner" / TRAINABLE)
             sampling = {"temperature": 1.0, "image_temperature": 1.0, "guidance_scale": 3.0, "max_chain_tokens": 600, "log_prob": "guided"}
-            (part / STATE).write_text(json.dumps({"sampling": sampling, "best": {"step": 1}}))
+            state = {"step": step, "sampling": sampling, "best": {"step": 1, "score": 0.5}}
+            state |= {"rows": 0, "drawn": 0, "pending": False, "starting": {}, "updates": {}}
+            (part / STATE).write_text(json.dumps(state))
     config = validate(RunConfig, {**resolve_config(Registry(), None, "toy", {}, []), "name": "mine"})
     (folder / "config.yaml").write_text(dump(config))
     (folder / "inputs.json").write_text("{}")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
+from gotr1_core.errors import UsageError
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, ActionStats, Example, Prompt, Rollout, Sampling, SegmentName
 from gotr1_core.sampling import apply_guidance
@@ -133,7 +134,6 @@ class GaussianRenderer:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        raise UsageError("it is made by its code alone", hint="there is nothing to save")
 
-    def save_adapter(self, folder: Path) -> None:
-        raise NotImplementedError
+    save_adapter = save

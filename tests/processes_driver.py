@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ UNEVEN = {"micro_batch": 3, "rollout_groups": 3}
 
 CASES: Mapping[str, Mapping[str, Any]] = {
     "full": {},
+    "lost gradient": {},
     "plan alone": {"segments": {"plan": {"kl": 0.05}, "image": {"weight": 0.0}}},
     "image alone": {"train": "renderer"},
     "constant": {**FLAT, **NO_KL},
@@ -63,6 +66,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "constant, refilled": {**FLAT, "prompts": [*FLAT["prompts"], "e", "f"], "constant_groups": "refill", "plans": 16},
     "ppo": PPO,
     "ppo, uneven": {**PPO, **UNEVEN},
+    "ppo, lost gradient": PPO,
     "ppo, missing": {**PPO, **MISSING},
     "ppo, pruned": {**PPO, **PRUNED},
     "ppo, skipped": {**PPO, **FLAT, "constant_groups": "skip"},
@@ -75,7 +79,7 @@ JANUS: Mapping[str, Mapping[str, Any]] = {
 }
 # Also run with weights sharded over the processes. In some, the first process has no micro-batch, no picture, or fewer micro-batches.
 SPREAD = ["full", "plan alone", "constant", "constant, skipped", "all constant", "missing", "pruned", "one update", "recorded, uneven"]
-SPREAD += ["ppo, uneven", "ppo, pruned", "ppo, skipped"]
+SPREAD += ["lost gradient", "ppo, lost gradient", "ppo, uneven", "ppo, pruned", "ppo, skipped"]
 SPREAD_JANUS = ["janus, recorded, uneven", "janus, checkpointed"]
 BF16: Mapping[str, Mapping[str, Any]] = {"bf16": {"mixed_precision": "bf16", "steps": 1, "gradient_checkpointing": True}}
 
@@ -147,6 +151,19 @@ def recorded(trainer: Trainer) -> Batch:
     return whole.keep(range(each * me.process_index, each * (me.process_index + 1)))
 
 
+def lose_gradients(trainer: Trainer, steps: set[int]) -> None:
+    """The loss of some steps becomes NaN in this process, and so does its gradient."""
+    algorithm: Any = trainer.parts.algorithm
+    loss = algorithm.loss
+
+    def spoiled(*given: Any) -> Any:
+        found = loss(*given)
+        factor = math.nan if trainer.at.step in steps else 1.0
+        return replace(found, sums={segment: value * factor for segment, value in found.sums.items()})
+
+    algorithm.loss = spoiled
+
+
 def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None = None, *, spread: bool = False) -> None:
     """Trains five steps of a case. The main process writes what all processes drew and measured, and the parameters."""
     case = {**CASES, **JANUS, **BF16}[name]
@@ -157,11 +174,14 @@ def train(name: str, folder: Path, accelerator: Accelerator, janus: Path | None 
     if "recorded" in name:
         batch = recorded(trainer)
         trainer.sample_batch = lambda step: batch  # type: ignore[method-assign]
+    if "lost gradient" in name and accelerator.is_main_process:
+        lose_gradients(trainer, {1, 3})
     start = {key: p.clone() for key, p in trainable_tensors(parts.planner.module).items()}
     metrics, drawn = [], []
     for step in range(settings.steps):
         row, mine = trainer.step(step)
-        metrics.append({key: value for key, value in row.items() if not key.startswith("seconds")})
+        trainer.at.step += 1
+        metrics.append({key: value for key, value in row.items() if not key.startswith("seconds") and value == value})
         drawn.append(seen(mine.samples))
     [learner] = trainer.learners.values()
     prints = gather_object([fingerprint(learner.module) + (fingerprint(learner.critic.module) if learner.critic else "")])

@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "gotr1_core"
 TESTING = "gotr1_testing"
+SHARED = (TESTING, "gotr1_judges")
+"""Plugins that other plugins may build on, if they say so: the conformance suite, and the rubrics that served judges ask, too."""
 IDEA = "idea"
 """The wing of the modules that lie at the top level of the core."""
 
@@ -219,13 +221,13 @@ def front_door_imports(root: Path) -> list[str]:
 def distribution_arrows(root: Path) -> list[str]:
     """Imports between distributions that are not allowed: from the core to a plugin, and from plugin to plugin.
 
-    A plugin's sources may import ``gotr1_testing`` if an extra or the dependencies of its ``pyproject.toml`` name that distribution.
+    A plugin's sources may import a distribution of :data:`SHARED` if an extra or the dependencies of its ``pyproject.toml`` name it.
     """
     known, found = modules(root), []
     for source, targets in edges(root).items():
         for target, line in targets.items():
             home, other = source.partition(".")[0], target.partition(".")[0]
-            if other in (home, CORE) or (other == TESTING and home != CORE and _declares_testing(known[source].path)):
+            if other in (home, CORE) or (other in SHARED and home != CORE and _declares(known[source].path, other)):
                 continue
             found.append(f"{known[source].where}:{line} imports {target}")
     return found
@@ -238,17 +240,17 @@ def undeclared_testing(root: Path) -> list[str]:
     return [
         path.relative_to(root).as_posix()
         for path in sorted(root.glob("plugins/*/tests/*.py"))
-        if re.search(rf"^\s*(from|import) {TESTING}\b", path.read_text(encoding="utf-8"), re.M) and not _declares_testing(path)
+        if re.search(rf"^\s*(from|import) {TESTING}\b", path.read_text(encoding="utf-8"), re.M) and not _declares(path, TESTING)
     ]
 
 
-def _declares_testing(path: Path) -> bool:
-    """True if the distribution that a file belongs to is gotr1-testing, or requires it, perhaps as an extra."""
+def _declares(path: Path, package: str) -> bool:
+    """True if the distribution that a file belongs to is the one of a package, or requires it, perhaps as an extra."""
     folder = next(parent for parent in path.parents if (parent / "pyproject.toml").is_file())
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = [*project.get("dependencies", ()), *(word for extra in project.get("optional-dependencies", {}).values() for word in extra)]
     names = {re.split(r"[^\w.-]", word, maxsplit=1)[0].replace("_", "-").lower() for word in [project["name"], *required]}
-    return "gotr1-testing" in names
+    return package.replace("_", "-") in names
 
 
 # --- signatures and names ---------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_one_prompt_does_not_change_another(rewards: Tensor, data: st.DataObject
 
 @settings(deadline=None)
 @given(trees(missing=False, least=3), st.booleans())
-def test_missing_samples_might_as_well_not_exist(rewards: Tensor, scale: bool) -> None:
+def test_missing_samples_do_not_change_the_others(rewards: Tensor, scale: bool) -> None:
     for method in METHODS:
         advantages = method(rewards, scale=scale)
         # A column of images, and a whole plan, that could not be had.

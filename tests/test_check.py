@@ -115,7 +115,9 @@ def test_options_of_a_preset(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["source", "scenes"], "there are no checks of kind source"),
+        (["source", "scenes", "--only", "range"], "there is no check 'range' of kind source"),
+        (["benchmark", "scenes", "--preset", "scenes"], "--preset cannot be used for a check of kind benchmark"),
+        (["preset", "scens"], "there is no preset 'scens'"),
         (["jugde", "scenes"], "there is no kind 'jugde'"),
         (["judge", "scens"], "there is no judge 'scens'"),
         (["judge", "scenes", "strict=true"], "judge 'scenes' has no options"),

@@ -25,11 +25,17 @@ from gotr1_core.runs.checkpoint import (
     STATE,
     TRAINABLE,
     complete_checkpoints,
+    damaged_checkpoints,
     find_damage,
     new_checkpoint,
     prune_checkpoints,
     read_state,
+    remove_leftovers,
+    warn_of_damage,
 )
+
+KEPT: dict[str, Any] = {"rows": 1, "drawn": 0, "pending": False, "best": None, "sampling": {}, "starting": {}, "updates": {}}
+"""The state of a run beside its step."""
 
 
 def make(width: int = 4) -> nn.Module:
@@ -51,7 +57,7 @@ def save(run: Path, step: int, module: nn.Module | None = None, **state: Any) ->
     with new_checkpoint(run, step) as part:
         (part / "planner").mkdir()
         save_file(trainable_tensors(module or make()), part / "planner" / TRAINABLE)
-        (part / STATE).write_text(json.dumps({"step": step, **state}))
+        (part / STATE).write_text(json.dumps({**KEPT, "step": step, **state}))
     return run / CHECKPOINTS / f"step-{step:06d}"
 
 
@@ -64,7 +70,7 @@ def test_what_trains_comes_back(tmp_path: Path) -> None:
     load_trainable(other, folder / "planner" / TRAINABLE)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b) == a.requires_grad  # what is frozen is not kept
-    assert read_state(folder) == {"step": 3, "sampling": {"temperature": 1.0}}
+    assert read_state(folder) == {**KEPT, "step": 3, "sampling": {"temperature": 1.0}}
     assert trainable_tensors(one).keys() == {"1.weight", "1.bias", "2.weight", "2.bias"}
     assert list(folder.parent.iterdir()) == [folder]
     assert complete_checkpoints(tmp_path) == {3: folder}
@@ -82,8 +88,8 @@ def test_the_manifest_lists_every_file(tmp_path: Path) -> None:
 def test_a_checkpoint_is_replaced_whole(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
     (folder / "renderer").mkdir()
-    assert save(tmp_path, 1, best=2) == folder
-    assert read_state(folder) == {"step": 1, "best": 2}
+    assert save(tmp_path, 1, rows=2) == folder
+    assert read_state(folder) == {**KEPT, "step": 1, "rows": 2}
     assert not (folder / "renderer").exists()
 
 
@@ -98,7 +104,7 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, error: BaseException) 
     folder = save(tmp_path, 1)
     with pytest.raises(type(error)):
         write_and_fail(tmp_path, error)
-    assert read_state(folder) == {"step": 1}
+    assert read_state(folder) == {**KEPT, "step": 1}
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -112,7 +118,7 @@ def test_leftovers_of_a_killed_save_do_not_matter(tmp_path: Path) -> None:
     assert not (folder / "junk").exists()
 
 
-def test_what_was_moved_out_of_the_way_comes_back(tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_moved_aside_is_restored(tmp_path: Path) -> None:
     """After a process was killed between the two renames."""
     folder = save(tmp_path, 1)
     folder.rename(folder.with_name(folder.name + ".old"))
@@ -143,12 +149,17 @@ def overwrite(text: str) -> Callable[[Path], Any]:
         (f"planner/{TRAINABLE}", Path.unlink, "is missing", True),
         (f"planner/{TRAINABLE}", cut, "is not what was saved", True),
         (f"planner/{TRAINABLE}", flip, "is not what was saved", False),
-        (STATE, flip, "is not what was saved", False),
+        (STATE, flip, "is not what was saved", True),
+        (STATE, overwrite("{}"), "is not what was saved", True),
         (MANIFEST, Path.unlink, "is missing", True),
         (MANIFEST, cut, "is damaged", True),
         (MANIFEST, overwrite(""), "is damaged", True),
         (MANIFEST, overwrite("[]"), "is damaged", True),
+        (MANIFEST, overwrite("{}"), "is damaged", True),
+        (MANIFEST, overwrite('{"files": {}}'), "does not list state.json", True),
         (MANIFEST, overwrite('{"files": {"state.json": 1}}'), "is damaged", True),
+        (MANIFEST, overwrite('{"files": ' + "[" * 99_999), "is damaged", True),
+        (MANIFEST, overwrite(json.dumps({"files": {STATE: {}, "\0": {}}})), "is damaged", True),
         (MANIFEST, overwrite("\x80"), "is damaged", True),
     ],
 )
@@ -161,6 +172,74 @@ def test_damage_is_found(tmp_path: Path, name: str, how: Callable[[Path], Any], 
     assert complete_checkpoints(tmp_path) == ({1: before} if by_size else {1: before, 2: folder})
     with pytest.raises(UsageError, match="is damaged"):
         read_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"), [({"rows": "3"}, "rows"), ({"step": 7}, "step"), ({"pending": 1}, "pending"), ({"best": {"score": 1}}, "best")]
+)
+def test_a_state_that_no_run_wrote_is_no_checkpoint(tmp_path: Path, changed: dict[str, Any], key: str) -> None:
+    """Also if the manifest was made again after the edit."""
+    folder = save(tmp_path, 2)
+    with new_checkpoint(tmp_path, 2) as part:
+        (part / STATE).write_text(json.dumps({**KEPT, "step": 2, **changed}))
+    assert find_damage(folder) == f"state.json is damaged: it has no {key} that a run wrote"
+    assert complete_checkpoints(tmp_path) == {}
+
+
+def test_what_is_no_checkpoint_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path, 1)
+    for name in ("step-²", "step-1", "step-", "step-000002"):
+        (folder.parent / name).mkdir()
+    (folder.parent / "step-000003").write_text("a file")
+    (folder.parent / "step-000004").symlink_to("step-000004")  # a loop
+    (folder.parent / "step-000005.part").mkdir()  # of a killed process: it says nothing
+    assert complete_checkpoints(tmp_path) == {1: folder}
+    damaged = ["step-", "step-000002", "step-000003", "step-000004", "step-1", "step-²"]
+    assert [path.name for path in damaged_checkpoints(tmp_path)] == damaged
+    for _ in range(2):
+        warn_of_damage(tmp_path, "going on from step-000001")
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 6
+    assert err[1] == f"warning: {folder.parent}/step-000002 is damaged: manifest.json is missing; going on from step-000001"
+    assert err[-1] == f"warning: {folder.parent}/step-² is damaged: no run gives such a name; going on from step-000001"
+
+
+def test_incomplete_checkpoints_do_not_count_when_others_are_removed(tmp_path: Path) -> None:
+    first, second, third = (save(tmp_path, step) for step in (1, 2, 3))
+    cut(third / "planner" / TRAINABLE)
+    (third.parent / "step-²").mkdir()
+    prune_checkpoints(tmp_path, 2, best=None)
+    assert complete_checkpoints(tmp_path) == {1: first, 2: second}
+    assert third.is_dir()  # gotr1 removes nothing that it did not finish or replace itself
+
+
+def test_a_process_that_was_killed_while_it_removed_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it left is no checkpoint, and is removed at the next save."""
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+
+    def killed(folder: Path, **more: Any) -> None:
+        (folder / STATE).unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gotr1_core.runs.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(SystemExit):
+            prune_checkpoints(tmp_path, 1, best=None)
+    assert {path.name for path in first.parent.iterdir()} == {"step-000001.removed", "step-000002"}
+    assert complete_checkpoints(tmp_path) == {2: second}
+    assert damaged_checkpoints(tmp_path) == {}
+    prune_checkpoints(tmp_path, 1, best=None)
+    assert list(first.parent.iterdir()) == [second]
+
+
+def test_a_checkpoint_that_was_being_replaced_is_not_lost(tmp_path: Path) -> None:
+    """The process was killed between the two renames, so the only whole checkpoint has the name of one that is replaced."""
+    folder = save(tmp_path, 1)
+    folder.rename(folder.with_suffix(".old"))
+    folder.with_suffix(".part").mkdir()
+    remove_leftovers(tmp_path)
+    assert list(folder.parent.iterdir()) == [folder]
+    assert complete_checkpoints(tmp_path) == {1: folder}
 
 
 def test_pruning_keeps_the_last_and_the_best(tmp_path: Path) -> None:
@@ -223,6 +302,13 @@ def test_an_optimizer_resumes_exactly() -> None:
         step(one, first, seed)
         step(other, second, seed)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("key", ["x", "0", "9.exp_avg", "-1.exp_avg", "².exp_avg", "0.exp_avg"])
+def test_a_state_of_another_optimizer_is_refused(key: str) -> None:
+    optimizer = make_optimizer(make(), OptimizerConfig())
+    with pytest.raises(UsageError, match="does not fit the model"):
+        load_optimizer(optimizer, {key: torch.zeros(7, 7)})
 
 
 def json_free(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -51,7 +51,7 @@ def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:
     [
         (["trian"], "No such command 'trian'", "--help"),
         (["train", "--plannr", "toy"], "No such option: --plannr", "--help"),
-        (["generate"], "Missing argument", "--help"),
+        (["generate"], "there is no prompt", "--prompts FILE"),
         (["generate", "x", "--seed", "many"], "--seed", "--help"),
         (["generate", "x", "-n", "0"], "-n 0: there is nothing to draw", "1 or more"),
         (["generate", "x", "-n", "-3"], "-n -3: there is nothing to draw", "1 or more"),
@@ -130,7 +130,7 @@ def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:
         ),
         (["train", "--preset", "toy", "--prompts", "none.txt"], "none.txt: No such file", "one prompt a line"),
         (
-            ["train", "--preset", "toy", "--prompts", "toy.yaml", "prompts.source=null", "prompts.held_out=300"],
+            ["train", "--preset", "toy", "--prompts", "chains.jsonl", "prompts.source=null", "prompts.held_out=300"],
             "would hold out all of them",
             "smaller number",
         ),
@@ -143,14 +143,14 @@ def test_without_arguments_it_shows_the_help(capsys: Captured) -> None:
         (["train", "--preset", "toy", "plugins=none.py"], "cannot read the plugin", "path of a Python file"),
         (["train", "--preset", "toy", "plugins=[3]"], "plugins.0: Input is not a valid path, not 3", "gotr1 config schema"),
         (["train", "--preset", "toy", "plugins={a: b}"], "plugins: Input should be a valid list", "gotr1 config schema"),
-        (["sft"], "policy: Field required", "gotr1 config schema"),
+        (["sft"], "the config names no policy", "gotr1 config schema"),
         (["sft", "none.yaml"], "there is no config none.yaml", "YAML file"),
         (["sft", "policy=tyo", "data=scenes"], "there is no planner 'tyo'", "did you mean 'toy'?"),
         (["sft", "policy=toy", "data=scene"], "there is no source 'scene'", "did you mean 'scenes'?"),
         (["sft", "policy=toy", "data=none.jsonl"], "none.jsonl", ""),
     ],
 )
-def test_mistakes_cost_two_lines(arguments: list[str], message: str, hint: str, toy: Path, refused: Refused) -> None:
+def test_mistakes_are_reported_in_two_lines(arguments: list[str], message: str, hint: str, toy: Path, refused: Refused) -> None:
     (toy / "binary.yaml").write_bytes(b"steps: caf\xe9")
     (toy / "twice.yaml").write_text("steps: 1\nsteps: 2\n")
     (toy / "chains.jsonl").write_text('{"prompt": "a red circle", "chain": "a red circle"}\n')
@@ -175,7 +175,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(place: int, toy: Path) -> 
         call([*words[:place], "--debug", *words[place:]])
 
 
-def test_after_two_dashes_words_are_not_read_ahead(toy: Path, refused: Refused) -> None:
+def test_options_after_two_dashes_are_not_read_ahead(toy: Path, refused: Refused) -> None:
     assert read_ahead(["a", "--debug", "--plugin=x.py", "--", "--plugin", "y.py", "--debug"]) == (
         ["a", "--", "--plugin", "y.py", "--debug"],
         [Path("x.py")],
@@ -188,7 +188,7 @@ def test_the_version_is_printed(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"gotr1 {version('gotr1')}\n"
 
 
-def test_a_bug_is_reported_otherwise_than_a_users_mistake(toy: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+def test_a_bug_and_a_users_mistake_are_reported_differently(toy: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def broken(*_: Any) -> None:
         raise ValueError("no\n  idea")
 
@@ -200,7 +200,7 @@ def test_a_bug_is_reported_otherwise_than_a_users_mistake(toy: Path, monkeypatch
         call(["generate", "x", "--preset", "toy", "--debug"])
 
 
-def test_what_the_environment_gets_wrong_costs_two_lines(toy: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+def test_errors_of_the_environment_are_two_lines(toy: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     monkeypatch.setenv("GOTR1_PLUGINS", "toi")
     for arguments in (["--help"], ["plugins"], ["train", "--preset", "toy"]):
         error, hint = refused(arguments)
@@ -210,10 +210,10 @@ def test_what_the_environment_gets_wrong_costs_two_lines(toy: Path, monkeypatch:
     assert refused(["train"])[0] == "there is no preset 'scenes'"
 
 
-def test_one_registry_serves_a_command_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_line_uses_one_registry(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Registry] = []
     real = Registry.__init__
-    monkeypatch.setattr(Registry, "__init__", lambda self, *given: (made.append(self), real(self, *given))[1])
+    monkeypatch.setattr(Registry, "__init__", lambda self, *given, **named: (made.append(self), real(self, *given, **named))[1])
     for count in (1, 2):
         assert call(["generate", "x", "--preset", "toy", "--out", f"out{count}"]) == 0
         assert len(made) == count
@@ -269,7 +269,15 @@ def test_a_component_named_by_option_takes_options_by_words() -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_scenes_is_taken_where_nothing_else_is_named() -> None:
+@pytest.mark.parametrize("word", ["planner=toy", "planner={name: toy}", "planner.name=toy"])
+def test_a_component_named_by_a_word_is_as_one_named_by_an_option(word: str) -> None:
+    assert loaded(None, None, word)["planner"] in ("toy", {"name": "toy"})
+    assert "steps" not in loaded(None, None, word)
+    assert "steps" in loaded(None, None, "planner.model=x")
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_preset_scenes_is_the_default() -> None:
     assert loaded(None, None, "steps=3")["planner"]["name"] == "janus"
     assert loaded(None, None, "steps=3")["steps"] == 3
     assert loaded(None, None, algorithm="grpo")["planner"]["name"] == "janus"

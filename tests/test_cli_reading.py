@@ -254,7 +254,7 @@ RUN, SFT = "renderer: toy\njudge: toy\nreward: pi\nprompts: {source: scenes}\n",
         ("planner: toy\n" + RUN + "stepps: 3\n", "train", "unknown key stepps", "did you mean steps?"),
         ("planner: toy\n", "train", "the config names no renderer", "--preset scenes"),
         ("3", "train", "is not a mapping", "gotr1 config show"),
-        ("planner: toy\n" + RUN, "sft", "policy: Field required", "gotr1 config schema --stage sft"),
+        ("planner: toy\n" + RUN, "sft", "the config names no policy", "such as policy=janus; see `gotr1 config schema --stage sft`"),
         ("policy: tyo\n" + SFT, "sft", "there is no planner 'tyo'", "did you mean 'toy'?"),
         ("policy: {name: toy, shad: 1}\n" + SFT, "sft", "unknown key planner.shad", "did you mean planner.shade?"),
         ("policy: toy\ndata: {name: scenes, hard: 1}\n", "sft", "unknown key source.hard", "source.hard_share"),
@@ -336,3 +336,20 @@ def test_help_says_how_to_see_options(command: list[str], said: Said) -> None:
 )
 def test_help_of_what_is_not_there_is_an_error(arguments: list[str], message: str, toy: Path, refused: Refused) -> None:
     assert message in refused([*arguments, "--help"])[0]
+
+
+def test_an_error_that_is_no_exception_is_two_short_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Libraries in Rust raise such errors. Their messages may be as long as a file."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Panic("x" * 10**6)
+
+    monkeypatch.setattr("gotr1_core.cli.main.commands", fail)
+    assert call(["list"]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: Panic: xxx")
+    assert len(error) < 5_000
+    assert "looks like a bug" in hint

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,54 @@ def test_a_path_means_a_runs_best_checkpoint_or_the_one_it_names(trained: Path, 
             find_checkpoint(wrong)
 
 
+def evaluated(run: Path, before: list[float], best: Mapping[str, float] | None) -> Path:
+    """Adds a third checkpoint, which says what was best so far, and the scores before training."""
+    with new_checkpoint(run, 3) as part:
+        shutil.copytree(run / "checkpoints" / "step-000002" / "planner", part / "planner")
+        state = json.loads((run / "checkpoints" / "step-000002" / STATE).read_text())
+        (part / STATE).write_text(json.dumps(state | {"step": 3, "best": best}))
+    rows = {"before": {"prompts": [[str(i), "a"] for i in range(len(before))], "reward": before}}
+    (run / "held-out.json").write_text(json.dumps(rows))
+    return run / "checkpoints"
+
+
+def test_the_untrained_model_is_the_best_if_nothing_was_better(trained: Path, capsys: Captured) -> None:
+    """Compared are the scores of the first four prompts, which evaluations during training have."""
+    checkpoints = evaluated(trained, [0.5, 0.7, 0.6, 0.6, 0.0], {"step": 1, "score": 0.59})
+    assert find_checkpoint(trained) == (trained, None)
+    config, parts, sampling = restore(Registry(), trained)
+    assert parts.planner.module.weight.item() == pytest.approx(0.2)  # type: ignore[union-attr, operator]
+    assert sampling.guidance_scale == config.sampling.guidance_scale == 5
+    assert capsys.readouterr().err == (
+        f"warning: {trained}: this is the untrained model, because reward was 0.600 before training, and then 0.590 at best, after step 1; "
+        f"--checkpoint {checkpoints / 'step-000001'} is trained\n"
+    )
+    assert call(["generate", "a cat", "--checkpoint", str(checkpoints / "step-000001"), "--out", "out"]) == 0
+    assert Image.open("out/000.png").getpixel((0, 0))[0] == 153  # type: ignore[index]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "best", "chosen", "says"),
+    [
+        ([0.6], {"step": 1, "score": 0.6}, 1, ""),  # of equal ones the trained model
+        ([0.6, None], {"step": 1, "score": 0.7}, 1, ""),
+        ([None], {"step": 1, "score": 0.1}, 1, ""),
+        ([0.6], None, 3, "step-000003 is the last checkpoint; none was evaluated, so it may be worse than the untrained model"),
+        ([0.6], {"step": 9, "score": 0.7}, 3, "the best checkpoint, of step 9, is gone; "),
+    ],
+)
+def test_the_best_checkpoint_and_what_is_said_about_it(
+    before: list[Any], best: Any, chosen: int, says: str, trained: Path, capsys: Captured
+) -> None:
+    checkpoints = evaluated(trained, before, best)
+    assert find_checkpoint(trained) == (trained, checkpoints / f"step-00000{chosen}")
+    restore(Registry(), trained)
+    said = capsys.readouterr().err
+    assert says in said
+    assert bool(said) == bool(says)
+
+
 def test_restoring_brings_back_weights_and_settings(trained: Path) -> None:
     config, parts, sampling = restore(Registry(), trained)
     assert config.name == "mine"
@@ -103,12 +152,15 @@ def test_a_damaged_checkpoint_is_refused(part: str, to: str, trained: Path, refu
     refused(["evaluate", "--benchmark", "toy", "--checkpoint", str(checkpoint)])
 
 
-@pytest.mark.parametrize("state", [{}, {"sampling": 3}, {"sampling": {"heat": 1}}])
-def test_a_state_that_no_run_wrote_is_refused(state: dict[str, Any], trained: Path, refused: Refused) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"sampling": None}, {"sampling": 3}, {"sampling": {"heat": 1}}, {"step": 2}, {"step": True}, {"best": {}}]
+)
+def test_a_state_that_no_run_wrote_is_refused(changed: dict[str, Any], trained: Path, refused: Refused) -> None:
     """The manifest says that the checkpoint is complete, but the content of the state is wrong."""
-    with new_checkpoint(trained, 1) as part:
-        (part / STATE).write_text(json.dumps(state))
     checkpoint = trained / "checkpoints" / "step-000001"
+    state = json.loads((checkpoint / STATE).read_text())
+    with new_checkpoint(trained, 1) as part:
+        (part / STATE).write_text(json.dumps({**state, **changed}))
     assert "state.json is damaged" in refused(["generate", "x", "--checkpoint", str(checkpoint)])[0]
 
 
@@ -207,6 +259,47 @@ def test_generate_overwrites_all_that_it_wrote_and_nothing_else(toy: Path) -> No
     assert len(rows.read_text().splitlines()) == 1
 
 
+def test_generate_draws_every_prompt_of_a_file(toy: Path, refused: Refused, capsys: Captured) -> None:
+    """Each prompt is drawn as it would be alone, whatever the file has besides. Its metadata go with its samples."""
+    rows = [{"prompt": "a cat"}, {"prompt": "a dog", "id": "d", "category": "pets", "metadata": {"count": 1}}]
+    (toy / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["generate", "--preset", "toy", "--seed", "7", "-n", "2"]
+    assert call([*words, "--prompts", "mine.jsonl", "sampling.guidance_scale=2", "--out", "all"]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["image"], row["prompt"]) for row in printed] == [
+        (str(Path("all", f"{number:03d}.png")), prompt) for number, prompt in enumerate(["a cat", "a cat", "a dog", "a dog"])
+    ]
+    kept = [json.loads(line) for line in (toy / "all" / "samples.jsonl").read_text().splitlines()]
+    assert [row["lineage"] for row in kept] == [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]
+    assert [(row["id"], row["category"], row["metadata"]) for row in kept[2:]] == [("d", "pets", {"count": 1})] * 2
+    assert call([*words, "a dog", "sampling.guidance_scale=2", "--out", "dog"]) == 0
+    assert [(toy / "dog" / f"{i:03d}.png").read_bytes() for i in range(2)] == [(toy / "all" / f"{i:03d}.png").read_bytes() for i in (2, 3)]
+    capsys.readouterr()
+    assert "a file of prompts" in refused([*words, "a dog", "--prompts", "mine.jsonl"])[0]
+    (toy / "chain.txt").write_text("a cat")
+    assert "--chain" in refused([*words, "--prompts", "mine.jsonl", "--chain", "chain.txt"])[0]
+    (toy / "empty.txt").write_text("\n")
+    assert "has no prompts" in refused([*words, "--prompts", "empty.txt"])[0]
+
+
+def test_what_was_drawn_before_an_error_is_kept(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """The second batch fails: the sixteen pictures of the first one are on disk, and are printed."""
+    import gotr1_core.workflows.generation as generation
+
+    draw, calls = generation._draw, []
+
+    def fail_at_second(*arguments: object, **more: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError
+        return draw(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generation, "_draw", fail_at_second)
+    assert call(["generate", "a cat", "--preset", "toy", "-n", "20", "--out", "out"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 16
+    assert len(list((toy / "out").glob("???.png"))) == len((toy / "out" / "samples.jsonl").read_text().splitlines()) == 16
+
+
 def test_generate_needs_neither_judge_nor_prompts(toy: Path) -> None:
     assert call(["generate", "a cat", "--planner", "toy", "--renderer", "toy", "planner.shade=1", "--out", "out"]) == 0
     assert Image.open(toy / "out" / "000.png").getpixel((0, 0))[0] == 255  # type: ignore[index]
@@ -242,26 +335,45 @@ def test_evaluate_prints_numbers_by_category(trained: Path, capsys: Captured) ->
     found = json.loads(capsys.readouterr().out)
     assert (found["benchmark"], found["count"]) == ("toy", 4)
     assert list(found["scores"]) == ["all", "even", "odd"]
-    assert found["scores"]["all"]["shade"] == {"mean": pytest.approx(0.2), "half_width": 0, "count": 4}
+    assert found["scores"]["all"]["shade"] == {"mean": pytest.approx(0.2), "low": None, "high": None, "count": 4}
     assert found["scores"]["odd"]["scale"]["mean"] == 5
     assert (
         call(["evaluate", "--benchmark", "toy", "--checkpoint", str(trained), "--json", "--count", "1", "sampling.guidance_scale=2"]) == 0
     )
-    # One prompt has no interval: null, where NaN would not be JSON.
+    # One prompt has no interval, nor have equal numbers: null, where NaN would not be JSON.
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert found["scores"]["all"] == {
-        "shade": {"mean": pytest.approx(0.6), "half_width": None, "count": 1},
-        "scale": {"mean": 2, "half_width": None, "count": 1},
+        "shade": {"mean": pytest.approx(0.6), "low": None, "high": None, "count": 1},
+        "scale": {"mean": 2, "low": None, "high": None, "count": 1},
     }
     assert call(["evaluate", "--benchmark", "toy", "--preset", "toy"]) == 0
-    assert "0.200 ± 0.000" in capsys.readouterr().out
+    assert "all       0.200  5.000\n" in capsys.readouterr().out
+
+
+def test_evaluate_takes_components_and_judges_and_keeps_its_samples(trained: Path, refused: Refused, capsys: Captured) -> None:
+    """Judges add their scores to the benchmark's. Each sample's picture and scores are in the folder."""
+    command = ["evaluate", "--benchmark", "toy", "--planner", "toy", "--renderer", "toy", "planner.shade=0.6", "renderer.shade=0.6"]
+    assert call([*command, "--judge", "toy", "--out", "kept", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["scores"]["all"]
+    assert {name: cell["mean"] for name, cell in found.items()} == {"shade": pytest.approx(0.6), "scale": 5, "pi": pytest.approx(0.6)}
+    rows = [json.loads(line) for line in Path("kept/samples.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == [f"{number:03d}.png" for number in range(4)]
+    assert all(row["scores"] == {"shade": pytest.approx(0.6), "scale": 5, "pi": pytest.approx(0.6)} for row in rows)
+    assert call(["score", "kept", "--judge", "toy", "--json"]) == 0
+    assert all(row["scores"] == {"pi": pytest.approx(0.6)} for row in json.loads(capsys.readouterr().out))
+    assert "already has pictures" in refused([*command, "--out", "kept"])[0]
+    # A judge of the same name as the benchmark's score stays apart from it; a run can be judged by any judge.
+    assert call(["evaluate", "--benchmark", "toy", "--checkpoint", str(trained), "--judge", "toy", "--count", "1", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["scores"]["all"]) == ["shade", "scale", "pi"]
+    assert "judge 'tyo'" in refused(["evaluate", "--benchmark", "toy", "--judge", "tyo"])[0]
+    assert "--planner" in refused(["evaluate", "--benchmark", "toy", "--checkpoint", str(trained), "--planner", "toy"])[0]
 
 
 @pytest.mark.parametrize(
     ("encoding", "arguments", "out", "err"),
     [
-        ("ascii", ["evaluate", "--benchmark", "toy", "--preset", "toy"], rb"0.200 \xb1 0.000", b""),
-        ("cp1252", ["evaluate", "--benchmark", "toy", "--preset", "toy"], b"0.200 \xb1 0.000", b""),
+        ("ascii", ["config", "show", "--preset", "toy", "name=±"], rb"name: \xb1", b""),
+        ("cp1252", ["config", "show", "--preset", "toy", "name=±"], b"name: \xb1", b""),
         ("cp1252", ["train", "猫.yaml"], b"", rb"error: there is no config \u732b.yaml"),
         ("utf-8", ["train", "\udcff.yaml"], b"", rb"error: there is no config \udcff.yaml"),  # a file's name that is not UTF-8
     ],
@@ -320,3 +432,11 @@ def test_sft_says_how_far_it_is(tiny_janus: Path, tmp_path: Path, capsys: Captur
     blocked.write_text("")
     assert call([*words[:-1], f"output={blocked}", "steps=1"]) == 2
     assert f"error: cannot make the folder {blocked}: {blocked} is not a folder that you can write to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["evaluate", "--preset", "scenes"], ["generate", "a cat", "--preset", "scenes"]])
+def test_what_drawing_does_not_read_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call([*words, "prompts.held_out=3"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: prompts cannot be set here"
+    assert hint == "hint: drawing reads planner.…, renderer.… and sampling.…; --help has the rest"

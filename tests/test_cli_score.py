@@ -21,7 +21,7 @@ from gotr1_core.workflows.judging import score_pictures
 Captured = pytest.CaptureFixture[str]
 Refused = Callable[..., tuple[str, str]]
 BOX = "<|obj_start|>a cat<|obj_end|><|box_start|>(0,0),(500,999)<|box_end|>"
-NOTE = "note: {} of {} pictures have no plan: scores that compare a picture with its plan see an empty one\n"
+NOTE = "note: {} of {} pictures have no plan: scores that compare a picture with its plan cannot be had\n"
 
 
 def picture(path: Path, red: int, green: int = 0) -> Path:
@@ -127,14 +127,14 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
     image = Image.new("RGB", (48, 48), (225, 225, 225))
     image.save(tmp_path / "empty.png")
     [row] = rows(capsys, str(tmp_path), "--prompt", "a red circle", "--judge", "scenes", note=NOTE.format(1, 1))
-    assert row["scores"] == {"ri": 0, "pi": 0, "correct": 0}
+    assert row["scores"] == {"ri": None, "pi": 0, "correct": 0}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
         (["some"], "there is no judge", "gotr1 list judge"),
-        ([], "Missing argument 'IMAGE...'", "gotr1 score --help"),
+        ([], "there are no pictures", "PNG, JPEG or WebP"),
         (["judge=toy"], "there are no pictures", "PNG, JPEG or WebP"),
         (["some", "--prompt", "x", "judge=[plans, {name: plans, per_box: 0.2}]"], "the judge 'plans' is named twice", "as: NAME"),
         (["some", "--prompt", "x", "judge=[{name: plans, as: a.b}]"], "judge.0: as: 'a.b' is not a valid judge name", "gotr1 config"),
@@ -144,6 +144,11 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
         (["drawn", "--judge", "toy", "--prompt", "x"], "--prompt cannot be used for pictures that samples.jsonl", "leave it out"),
         (["drawn", "--judge", "toy", "--chain", "x"], "--chain cannot be used for pictures that samples.jsonl", "leave it out"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "none.txt"], "there is no file none.txt", "the chain's text"),
+        (
+            ["some", "--judge", "toy", "--prompt", "x", "--chain", "no such file.JSON"],
+            "there is no file no such file.JSON",
+            "the chain's text",
+        ),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "some"], "cannot read some: Is a directory", "the chain's text"),
         (["some", "--judge", "toy", "--prompt", "x", "--chain", "some/a.png"], "some/a.png is not UTF-8", "the chain's text"),
         (["none.png", "--judge", "toy", "--prompt", "x"], "cannot read none.png: No such file or directory", "PNG, JPEG or WebP"),
@@ -162,13 +167,15 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
         (["gone.jsonl", "--judge", "toy"], "cannot read gone.png: No such file", "PNG, JPEG or WebP"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pj"], "unknown score 'pj'", "offered: pi"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pi +"], "malformed reward", "pi +"),
-        (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps cannot be set here", "judge.… and reward"),
+        (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps cannot be set here", "judge.…, reward and cache"),
         (["some", "--judge", "toy", "--prompt", "x", "judge.x=3"], "judge 'toy' has no options", "gotr1 show judge toy"),
         (["some", "--judge", "toy", "--prompt", "x", "--batch", "0"], "--batch", "gotr1 score --help"),
         (["some", "--prompt", "x", "judge=[3]"], "judge.0: Input should be a name, or a mapping", "gotr1 config schema"),
     ],
 )
-def test_mistakes_cost_two_lines(arguments: list[str], message: str, hint: str, drawn: Path, folder: Path, capsys: Captured) -> None:
+def test_mistakes_are_reported_in_two_lines(
+    arguments: list[str], message: str, hint: str, drawn: Path, folder: Path, capsys: Captured
+) -> None:
     Path("odd").mkdir()
     Image.new("RGB", (4, 4)).save("odd/x.gif")
     whole = (folder / "a.png").read_bytes()
@@ -190,10 +197,18 @@ def test_mistakes_cost_two_lines(arguments: list[str], message: str, hint: str, 
 def test_where_nothing_could_be_scored_it_fails(folder: Path, refused: Refused) -> None:
     error, hint = refused(["score", "some/c.png", "--prompt", "x", "--judge", "toy"], status=1)
     assert error == "nothing could be scored"
-    assert hint == "judge toy had no score for such prompts; try other words, or another judge"
+    plan = "give --chain if it compares pictures with plans"
+    assert hint == f"judge toy had no score for such prompts; try other words, {plan}, or another judge"
     error, hint = refused(["score", "some", "--prompt", "x", "--judge", "plans"], status=1)
     assert error == "nothing could be scored"
     assert hint == "judge plans scores plans: give --chain, or a samples.jsonl"
+
+
+def test_judges_and_reward_of_a_preset(folder: Path, refused: Refused, capsys: Captured) -> None:
+    assert call(["score", "some/a.png", "--prompt", "x", "--preset", "toy", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["scores"], row["reward"]) == ({"pi": pytest.approx(0.2)}, pytest.approx(0.2))
+    assert "there is no preset 'tyo'" in refused(["score", "some/a.png", "--prompt", "x", "--preset", "tyo"])[0]
 
 
 # -- as functions -----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def completed(toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("gotr1 score a.png --judge t", ["toy"]),
         ("gotr1 train --plu", ["--plugin"]),
         ("gotr1 train --plugin x.py --deb", ["--debug"]),
+        ("gotr1 export --no-pl", ["--no-plugins"]),
         ("gotr1 --vers", ["--version"]),
     ],
 )

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, strategies as st
 
 from gotr1_core.config.merge import merge, merge_layers, parse_overrides, read_yaml
-from gotr1_core.config.messages import ALIASES, dotted_keys
+from gotr1_core.config.messages import ADVICE, ALIASES, dotted_keys
 from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
 from gotr1_core.errors import UsageError
 from gotr1_core.plugins import Registry, options_of
@@ -77,7 +77,7 @@ def test_merge(base: dict[str, Any], over: dict[str, Any], expected: dict[str, A
         ("judge=[two]", ["two"]),
     ],
 )
-def test_options_of_the_only_one_in_a_list(word: str, expected: Any) -> None:
+def test_options_of_the_only_component_in_a_list(word: str, expected: Any) -> None:
     assert merge({"judge": [{"name": "one", "y": 2}]}, parse_overrides([word])) == {"judge": expected}
 
 
@@ -93,7 +93,7 @@ def test_options_of_one_of_several() -> None:
         assert caught.value.hint == "say which one: judge.NAME.KEY=…; NAME is one of one, two"
 
 
-def test_options_of_one_of_two_of_one_name() -> None:
+def test_options_of_one_of_two_judges_with_the_same_name() -> None:
     listed = {"judge": ["one", {"name": "one", "as": "two", "x": 1}]}
     assert merge(listed, parse_overrides(["judge.two.x=3"])) == {"judge": [{"name": "one"}, {"name": "one", "as": "two", "x": 3}]}
     with pytest.raises(UsageError) as caught:
@@ -221,7 +221,7 @@ def test_words(word: str, expected: dict[str, Any]) -> None:
     assert repr(found) == repr(expected)  # 20 is not 20.0, True is not 1
 
 
-def test_words_add_up_and_the_later_holds() -> None:
+def test_later_words_override_earlier_ones() -> None:
     assert parse_overrides(["a.x=1", "a.y=2", "b=3", "b=4"]) == {"a": {"x": 1, "y": 2}, "b": 4}
     assert parse_overrides([]) == {}
 
@@ -233,10 +233,18 @@ def test_a_component_keeps_options_given_with_it() -> None:
 
 
 @pytest.mark.parametrize("word", ["steps", "=20", "", "--steps", "steps:20"])
-def test_what_is_no_word_is_refused(word: str) -> None:
+def test_words_without_a_key_and_a_value_are_refused(word: str) -> None:
     with pytest.raises(UsageError, match="is not KEY=VALUE") as caught:
         parse_overrides([word])
     assert "steps=20" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("word", ["name=\udce7\udc8c\udcab", "\udce7=1", "\udce7"])
+def test_a_word_that_is_not_valid_text_is_refused(word: str) -> None:
+    """Python reads the bytes of a command line so in a locale that has no such letters."""
+    with pytest.raises(UsageError, match="is not valid text") as caught:
+        parse_overrides([word])
+    assert "UTF-8" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("value", ["[1, 2", "*x", "@y", "{x: 1, x: 2}", "[\n", "0x_", "{a: b: c}", "'", "\0", "[" * 5000])
@@ -253,14 +261,14 @@ def test_a_value_that_is_not_yaml_is_refused(value: str) -> None:
     ("word", "unknown", "near"),
     [
         ("step=3", "step", "steps"),
-        ("optimiser.learning_rate=1e-4", "optimiser", "optimizer"),
+        ("optimiser.learning_rate=1e-4", "optimiser", "optimizer.learning_rate"),
         ("optimizer.learning_rat=1e-4", "optimizer.learning_rat", "optimizer.learning_rate"),
         ("segments.plan.kll=1", "segments.plan.kll", "segments.plan.kl"),
         ("lora.rnak=8", "lora.rnak", "lora.rank"),
         ("evaluation.evry=8", "evaluation.evry", "evaluation.every"),
         # The right key in the wrong place: where it belongs.
         ("learning_rate=1e-4", "learning_rate", "optimizer.learning_rate"),
-        ("kl=0.1", "kl", "segments.plan.kl"),
+        ("kl=0.1", "kl", "segments.plan.kl or segments.image.kl"),
         ("guidance_scale=2", "guidance_scale", "sampling.guidance_scale"),
     ],
 )
@@ -279,8 +287,17 @@ def test_the_table_of_other_tools_names_is_complete() -> None:
     aliases = [alias for row in NAMES.values() for alias in row]
     assert len(aliases) == len(set(aliases))  # each is in one line
     known = {*dotted_keys(RunConfig), *dotted_keys(SftConfig), "dtype"}
-    options = {"planner.model", "policy.model", "planner.attention", "policy.attention"}
+    options = {f"{kind}.{name}" for kind in ("planner", "policy") for name in ("model", "attention", "dtype")}
+    options |= {"renderer.dtype", "algorithm.kl"}
     assert [key for keys in NAMES for key in keys if key not in known | options] == []
+
+
+def test_the_table_of_names_without_a_key_is_complete() -> None:
+    rows = re.findall(r"^\| (`.*) \| ((?!`\w+`)\S.*) \|$", TABLE, re.M)
+    assert {advice: " ".join(names.split("`")[1::2]) for names, advice in rows} == ADVICE
+    for advice, names in ADVICE.items():
+        for name in names.split():
+            assert refused({**LEAST, name: 1}).hint == advice
 
 
 @pytest.mark.parametrize("keys", NAMES, ids="-".join)
@@ -304,6 +321,11 @@ def test_another_tools_name_leads_to_the_key(keys: tuple[str, ...]) -> None:
         ("segments.image.beta=1", "segments.image.kl"),
         ("segments.beta=1", "segments.plan.kl or segments.image.kl"),
         ("optimizer.clip=1", "optimizer.max_grad_norm"),
+        ("actor_rollout_ref.rollout.n=8", "plans"),
+        ("actor.optim.lr=1", "optimizer.learning_rate"),
+        ("sample.num_steps=10", "sampling.denoising_steps"),
+        ("train.learning_rate=1", "optimizer.learning_rate"),
+        ("trainer.seed=1", "seed"),
     ],
 )
 def test_another_tools_name_is_understood_at_any_level(word: str, hint: str) -> None:
@@ -314,6 +336,9 @@ def test_a_key_of_the_run_among_a_components_options() -> None:
     registry = Registry()
     for kind, name, options, hint in (
         ("algorithm", "grpo", {"epsilon": 0.1}, "segments.plan.clip_low"),
+        ("algorithm", "grpo", {"beta": 0.1}, "segments.plan.kl"),  # not algorithm.kl, which is an estimator
+        ("renderer", "janus", {"guidance_scale": 5}, "sampling.guidance_scale"),
+        ("planner", "qwen", {"lora": True}, "lora"),
         ("planner", "qwen", {"torch_dtype": "auto"}, "planner.dtype"),
         ("planner", "qwen", {"model_name_or_path": "x"}, "planner.model"),
         ("judge", "internvl", {"batch_size": 3}, "judge.batch"),
@@ -323,8 +348,10 @@ def test_a_key_of_the_run_among_a_components_options() -> None:
         assert caught.value.hint == f"did you mean {hint}?"
 
 
-def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
-    assert refused({**LEAST, "zzz": 1}).hint == "see `gotr1 config schema`"
+@pytest.mark.parametrize("name", ["zzz", "max_prompt_length", "adam_epsilon", "torch_compile", "use_vllm", "ddp_timeout", "snr_gamma"])
+def test_an_unknown_key_like_no_other_has_a_hint_too(name: str) -> None:
+    """A key that is only a little like another is not suggested."""
+    assert refused({**LEAST, name: 1}).hint == "see `gotr1 config schema`"
 
 
 @pytest.mark.parametrize(
@@ -337,7 +364,8 @@ def test_an_unknown_key_like_no_other_has_a_hint_too() -> None:
         ("sampling=3", "sampling: "),
         ("sampling.temperature=-1", "sampling.temperature: "),
         ("sampling.temperature=nan", "sampling.temperature: "),
-        ("optimizer.betas=[1]", "optimizer.betas.1: "),
+        ("optimizer.betas=[0.9]", "optimizer.betas.1: "),
+        ("optimizer.betas=[1, 1]", "optimizer.betas.0: "),
         ("planner=3", "planner: "),
         ("judge=[1]", "judge.0: "),
         ("lora.rank=0", "lora.rank: "),

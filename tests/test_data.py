@@ -110,6 +110,9 @@ def test_what_is_understood_is_read(tmp_path: Path, name: str, content: str, pro
         ("a.json", '{"prompts": ["a", "b"]}', "line 1, is not"),
         ("a.json", "[" * 100_000, "line 1, is not"),
         ("a.txt", "- prompt: a cat\n- prompt: a dog", "line 1, is not"),
+        ("a.YML", "\nprompts:\n- a cat", "line 2: YAML cannot be read here"),
+        ("a.txt", "['a cat', 'a dog']", "line 1, is not"),
+        ("a.txt", "{'prompt': 'a cat'}", "line 1, is not"),
         ("a.jsonl", '{"prompt": "\\ud83d"}', "line 1, is not"),  # half of a character cannot be written again
         ("a.jsonl", '{"prompt": "a", "id": [1]}', "line 1: category must be a text and metadata an object, and id a text or a number"),
         ("a.csv", "a cat\na dog", "line 1: no column is called prompt"),
@@ -366,9 +369,12 @@ def test_a_file_of_other_bytes_is_an_error_of_two_lines_or_a_picture(tmp_path: P
 def test_a_folder_of_pictures_is_read_without_the_files_that_macos_adds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "house-plan.png", "a-plan.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
-    for name in ("._a.png", "._house-plan.png"):
+    for name in ("._a.png", "._house-plan.png", "b.tiff", "._b.tiff", "notes.txt"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7 AppleDouble")
     assert [picture.path for picture in find_pictures([tmp_path], "x")] == [tmp_path / n for n in ("a-plan.png", "a.png", "house-plan.png")]
-    assert capsys.readouterr().err == f"note: {tmp_path}: 2 files ._* of macOS are passed over: they are no pictures\n"
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {tmp_path}: files ._* of macOS are passed over (3): they are no pictures",
+        f"note: {tmp_path}: pictures in other formats are passed over (1), such as b.tiff",
+    ]
     write_samples(tmp_path / "drawn", [Sample(Prompt("a"), parse(BOX), Image.new("RGB", (4, 4)))])
     assert [picture.path for picture in find_pictures([tmp_path / "drawn"])] == [tmp_path / "drawn" / "000.png"]  # the overlay is gotr1's

@@ -38,7 +38,7 @@ from gotr1_core.runs.start import FIXED_KEYS
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>\w+): (?P<what>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-GENERATED = {f"reference/{name}.md" for name in ("cli", "config", "api")}
+GENERATED = {f"reference/{name}.md" for name in ("cli", "config")}
 LANGUAGES = {"sh", "python", "yaml", "json", "toml", "text"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -78,6 +78,7 @@ def place(tmp_path: Path, miniature_run: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
+@pytest.mark.unmeasured
 @each_page
 def test_code_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("a_page")  # one for the page: later blocks go on where earlier ones were
@@ -99,6 +100,10 @@ def test_code_runs(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> 
             yaml.safe_load(block.text)
 
 
+ELSEWHERE = {"export", "vllm"}
+"""Not programs that are here: one of the shell's own, and a server that needs a GPU."""
+
+
 def run(line: str, where: str) -> None:
     """Runs a command to its end. gotr1's commands run in this process, which saves the imports."""
     words = shlex.split(line, comments=True)
@@ -114,7 +119,7 @@ def check(line: str, where: str) -> None:
         words = shlex.split(command)
         if not words:
             continue
-        assert shutil.which(words[0]), f"{where}: {line}"
+        assert words[0] in ELSEWHERE or shutil.which(words[0]), f"{where}: {line}"
         if words[0] == "python" and words[1] == "-m":
             assert importlib.util.find_spec(words[2]), f"{where}: {line}"
         elif words[0] in ("python", "pytest"):
@@ -125,7 +130,7 @@ def check(line: str, where: str) -> None:
 
 def check_gotr1(words: list[str], where: str) -> None:
     parsed = parse(words)
-    if words[0] == "train":
+    if words[0] == "train" and not any(served in word for served in ("openai", "gpt-4o") for word in words):  # it would ask a server
         assert call(["train", "--dry-run", *words[1:]]) == 0, where  # words may end in those after --
         name = parse_overrides([word for word in words if word.startswith("name=")]).get("name")
         if name:  # what it would have left, for the blocks that follow
@@ -168,7 +173,9 @@ def test_every_block_has_a_language_and_every_mark_a_block(page: Path) -> None:
     assert sum(bool(block.mark) for block in found) == len(re.findall(r"^<!-- \w+: ", text, re.M))
 
 
-@pytest.mark.parametrize("page", sorted({*PAGES, *ROOT.glob("*.md")}), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", sorted({*PAGES, *ROOT.glob("*.md"), *(ROOT / "docs" / "reference").glob("*.md")}), ids=lambda page: page.name
+)
 def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
     """mkdocs checks the links of the site, but not README's, and not links to folders."""
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
@@ -326,7 +333,8 @@ def test_every_metric_is_explained(name: str, tmp_path: Path) -> None:
     assert call(["train", *short, *everything, f"algorithm.name={name}", f"output={tmp_path}", "name=run"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     [step] = [row for row in rows if "seconds" in row]
-    assert {as_explained(metric) for metric in step} == explained("metrics") | explained("grpo") | explained(name)
+    lost = {"not_finite.plan", "not_finite.image", "skipped_updates"}  # only in steps that have some
+    assert {as_explained(metric) for metric in step} == (explained("metrics") - lost) | explained("grpo") | explained(name)
 
 
 def test_rewards_page_has_every_function_and_score() -> None:
@@ -351,6 +359,7 @@ def test_what_a_run_leaves_is_listed(miniature_run: Path) -> None:
         "metrics.jsonl",
         "report.html",
         "held-out.json",
+        "outcome.json",
         "samples",
         "checkpoints",
     }

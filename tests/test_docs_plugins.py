@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import math
 import re
 import shlex
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 from PIL import Image
@@ -21,17 +23,22 @@ from typer.testing import CliRunner
 from gotr1_core import hookspecs, protocols
 from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
+from gotr1_core.config.models import SegmentConfig
 from gotr1_core.config.paths import absolute_options
 from gotr1_core.hookspecs import KINDS
 from gotr1_core.plugins import Registry, load, options_of
-from gotr1_core.protocols import RewardJudge
-from gotr1_core.samples import Prompt, Sample
+from gotr1_core.protocols import Loss, RewardJudge, Stateful
+from gotr1_core.samples import ActionStats, Prompt, Rollout, Sample, Sampling, join
+from gotr1_testing.new_plugin import KINDS as NEW_KINDS
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "gotr1-example-judge"
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^#{2,3} (.+?)\n(.*?)(?=^#{2,3} |\Z)", PAGE, re.M | re.S))
-ELSEWHERE = ("A judge in five lines", "The smallest components", "The smallest planner", "The smallest renderer", "The smallest algorithm")
+ELSEWHERE = (
+    *("Begin with a command", "A judge in five lines", "The smallest components"),
+    *("The smallest planner", "The smallest renderer", "The smallest algorithm"),
+)
 """Sections whose code test_docs.py, test_judge_decorator.py and test_examples_smallest.py run."""
 HOOKS = [name for name in vars(hookspecs) if name.startswith("gotr1_")]
 PROTOCOLS = {name: p for name, p in vars(protocols).items() if getattr(p, "_is_protocol", False) and p.__module__ == protocols.__name__}
@@ -93,6 +100,65 @@ def test_every_kind_is_documented() -> None:
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_what_a_component_may_have_is_said_exactly(name: str) -> None:
     assert unlisted(PROTOCOLS[name], PAGE) == []
+
+
+def rows(section: str) -> dict[str, list[str]]:
+    """The cells of the tables of a section by the first cell, without its backticks. The cells below a heading are all filled in."""
+    cells = [line.strip("| ").split(" | ") for line in SECTIONS[section].splitlines() if line.startswith("| ")]
+    assert all(len(row) == len(cells[0]) and all(row) for row in cells)
+    return {name: row[1:] for row in cells for name in re.findall(r"`(\w+)`", row[0]) or [row[0]]}
+
+
+@pytest.mark.parametrize("data", [Sampling, Rollout, ActionStats, Loss, SegmentConfig], ids=lambda data: data.__name__)
+def test_every_field_that_authors_meet_has_a_row(data: type) -> None:
+    fields = getattr(data, "model_fields", None) or [field.name for field in dataclasses.fields(data)]
+    table = rows(data.__name__)
+    assert [name for name in fields if name not in table] == []
+    if data is SegmentConfig:
+        assert {name: float(table[name][1]) for name in fields} == SegmentConfig().model_dump()
+    assert {"set by", "read by"} <= set(table["field"])
+
+
+def test_the_tensors_of_a_rollout_are_those_that_the_core_reads() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gotr1_core").rglob("*.py") if path.parent.name != "policies")
+    read = {*re.findall(r"""tensors(?:\[|\.get\()["'](\w+)["']""", sources)}
+    assert {"mask", "log_prob", "truncated", "parent", "step"} <= read
+    assert read <= rows("Rollout").keys()
+
+
+def test_padding_of_joined_rollouts_is_as_described() -> None:
+    def drawn(width: int) -> Rollout:
+        tensors = {"mask": torch.ones(1, width, dtype=torch.bool), "x": torch.full((1, width, 2), 7.0), "length": torch.tensor([width])}
+        return Rollout("plan", Sampling(), tensors)
+
+    joined = join([drawn(1), drawn(3)])
+    assert joined.tensors["mask"].tolist() == [[True, False, False], [True] * 3]
+    assert joined.tensors["x"][0].tolist() == [[7, 7], [0, 0], [0, 0]]
+    assert joined.tensors["length"].tolist() == [1, 3]
+
+
+def test_what_the_core_looks_for_in_a_policy_is_listed() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gotr1_core").rglob("*.py"))
+    asked = set(re.findall(r"""(?:getattr|hasattr)\((?:make|policy|planner|renderer), "(\w+)\"""", sources))
+    assert {"lora_prefix", "features", "trainable", "preflight", "preflight_training", "check_prompts", "base"} <= asked
+    of_judges = {"rewards", "can_score"}
+    assert asked - of_judges <= rows("Attributes of a policy").keys()
+
+
+def test_the_package_of_the_command_is_as_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = SECTIONS["Begin with a command"]
+    command, following = blocks("sh", text)
+    assert call(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out == following
+    top, *files = [line.split()[0] for line in blocks("text", text)[0].splitlines()]
+    assert sorted(files) == sorted(str(path.relative_to(top)) for path in Path(top).rglob("*") if path.is_file())
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) == set(NEW_KINDS)
+    assert set(re.findall(r"`(examples/smallest_\w+\.py)`", SECTIONS["The smallest components"])) == {
+        f"examples/smallest_{kind}.py" for kind in NEW_KINDS
+    }
 
 
 def test_signatures_are_read_as_written() -> None:
@@ -162,13 +228,21 @@ def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     verb = words[0]
     assert call([*words, "--dry-run"] if verb == "train" and "--dry-run" not in words else words) == 0
     shown = capsys.readouterr()
-    assert shown.err == ""
+    assert [line for line in shown.err.splitlines() if not line.startswith("note: ")] == []
     assert "my_judge" in shown.out
     if verb == "train":
         config = yaml.safe_load(shown.out)
         assert config["reward"] == "pi * ri * colorful"
         wanted = {"name": "colorfulness", **({"full": 60} if "full" in line else {})}
         assert config["judge"] == [{"name": "scenes"}, wanted]
+
+
+def test_the_preset_with_a_miniature_can_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_judge.py").write_text(blocks("python", SECTIONS["One file"])[0], encoding="utf-8")
+    Path("miniature.yaml").write_text(blocks("yaml", SECTIONS["preset"])[-1], encoding="utf-8")
+    small = ["groups=2", "plans=2", "steps=1", "prompts.held_out=2", "evaluation={every: 0, greedy: false, best_of: 0}"]
+    assert call(["train", "miniature.yaml", "--plugin", "my_judge.py", *small]) == 0
 
 
 @pytest.fixture
@@ -199,6 +273,21 @@ def test_example_of_commands(tmp_path: Path, run: Path) -> None:
     assert "is not a run" in str(CliRunner().invoke(app, ["steps", str(tmp_path)]).exception)
 
 
+def test_example_of_wrap_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Silent:
+        rewards: Mapping[str, str] = {"pi": "image"}
+
+        def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
+            return {name: [] for name in names}
+
+    called, judge = hook("gotr1_wrap_judge", tmp_path), Silent()
+    wrapped = called(judge=judge, cache=None, facts=lambda: {"name": "my-judge"})
+    assert wrapped.judge is judge
+    assert wrapped.score([], ["pi"]) == {"pi": []}
+    assert capsys.readouterr().out == "0 samples are scored\n"
+    assert called(judge=judge, cache=None, facts=lambda: {"name": "other"}) is None
+
+
 def test_example_of_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = hook("gotr1_checks", tmp_path)
     monkeypatch.delenv("MY_JUDGE_KEY", raising=False)
@@ -219,6 +308,11 @@ def test_example_of_step_finished(tmp_path: Path, run: Path) -> None:
     for step in (1, 2):
         called(run=run, step=step, metrics={"reward": step / 4}, samples=[])
     assert (run / "reward.csv").read_text() == "1,0.25\n2,0.5\n"
+
+
+def test_example_of_evaluating(tmp_path: Path, run: Path) -> None:
+    hook("gotr1_evaluating", tmp_path)(run=run, step=2, name="after", total=300, samples=[drawn(None)])
+    assert (run / "evaluating.txt").read_text() == "after: 1 of 300"
 
 
 def test_example_of_evaluated(tmp_path: Path, run: Path) -> None:
@@ -255,6 +349,17 @@ def test_example_of_options_that_name_files(tmp_path: Path, monkeypatch: pytest.
     }
 
 
+def test_example_of_an_algorithm_with_state() -> None:
+    [block] = blocks("python", SECTIONS["algorithm"])
+    names: dict[str, Any] = {}
+    exec(compile(block, "algorithm.py", "exec", dont_inherit=True), names)
+    kept, resumed = names["RunningMean"](), names["RunningMean"]()
+    assert isinstance(kept, Stateful)
+    kept.mean, kept.seen = 0.25, 8
+    resumed.load_state_dict(kept.state_dict())
+    assert vars(resumed) == vars(kept)
+
+
 def test_every_python_block_is_run() -> None:
     """By a test above, or as the example's own file."""
     assert all(f"def test_example_of_{name.removeprefix('gotr1_')}(" in Path(__file__).read_text() for name in HOOKS)
@@ -263,5 +368,6 @@ def test_every_python_block_is_run() -> None:
         "One file": 1,
         "A package": 2,
         "Options that name files": 1,
+        "algorithm": 1,
         **dict.fromkeys(HOOKS, 1),
     }

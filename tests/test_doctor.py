@@ -62,6 +62,9 @@ def causes(steps: Sequence[Row], **changed: Any) -> list[tuple[str, str, int]]:
     return [(*finding.cause, finding.step) for finding in examine_run(numbered, config(**changed))]
 
 
+FINE = {"outcome": "finished", "error": "", "hint": "", "findings": []}
+"""What the command tells of a run that ended well, beside its steps."""
+
 # -- where the limits are ---------------------------------------------------------------------------------------------------
 
 
@@ -137,14 +140,34 @@ def test_limits_of_gradients() -> None:
     assert causes([*rows(20), {**HEALTHY, "gradient_norm": 5.1}]) == [("gradient", "gradient_norm", 21)]
     assert causes([*rows(5), {**HEALTHY, "gradient_norm": 5.1}]) == [("gradient", "gradient_norm", 6)]
     assert causes([*rows(4), {**HEALTHY, "gradient_norm": 5.1}]) == []  # nothing is usual yet
-    for lost in (None, math.inf):
-        assert causes([{**HEALTHY, "planner.gradient_norm": lost}]) == [("gradient", "planner.gradient_norm", 1)]
+
+
+LOST = {**HEALTHY, "gradient_norm": None, "skipped_updates": 1.0}
+
+
+def test_a_skipped_update_is_said_once() -> None:
+    assert causes([*rows(3), LOST, *rows(20), LOST]) == [("skipped updates", "skipped_updates", 4)]
+    planner = {**HEALTHY, "planner.gradient_norm": None, "planner.skipped_updates": 2.0}
+    assert causes([planner], updates=4) == [("skipped updates", "planner.skipped_updates", 1)]
+
+
+def test_skipped_updates_in_a_row_stop_a_run() -> None:
+    def steps(rows: Sequence[Row], **changed: Any) -> list[int]:
+        return [step for rule, _, step in causes(rows, **changed) if rule == "only skipped updates"]
+
+    assert steps([LOST] * 12) == [10]
+    assert steps([LOST] * 3 + rows(1) + [LOST] * 4, skipped_limit=4) == [8]
+    assert steps([LOST] * 3 + rows(1) + [LOST] * 3, skipped_limit=4) == []
+    idle = {name: value for name, value in HEALTHY.items() if name != "gradient_norm"}  # nothing to learn from, so no update
+    assert steps([LOST, LOST, idle, LOST], skipped_limit=3) == [4]
+    some, all_of_them = ({**LOST, "skipped_updates": float(count)} for count in (3, 4))
+    assert steps([all_of_them, some, all_of_them], skipped_limit=8, updates=4) == []
+    assert steps([some, all_of_them, all_of_them], skipped_limit=8, updates=4) == [3]
 
 
 def test_float16_may_look_for_its_scale() -> None:
-    lost = {**HEALTHY, "gradient_norm": math.inf}
-    assert causes([lost] * 4 + rows(3), mixed_precision="fp16") == []
-    assert causes([lost] * 5, mixed_precision="fp16") == [("gradient", "gradient_norm", 5)]
+    assert causes([LOST] * 4 + rows(3), mixed_precision="fp16") == []
+    assert causes([LOST] * 5, mixed_precision="fp16") == [("skipped updates", "skipped_updates", 5)]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +185,22 @@ def test_the_limit_of_the_sampler_gap_depends_on_the_precision(settings: Any, li
     assert causes([{**HEALTHY, "plan.sampler_gap": 1.01 * limit}], **settings) == [("sampler gap", "plan.sampler_gap", 1)]
 
 
-@pytest.mark.parametrize("lost", [None, math.inf])
-def test_a_sampler_gap_that_is_not_a_number_is_the_worst(lost: float | None) -> None:
-    assert causes([{**HEALTHY, "image.sampler_gap": lost}]) == [("sampler gap", "image.sampler_gap", 1)]
+@pytest.mark.parametrize("lost", [None, math.nan, math.inf])
+def test_log_probabilities_that_are_not_finite_are_told_as_such(lost: float | None) -> None:
+    """They are not a disagreement of sampler and training pass. Where the update was skipped for them, that rule tells of it."""
+    row = {**HEALTHY, "image.sampler_gap": lost}
+    assert causes([row]) == [("log-probabilities", "image.sampler_gap", 1)]
+    [found] = examine_run([{**row, "step": 1}], config())
+    assert found.rule.stops
+    assert found.measured == "log-probabilities of the image are NaN or infinite in the training pass, though the sampler's are finite"
+    assert causes([{**row, "skipped_updates": 1.0}]) == [("skipped updates", "skipped_updates", 1)]
+    [found] = examine_run([{**row, "skipped_updates": 1.0, "step": 1}], config())
+    assert found.measured == "skipped_updates 1 of 1: log-probabilities of the training pass and the gradient are not finite"
+    both = {**HEALTHY, "planner.plan.sampler_gap": lost, "planner.skipped_updates": 1.0, "renderer.image.sampler_gap": lost}
+    assert causes([both]) == [
+        ("log-probabilities", "renderer.image.sampler_gap", 1),
+        ("skipped updates", "planner.skipped_updates", 1),
+    ]
 
 
 def test_constant_rewards_count_steps_in_a_row() -> None:
@@ -210,6 +246,23 @@ def test_an_evaluation_before_the_first_step_may_stop_a_run_too() -> None:
     assert (*finding.cause, finding.step) == ("missing rewards", "nan", 0)
     assert finding.measured == "75% of the samples have no reward (missing: pi)"
     assert examine_run([{**first, "nan": 0.5}, *rows(5), {**first, "step": 5}], config()) == []
+
+
+def test_numbers_that_are_not_finite() -> None:
+    """They are reported once for plans and once for pictures. If most samples that lack a reward lack it because of them, the run stops."""
+    some = {**HEALTHY, "nan": 0.25, "not_finite.image": 0.125, "not_finite.plan": 0.125}
+    assert causes([some] * 3) == [("not finite", "not_finite.plan", 1), ("not finite", "not_finite.image", 1)]
+    most = {**HEALTHY, "nan": 0.75, "not_finite.image": 0.5}
+    assert causes([most] * 3) == [("mostly not finite", "nan", 1), ("not finite", "not_finite.image", 1)]
+    few = {**HEALTHY, "nan": 0.75, "not_finite.image": 0.25}
+    assert causes([few] * 2) == [("not finite", "not_finite.image", 1), ("missing rewards", "nan", 1)]
+    first = {"step": 0, "evaluation": "before", "prompts": 4, "nan": 0.75, "not_finite.image": 0.75}
+    [stopping, warning] = examine_run([first, *rows(5)], config())
+    assert (stopping.rule.name, stopping.rule.stops, warning.rule.name) == ("mostly not finite", True, "not finite")
+    assert stopping.measured == "75% of the samples have no reward: 0% have a plan and 75% a picture that is not finite"
+    assert "bfloat16" in stopping.rule.hint
+    healthy = {**first, "nan": 0.0, "not_finite.image": 0.0}
+    assert [(f.rule.name, f.step) for f in examine_run([healthy, *rows(5), {**first, "step": 5}], config())] == [("not finite", 5)]
 
 
 def evaluations(*rows: Mapping[str, float | None]) -> list[Row]:
@@ -260,8 +313,9 @@ def test_judges_that_part_are_reported_during_the_run(tmp_path: Path, capsys: Ca
     assert "judges part" in capsys.readouterr().out
 
 
-def test_three_rules_stop_a_run() -> None:
-    assert {rule.name for rule in RULES if rule.stops} == {"sampler gap", "constant rewards", "missing rewards"}
+def test_six_rules_stop_a_run() -> None:
+    stopping = {"sampler gap", "log-probabilities", "constant rewards", "mostly not finite", "missing rewards", "only skipped updates"}
+    assert {rule.name for rule in RULES if rule.stops} == stopping
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
@@ -292,7 +346,7 @@ def test_the_page_names_what_the_rules_read() -> None:
         name for told in SECTIONS.values() for line in re.findall(r"^- Reads: (.+)$", told, re.M) for name in re.findall(r"`(.+?)`", line)
     }
     known = {re.sub(r"^(plan|image)\.", "S.", re.sub(r"^nan\..+", "nan.NAME", name)) for name in HEALTHY}
-    assert read == known - {"seconds", "S.ratio"} | {"JUDGE.NAME"}
+    assert read == known - {"seconds", "S.ratio"} | {"JUDGE.NAME", "not_finite.S", "skipped_updates"}
 
 
 # -- saboteurs --------------------------------------------------------------------------------------------------------------
@@ -321,7 +375,9 @@ def recorded(registry: Registry, make: Make) -> Callable[..., list[Row]]:
 @pytest.fixture
 def examined(recorded: Callable[..., list[Row]]) -> Examined:
     """The doctor's findings in such metrics."""
-    return lambda *given, constant_limit=20, **changed: examine_run(recorded(*given, **changed), config(constant_limit=constant_limit))
+    return lambda *given, constant_limit=20, skipped_limit=10, **changed: examine_run(
+        recorded(*given, **changed), config(constant_limit=constant_limit, skipped_limit=skipped_limit)
+    )
 
 
 def named(findings: Sequence[Finding], *rules: str) -> dict[str, str]:
@@ -376,10 +432,16 @@ BOTH = {"plan.sampler_gap": "sampler gap", "image.sampler_gap": "sampler gap"}
 
 @pytest.mark.parametrize(
     ("sabotage", "found"),
-    [(honest, {}), (colder, BOTH), (dropping, BOTH), (one_sided, {"image.sampler_gap": "sampler gap"}), (blind, BOTH)],
+    [(honest, {}), (colder, BOTH), (dropping, BOTH), (one_sided, {"image.sampler_gap": "sampler gap"}), (blind, {})],
 )
 def test_a_scorer_unlike_its_sampler_is_found(examined: Examined, sabotage: Any, found: dict[str, str]) -> None:
     assert named(examined(sabotage), "sampler gap") == found
+
+
+def test_a_scorer_without_numbers_is_found(examined: Examined) -> None:
+    """The gradient is not finite either, so the update is skipped, and the rule about skipped updates tells of both."""
+    [skipped] = [finding for finding in examined(blind) if finding.rule.name == "skipped updates"]
+    assert skipped.measured.endswith("log-probabilities of the training pass and the gradient are not finite")
 
 
 def test_which_of_two_policies_is_wrong(examined: Examined, tiny_janus: Path) -> None:
@@ -432,22 +494,23 @@ def test_a_judge_that_nearly_says_the_same(examined: Examined) -> None:
 
 
 def test_a_far_too_high_learning_rate(examined: Examined) -> None:
-    found = named(
-        examined(honest, 5, optimizer={"learning_rate": 0.03, "schedule": "constant"}, updates=4), "clipped", "ratio", "kl", "sampler gap"
-    )
+    compared = {"plan": {"kl": 0.01}, "image": {"kl": 1e-9}}
+    rows = examined(honest, 5, optimizer={"learning_rate": 0.03, "schedule": "constant"}, updates=4, segments=compared)
+    found = named(rows, "clipped", "ratio", "kl", "sampler gap")
     assert {"plan.clipped": "clipped", "plan.ratio": "ratio", "plan.kl": "kl", "image.kl": "kl"}.items() <= found.items()
     assert "sampler gap" not in found.values()
 
 
 def test_gradients_that_are_lost(examined: Examined) -> None:
-    """NaN gradients are in the weights at the next step, and the sampler gap stops the run."""
+    """They are not in the weights, so plans stay finite. If there are only such gradients, the run stops."""
 
     def losing(parts: Parts) -> None:
         policy: Any = parts.planner
         policy.module.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
 
-    found = examined(losing, 2)
-    assert [(f.rule.name, f.step) for f in found if f.rule.name in ("gradient", "sampler gap")][:2] == [("gradient", 1), ("sampler gap", 2)]
+    found = examined(losing, 3, skipped_limit=3)
+    assert named(found, "not finite", "mostly not finite", "gradient") == {}
+    assert [(f.rule.name, f.step) for f in found if f.metric == "skipped_updates"] == [("skipped updates", 1), ("only skipped updates", 3)]
 
 
 def test_chains_that_are_cut(examined: Examined) -> None:
@@ -546,7 +609,8 @@ def test_a_run_that_stops(brittle: Callable[[int], list[str]], tmp_path: Path, c
     assert {"measured", "limit", "explanation", "hint"} < finding.keys()
     assert "missing rewards" in (run / "report.html").read_text()
     assert call(["doctor", str(run)]) == 1
-    first, second = capsys.readouterr().out.splitlines()
+    ended, first, second = capsys.readouterr().out.splitlines()
+    assert ended == "failed after 3 of 4 steps"
     assert first == f"{said} It stops the run."
     assert second == "  what to do: check the judge and what it is asked to score, or raise nan_limit"
 
@@ -562,7 +626,7 @@ def test_a_run_that_stops_before_it_trains(brittle: Callable[[int], list[str]], 
     assert (found["steps"], [f["step"] for f in found["findings"]]) == (0, [0])
     brittle(9)
     assert call(["train", "--resume", str(tmp_path / "run"), "--cpu"]) == 0  # the evaluation is made again
-    assert told(tmp_path / "run", capsys, 0) == {"steps": 4, "findings": []}
+    assert told(tmp_path / "run", capsys, 0) == FINE | {"steps": 4}
 
 
 def test_a_wrong_scorer_stops_a_run_in_its_first_step(registry: Registry, make: Make, tmp_path: Path) -> None:
@@ -597,9 +661,9 @@ def test_a_warning_is_given_once_also_across_a_resume(registry: Registry, make: 
 def test_a_healthy_run(miniature_run: Path, capsys: Captured) -> None:
     assert call(["doctor", str(miniature_run)]) == 0
     assert capsys.readouterr().out == "3 steps, nothing found\n"
-    assert told(miniature_run, capsys, 0) == {"steps": 3, "findings": []}
+    assert told(miniature_run, capsys, 0) == FINE | {"steps": 3}
     last = json.loads((miniature_run / "metrics.jsonl").read_text().splitlines()[-2])
-    assert {"image.kl", "regions", "duplicates.plan", "duplicates.image"} <= last.keys()
+    assert {"plan.kl", "regions", "duplicates.plan", "duplicates.image"} <= last.keys()
 
 
 @pytest.fixture
@@ -607,6 +671,7 @@ def written(tmp_path: Path) -> Path:
     """The folder of a run of one step, to damage."""
     (tmp_path / "config.yaml").write_text(dump(config()))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **HEALTHY}) + "\n")
+    (tmp_path / "outcome.json").write_text('{"outcome": "finished"}')
     return tmp_path
 
 
@@ -646,4 +711,4 @@ def test_what_is_no_run(tmp_path: Path, refused: Refused) -> None:
 def test_a_line_that_a_killed_process_left_half_written(written: Path, capsys: Captured) -> None:
     with (written / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "rew')
-    assert told(written, capsys, 0) == {"steps": 1, "findings": []}
+    assert told(written, capsys, 0) == FINE | {"steps": 1}

@@ -38,7 +38,7 @@ def walk(target: nn.Module, average: EMA, steps: list[float], first: int = 1) ->
         average.update(number)
 
 
-def test_it_is_the_recursion_of_an_exponential_average() -> None:
+def test_the_average_follows_the_recursion_of_an_ema() -> None:
     """e' = k e + (1 - k) w with k = min(decay, (1 + n) / (10 + n)), compared with plain Python. 1e-15 allows a few roundings of float64."""
     target = module([1.0], torch.float64)
     average = EMA(target, 0.5)
@@ -123,7 +123,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "evaluation" not in row]
 
 
-def test_what_others_load_of_a_run_is_the_average(make: Make, tmp_path: Path) -> None:
+def test_commands_load_the_average_of_a_run(make: Make, tmp_path: Path) -> None:
     """generate, evaluate, score and export load the average. A resumed run continues with the weights themselves."""
     run = start.train(averaging(make, output=str(tmp_path), name="run"), cpu=True)
     last = complete_checkpoints(run.folder)[3]
@@ -134,7 +134,7 @@ def test_what_others_load_of_a_run_is_the_average(make: Make, tmp_path: Path) ->
     assert all(torch.equal(found[name], tensor) for name, tensor in average.items())
 
 
-def test_an_evaluation_leaves_the_policy_as_it_was(registry: Registry, make: Make, tmp_path: Path) -> None:
+def test_an_evaluation_does_not_change_the_policy(registry: Registry, make: Make, tmp_path: Path) -> None:
     from accelerate import Accelerator
 
     from gotr1_core.components.prompts import prompts_of

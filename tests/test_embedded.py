@@ -24,7 +24,7 @@ def test_a_short_run_leaves_everything(miniature_run: Path) -> None:
     assert max(found) <= 1e-4
     assert all(row["plan.ratio"] == pytest.approx(1, abs=1e-6) for row in steps if "plan.ratio" in row)  # one update per rollout
     held_out = json.loads((miniature_run / "held-out.json").read_text())
-    assert list(held_out) == ["before", "before, greedy", "before, best of 4", "after"]
+    assert list(held_out) == ["before", "after"]
     assert all(len(row["correct"]) == 6 for row in held_out.values())
     kept = complete_checkpoints(miniature_run)
     assert list(kept) == [2, 3]
@@ -49,7 +49,7 @@ def test_the_default_run_learns(tmp_path: Path) -> None:
     rows = Records(tmp_path / "full", main=False).held_out
     assert paired(rows["before"], rows["after"], "correct").mean >= 0.08
     ri = paired(rows["before"], rows["after"], "ri")
-    assert ri.mean >= -ri.half_width
+    assert ri.high >= 0
 
 
 def test_sft_resumes_where_it_stopped(tmp_path: Path) -> None:

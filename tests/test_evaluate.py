@@ -1,49 +1,20 @@
-"""Confidence intervals of held-out scores, compared with numpy and with hand-computed ones; and NaN scores."""
+"""Held-out scores: compared by prompt, stored as JSON, and their means. test_intervals.py has the intervals."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
 from gotr1_core.chain import parse
-from gotr1_core.evaluation import REWARD, Estimate, HeldOut, change_label, columns, estimate, paired, summary
-from gotr1_core.samples import Prompt, Sample
+from gotr1_core.engine.intervals import Estimate, estimate_change
+from gotr1_core.evaluation import REWARD, HeldOut, change_label, columns, measured, paired, summary
+from gotr1_core.samples import PLAN, Prompt, Sample, SegmentName
 
 NAN = math.nan
-values = st.lists(st.floats(0, 1), min_size=2, max_size=30)
-
-
-def test_by_hand() -> None:
-    found = estimate([0.0, 1.0, 1.0, 0.0])
-    assert (found.mean, found.count) == (0.5, 4)
-    # Sample variance 4 * 0.25 / 3, of the mean 1/12.
-    assert found.half_width == pytest.approx(1.96 / math.sqrt(12), rel=1e-15)
-
-
-@given(values)
-def test_against_numpy(numbers: list[float]) -> None:
-    found = estimate(numbers)
-    error = np.std(numbers, ddof=1) / math.sqrt(len(numbers))
-    # Thirty numbers of size one, summed in another order; a deviation of nearly equal numbers is itself rounding.
-    assert found.mean == pytest.approx(np.mean(numbers), abs=1e-14)
-    assert found.half_width == pytest.approx(1.96 * error, abs=1e-14)
-
-
-def test_nan_is_left_out() -> None:
-    assert estimate([0.25, NAN, 0.75, NAN]) == estimate([0.25, 0.75])
-    assert estimate([NAN, 1.0, 0.5]).count == 2
-
-
-@pytest.mark.parametrize(("numbers", "mean", "count"), [([], NAN, 0), ([NAN, NAN], NAN, 0), ([0.5, NAN], 0.5, 1)])
-def test_too_few_have_no_interval(numbers: Sequence[float], mean: float, count: int) -> None:
-    found = estimate(numbers)
-    assert (found.mean, found.count) == (pytest.approx(mean, nan_ok=True), count)
-    assert math.isnan(found.half_width)  # not 0, which would claim certainty
 
 
 def change(before: Sequence[float], after: Sequence[float]) -> Estimate:
@@ -52,17 +23,14 @@ def change(before: Sequence[float], after: Sequence[float]) -> Estimate:
 
 
 def test_pairs_are_compared_prompt_by_prompt() -> None:
-    before, after = [0.0, 0.5, 1.0, 0.2], [0.1, 0.6, 1.1, 0.3]
-    found = change(before, after)
-    assert found.mean == pytest.approx(0.1)
-    # Every prompt rose by the same, so there is no doubt, although the prompts differ a lot among themselves.
-    assert found.half_width < 1e-15
-    assert estimate(before).half_width > 0.4
+    found = change([0.0, 0.5, 1.0, 0.2], [0.1, 0.6, 1.1, 0.4])
+    assert found.mean == pytest.approx(0.125)
+    assert 0.099 < found.low < found.high < 0.201  # the prompts differ by more among themselves, which does not count
     assert change([0, 0, 1], [1, 0, 1]).mean == pytest.approx(1 / 3)  # after - before
 
 
 def test_a_pair_needs_both() -> None:
-    assert change([0.0, NAN, 0.5, 0.0], [1.0, 1.0, NAN, 0.5]) == estimate([1.0, 0.5])
+    assert change([0.0, NAN, 0.5, 0.0], [1.0, 1.0, NAN, 0.5]) == estimate_change([0.0, 0.0], [1.0, 0.5])
 
 
 def test_pairs_are_of_one_prompt_and_never_of_one_place() -> None:
@@ -86,6 +54,30 @@ def test_held_out_scores_go_through_json() -> None:
         HeldOut.from_json({"prompts": [["1", "cat"]], "pi": [1.0, 2.0]})
 
 
+class Both:
+    """A benchmark and a judge, which both have the score ``x``."""
+
+    rewards: Mapping[str, SegmentName] = {"x": PLAN}
+
+    def prompts(self, count: int | None) -> list[Prompt]:
+        return []
+
+    def measure(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
+        return {"x": [0.1] * len(samples)}
+
+    def score(self, samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list[float]]:
+        return {"x": [0.2] * len(samples)}
+
+
+def test_scores_of_a_benchmark_and_of_judges_become_those_of_samples() -> None:
+    """A name that is taken gets the judge's label. A batch without a finite sample is not measured."""
+    lost = replace(sample(NAN), not_finite=PLAN)
+    first, second = measured(Both(), {"one": Both()}, [sample(0.0), lost])
+    assert first.scores == {"x": 0.1, "one.x": 0.2}
+    assert all(math.isnan(score) for score in second.scores.values())
+    assert [each.scores for each in measured(Both(), {"one": Both()}, [lost, lost])] == [{}, {}]
+
+
 def sample(reward: float, **scores: float) -> Sample:
     return Sample(Prompt("a circle"), parse(""), None, scores=scores, reward=reward)
 
@@ -95,5 +87,4 @@ def test_columns_and_their_means() -> None:
     found = columns(samples)
     assert list(found) == [REWARD, "pi", "ri"]
     assert found["pi"] == [1.0, 0.5]
-    means = {name: (value.mean, value.count) for name, value in summary(samples).items()}
-    assert means == {REWARD: (0.5, 1), "pi": (0.75, 2), "ri": (0.25, 1)}
+    assert summary(samples) == {REWARD: 0.5, "pi": 0.75, "ri": 0.25}

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from gotr1_core.plugins import Registry
 
+pytestmark = pytest.mark.unmeasured
 EXAMPLE = Path(__file__).parent.parent / "examples" / "gotr1-example-judge"
 JUDGE = EXAMPLE / "src" / "gotr1_example_judge" / "judge.py"
 PROJECT = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -66,7 +67,7 @@ def code_lines(path: Path) -> int:
     return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - left_out)
 
 
-def test_the_judge_is_short_and_says_how_short() -> None:
+def test_the_readme_says_how_many_lines_the_judge_has() -> None:
     count = code_lines(JUDGE)
     assert count <= 20
     assert f"`judge.py` has {count} lines of code" in (EXAMPLE / "README.md").read_text(encoding="utf-8")
@@ -85,7 +86,7 @@ def test_its_range_holds_this_gotr1() -> None:
     assert not core.specifier.contains("99")
 
 
-def test_it_is_installed_there_and_not_here(python: Path, tmp_path: Path) -> None:
+def test_the_example_is_installed_in_its_own_environment(python: Path, tmp_path: Path) -> None:
     script = "import gotr1_example_judge, sys; print(gotr1_example_judge.__file__); print(sys.prefix)"
     file, prefix = run(python, "-c", script, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(prefix)

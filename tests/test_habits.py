@@ -77,7 +77,7 @@ def test_the_fast_tests_are_some_of_the_tests() -> None:
 def test_ci_runs_readmes_command_and_these_targets() -> None:
     run = code(".ci/run")
     assert re.search(r'^command="\$\(make .*\breadme\)"$', run, re.M)
-    assert f'step "make {" ".join(CHECKS)} coverage-report"' in run
+    assert f'step "make --jobs 2 {" ".join(CHECKS)} coverage-report"' in run
     assert re.findall(r"\b(?:ruff|mypy|mkdocs|pytest|coverage [a-z]+)\b", run) == []  # tools are called by the Makefile alone
 
 

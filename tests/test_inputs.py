@@ -15,10 +15,11 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from gotr1_core.cli.main import call
-from gotr1_core.components.inputs import PIECE, PIECES, WHOLE, changed_inputs, file_digest, path_fingerprint
+from gotr1_core.components.fingerprints import PIECE, PIECES, WHOLE, file_digest, path_fingerprint
+from gotr1_core.components.inputs import changed_inputs
 from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, SftConfig, dump, validate
-from gotr1_core.config.paths import Input, InputFile, InputPath, absolute_options, marked_options
+from gotr1_core.config.paths import Input, InputFile, InputPath, absolute_options, change_marked, marked_options
 from gotr1_core.errors import UsageError
 from gotr1_core.runs import start
 from gotr1_core.runs.inputs import accept_changes
@@ -61,6 +62,26 @@ def test_marked_options_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert absolute_options(None, {}) == {}
 
 
+class Outer(BaseModel):
+    inner: Options | None = None
+    several: list[Options] = []
+    named: dict[str, Options] = {}
+
+
+def test_marks_count_in_models_inside_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_text("")
+    given = {"model": "x", "notes": {"a": "x"}, "label": "x"}  # the note is the model's name, so it is none
+    wanted = {**given, "model": f"{tmp_path}/x"}
+    options = {"inner": given, "several": [given, {}], "named": {"one": given}}
+    changed = absolute_options(Outer, options)
+    assert changed == {"inner": wanted, "several": [wanted, {}], "named": {"one": wanted}}
+    keys = []
+    change_marked(Outer, Outer.model_validate(changed), lambda key, *_: keys.append(key), "judge")
+    models = ["judge.inner", "judge.several.0", "judge.several.1", "judge.named.one"]
+    assert [key for key in keys if key.endswith(".model")] == [f"{name}.model" for name in models]
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "options"),
     [
@@ -69,8 +90,8 @@ def test_marked_options_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
         ("planner", "file", ["chains"]),
         ("renderer", "sdxl", ["model"]),
         ("renderer", "flow", ["model"]),
-        ("judge", "qwen-vl", ["model", "rubrics", "rubric"]),
-        ("judge", "internvl", ["model", "rubrics", "rubric"]),
+        ("judge", "qwen-vl", ["model", "rubrics", "rubric", "font"]),
+        ("judge", "internvl", ["model", "rubrics", "rubric", "font"]),
         *(("judge", name, ["model"]) for name in ("detector", "hps", "pickscore", "clip")),
     ],
 )
@@ -112,6 +133,8 @@ def test_a_fingerprint_is_of_content_not_of_place(tmp_path: Path) -> None:
     assert list(changed_inputs({"x": before}, {})) == ["x"]
     (tmp_path / "moved" / "config.json").write_text("{}")  # a model: nothing reads below it, and runs may lie there
     assert list(path_fingerprint(tmp_path / "moved")["files"]) == ["config.json"]
+    (tmp_path / "moved" / "model_index.json").write_text("{}")  # a pipeline, whose weights are below it
+    assert len(path_fingerprint(tmp_path / "moved")["files"]) > 2
 
 
 def test_the_copy_of_a_hub_has_its_commit(tmp_path: Path) -> None:
@@ -330,8 +353,8 @@ def test_an_edited_rubric_or_judge_is_refused(make: Make, here: Path, edited: st
 
 
 def test_a_plan_is_shown_with_absolute_paths(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "p.txt").write_text("one")
-    (here / "c.jsonl").write_text('{"prompt": "one", "chain": "one"}')
+    (here / "p.txt").write_text("a red circle")
+    (here / "c.jsonl").write_text('{"prompt": "a red circle", "chain": "one"}')
     words = ["train", "--dry-run", "--preset", "scenes", "--planner", "file", "planner.chains=c.jsonl", "--prompts", "p.txt", "--json"]
     assert call([*words, "prompts.held_out=p.txt", "train=renderer"]) == 0
     shown = json.loads(capsys.readouterr().out)["config"]
@@ -374,6 +397,43 @@ def test_stage_one_does_not_go_on_with_other_data(sft: Any, here: Path, refused:
     assert call(sft(data="two.jsonl", steps=2)) == 0
     (here / "janus" / "generation_config.json").write_text("{}")
     assert "policy.model" in refused(sft(data="two.jsonl", steps=2))[0]
+
+
+def test_a_file_that_is_edited_while_it_is_read_is_refused(sft: Any, here: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the data stage one records what was there before; the next command notices the edit."""
+    from gotr1_core.components import build
+
+    make = build.make_component
+
+    def edited(registry: Any, kind: Any, *given: Any, **more: Any) -> Any:
+        made = make(registry, kind, *given, **more)
+        (here / name).write_text(text)
+        return made
+
+    monkeypatch.setattr(build, "make_component", edited)
+    name, text = "janus/generation_config.json", "{} "
+    assert "a file changed while it was read: policy.model:" in refused(sft())[0]
+    name, text = "one.jsonl", (here / "one.jsonl").read_text() + "\n"
+    assert call(sft()) == 0
+    assert "out was trained with other inputs: data:" in refused(sft(steps=2))[0]
+
+
+def test_a_run_whose_files_are_edited_while_they_are_read_is_refused(make: Make, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(prompts={"file": "p.txt", "held_out": 1}, evaluation={"prompts": 1}, steps=1, output="runs", name="edited")
+    prompts = here / "p.txt"
+    prompts.write_text("one\ntwo")
+    monkeypatch.setattr(start, "count_repeats", lambda *given: pytest.fail("too late"))
+    made = start._make_trainer
+
+    def edited(*given: Any) -> Any:
+        trainer = made(*given)
+        prompts.write_text("three\nfour")
+        return trainer
+
+    monkeypatch.setattr(start, "_make_trainer", edited)
+    with pytest.raises(UsageError, match=r"a file changed while it was read: prompts.file: .*p.txt was SHA-256"):
+        start.train(config, cpu=True)
+    assert not (here / "runs" / "edited").exists()
 
 
 def test_stage_one_keeps_the_pictures_of_its_data(sft: Any, here: Path, refused: Refused) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -151,7 +152,7 @@ CLASHES = {
 
 @pytest.mark.parametrize("source", CLASHES.values(), ids=CLASHES)
 def test_one_file_may_not_use_a_name_twice(source: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is broken: ValueError: registers the judge 'brightness' twice"):
+    with pytest.raises(UsageError, match="is broken: registers the judge 'brightness' twice"):
         registered(tmp_path, source)
 
 
@@ -206,21 +207,22 @@ def lists(samples: Any) -> dict[str, list[float]]:
     return {"left": [k / max(1, len(samples) - 1) for k in range(len(samples))], "right": [0.5] * len(samples)}
 
 
+ONE, TWO = "; expected a number in [0,1], or NaN", "; expected 2, each a number"
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "too large": (1.5, {}, "returned 1.5 for 'value', which is not in [0,1]"),
-    "negative": (-0.25, {}, "returned -0.25 for 'value', which is not in [0,1]"),
-    "infinite": (math.inf, {}, "returned inf for 'value', which is not in [0,1]"),
-    "none": (None, {}, "returned None for 'value', which is no number"),
-    "text": ("0.5", {}, "returned '0.5' for 'value', which is no number"),
-    "a list": ([0.5], {}, "returned [0.5] for 'value', which is no number"),
-    "a tensor": (torch.zeros(2), {}, "returned tensor([0., 0.]) for 'value', which is no number"),
-    "long": ("x" * 100, {}, f"returned '{'x' * 58}… for 'value', which is no number"),
-    "another reward": ({"valeu": 0.5}, {}, "returned the reward 'valeu'"),
-    "no reward": ({}, {}, "did not return the reward 'value'"),
-    "one number": (0.5, {"batch": True}, "returned 0.5 for 'value', which is no list of numbers"),
-    "text for a list": ("0.5", {"batch": True}, "returned '0.5' for 'value', which is no list of numbers"),
-    "too few": ([0.5], {"batch": True}, "returned 1 numbers for 'value' of 2 samples"),
-    "one of them": ([0.5, 2], {"batch": True}, "returned 2 for 'value', which is not in [0,1]"),
+    "too large": (1.5, {}, f"1.5 as ['value'][0]{ONE}"),
+    "negative": (-0.25, {}, f"-0.25 as ['value'][0]{ONE}"),
+    "infinite": (math.inf, {}, f"inf as ['value'][0]{ONE}"),
+    "none": (None, {}, f"None as ['value'][0]{ONE}"),
+    "text": ("0.5", {}, f"'0.5' as ['value'][0]{ONE}"),
+    "a list": ([0.5], {}, f"list of 1 as ['value'][0]{ONE}"),
+    "a tensor": (torch.zeros(2), {}, f"float32 [2] as ['value'][0]{ONE}"),
+    "long": ("x" * 100, {}, f"'{'x' * 58}… as ['value'][0]{ONE}"),
+    "another reward": ({"valeu": 0.5}, {}, "dict with the names valeu; expected a mapping with its rewards: value"),
+    "no reward": ({}, {}, "dict of 0; expected a mapping with its rewards: value"),
+    "one number": (0.5, {"batch": True}, f"0.5 as ['value']{TWO}"),
+    "text for a list": ("0.5", {"batch": True}, f"'0.5' as ['value']{TWO}"),
+    "too few": ([0.5], {"batch": True}, f"list of 1 as ['value']{TWO}"),
+    "one of them": ([0.5, 2], {"batch": True}, f"2 as ['value'][1]{ONE}"),
 }
 
 
@@ -228,8 +230,9 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
 def test_what_is_no_score_is_an_error(answer: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(Gotr1Error) as caught:
         of_one(answer, **options).score([WHITE, BLACK], ["value"])
-    assert caught.value.message == f"the judge constant() of {__name__} {message}"
-    assert caught.value.hint
+    assert caught.value.message == f"the judge constant of {__name__}: score() returned {message}"
+    line = inspect.getsourcelines(of_one)[1] + 3
+    assert caught.value.hint == f"see {__file__}:{line}; docs/plugins.md says what it must be"
     assert caught.value.code == 1
 
 
@@ -237,9 +240,8 @@ def test_several_rewards_need_a_mapping() -> None:
     def number(sample: Any) -> float:
         return 0.5
 
-    with pytest.raises(Gotr1Error, match=r"number\(\) of .* returned 0.5$") as caught:
+    with pytest.raises(Gotr1Error, match=r"returned 0.5; expected a mapping with its rewards: one$"):
         decorated(number, {"one": "plan", "two": "plan"}).score([WHITE], ["one"])
-    assert caught.value.hint == "return a mapping with its rewards: one, two"
 
 
 def test_an_exception_is_not_swallowed() -> None:
@@ -286,8 +288,18 @@ def test_a_wrong_score_is_two_lines(tmp_path: Path, refused: Callable[..., tuple
     (tmp_path / "hurry.py").write_text(BRIGHTNESS.replace(" / 255", ""), encoding="utf-8")
     Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
     words = ["--plugin", str(tmp_path / "hurry.py"), "--judge", "brightness", "--prompt", "a picture"]
-    error, _ = refused(["score", str(tmp_path / "white.png"), *words], status=1)
-    assert error == "the judge brightness() of hurry returned 255 for 'brightness', which is not in [0,1]"
+    error, hint = refused(["score", str(tmp_path / "white.png"), *words], status=1)
+    assert error == f"the judge 'brightness' of hurry.py: score() returned 255 as ['brightness'][0]{ONE}"
+    assert hint.startswith(f"see {tmp_path / 'hurry.py'}:3; ")
+
+
+def test_an_exception_names_the_line_of_the_function(tmp_path: Path, refused: Callable[..., tuple[str, str]]) -> None:
+    (tmp_path / "hurry.py").write_text(BRIGHTNESS.replace("return", "return 1 / 0 +"), encoding="utf-8")
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
+    words = ["--plugin", str(tmp_path / "hurry.py"), "--judge", "brightness", "--prompt", "a picture"]
+    error, hint = refused(["score", str(tmp_path / "white.png"), *words], status=1)
+    assert error == "the judge 'brightness' of hurry.py failed in score(): ZeroDivisionError: division by zero"
+    assert hint.startswith(f"see {tmp_path / 'hurry.py'}:5; ")
 
 
 def test_it_trains(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,23 @@ def test_numbers_that_do_not_go_together(make: Make, changed: Any, processes: in
 
 
 @pytest.mark.parametrize(
+    ("key", "train", "refused"),
+    [
+        *(("temperature", train, train != "renderer") for train in ("planner", "renderer", "both")),
+        *(("image_temperature", train, train != "planner") for train in ("planner", "renderer", "both")),
+    ],
+)
+def test_what_trains_is_not_decoded_greedily(make: Make, key: str, train: str, refused: bool) -> None:
+    """It once stopped at step 1, and said that the sampler and the training pass do not agree."""
+    config = make(train=train, sampling={key: 0}, evaluation={"every": 0})
+    with pytest.raises(UsageError, match=f"sampling.{key}=0 decodes the") if refused else nullcontext():
+        check_limits(config, 1)
+    name = "plan" if key == "temperature" else "image"
+    check_limits(make(train=train, sampling={key: 0}, evaluation={"every": 0}, segments={name: {"weight": 0}}), 1)
+    check_limits(make(train=train, evaluation={"every": 0, "sampling": {key: 0}}), 1)
+
+
+@pytest.mark.parametrize(
     "changed", [{"groups": 6}, {"evaluation": {"every": 0, "prompts": 7}}, {"evaluation": {"prompts": 6, "best_of": 8, "batch": 8}}]
 )
 def test_numbers_that_do(make: Make, changed: Any) -> None:
@@ -186,4 +204,5 @@ def test_the_command_line_refuses_them_before_anything_is_there(make: Make, refu
         error, hint = refused(["train", str(file), "plans=1", *more])
         assert error.startswith("plans=1, images=1")
         assert hint == "nearest: plans=2"
+        assert refused(["train", str(file), "sampling.temperature=0", *more])[0].startswith("sampling.temperature=0 decodes the plan")
     assert list(tmp_path.iterdir()) == [file]

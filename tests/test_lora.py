@@ -32,6 +32,20 @@ def test_adapters_are_in_the_language_model_alone(policy: Any) -> None:
             assert parameter.shape[0] == 3
 
 
+@pytest.mark.parametrize(
+    ("module", "targets", "error"),
+    [
+        (nn.Linear(1, 1), "all-linear", "this policy has no linear layer for adapters"),  # peft finds no name for the module itself
+        (nn.Sequential(nn.Tanh()), "all-linear", "this policy has no linear layer for adapters"),
+        (nn.ModuleDict({"inner": nn.Linear(1, 1)}), [], "there is no layer in it"),
+        (nn.ModuleDict({"inner": nn.Linear(1, 1)}), ["inner", "other"], "no layer is called 'other'"),
+    ],
+)
+def test_a_module_without_a_layer_to_adapt_is_refused(module: nn.Module, targets: Any, error: str) -> None:
+    with pytest.raises(UsageError, match=error):
+        lora_layers(module, "", LoraConfig(targets=targets))
+
+
 def test_long_lists_of_names_stay_exact(policy: Any) -> None:
     """From twenty names on, peft looks for shorter suffixes. Those must not match other layers."""
     language = policy.module.model.model.language_model

@@ -44,7 +44,7 @@ def trained(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
-def test_the_one_at_work_is_brought_and_nothing_else_changes(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloading_moves_the_working_model_and_changes_no_result(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, plain = started(offload=True), started()
     seen: list[str] = []
 
@@ -69,7 +69,7 @@ def test_the_one_at_work_is_brought_and_nothing_else_changes(started: Any, monke
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_other_one_is_in_main_memory(started: Any) -> None:
+def test_on_a_gpu_the_idle_model_is_in_main_memory(started: Any) -> None:
     trainer = started(cpu=False, offload=True)
     for step in range(2):
         trainer.step(step)

@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from structure import SHARED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,10 +167,15 @@ def test_requirements_install_the_core_and_every_plugin_from_the_checkout() -> N
 
 @each_distribution
 def test_a_wheel_holds_the_package_alone(distribution: Distribution) -> None:
-    """No tests, no examples, and not the recipe that makes the weights of gotr1-scenes."""
+    """No tests, no recipe of gotr1-scenes, and of the examples only the smallest components, which `gotr1 plugins new` copies."""
     text = (distribution.directory / "pyproject.toml").read_text(encoding="utf-8")
     package = distribution.package.relative_to(distribution.directory).as_posix()
     targets = tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]
+    if distribution is CORE:
+        smallest = sorted(path.stem for path in (ROOT / "examples").glob("smallest_*.py"))
+        templates = {f"examples/{name}.py": f"gotr1_core/templates/{name.removeprefix('smallest_')}.py" for name in smallest}
+        assert targets["wheel"].pop("force-include") == templates
+        assert targets["sdist"]["only-include"].pop() == "examples"  # a wheel can be built of it
     assert targets == {"wheel": {"packages": [package]}, "sdist": {"only-include": [package]}}
     assert not (distribution.package / RECIPE).exists()
 
@@ -178,7 +184,7 @@ def test_a_wheel_holds_the_package_alone(distribution: Distribution) -> None:
 def test_constraints_satisfy_the_declared_ranges(distribution: Distribution) -> None:
     pinned = pins()
     for name, requirement in distribution.requirements.items():
-        if name != "gotr1":
+        if not name.startswith("gotr1"):
             assert name in pinned, f"{distribution.name} needs {name}, which constraints.txt does not pin"
             assert requirement.specifier.contains(pinned_version(pinned[name])), f"{pinned[name]} is outside {requirement}"
 
@@ -218,7 +224,8 @@ def test_the_core_imports_no_model_library_and_no_plugin() -> None:
 @each_plugin
 def test_a_plugin_imports_no_other_plugin(plugin: Distribution) -> None:
     first_party = {root: places for root, places in roots(plugin.package).items() if root.startswith("gotr1")}
-    assert first_party.keys() <= {"gotr1_core"}, first_party
+    declared = {name.replace("-", "_") for name in plugin.requirements} & set(SHARED)
+    assert first_party.keys() <= {"gotr1_core", *declared}, first_party
 
 
 @each_distribution

@@ -36,6 +36,9 @@ class MyJudge:
     options: Options
     rewards = {"shiny": "image"}
 
+    def score(self, samples, names):
+        return {name: [1.0] * len(samples) for name in names}
+
 
 @hookimpl
 def gotr1_components():
@@ -148,9 +151,13 @@ WRONG: dict[str, tuple[str, str | bytes | None, str]] = {
     "empty": ("my_judge.py", "", "{file} registers nothing"),
     "no hook": ("my_judge.py", "def gotr1_components():\n    return []", "{file} registers nothing"),
     "no component": ("my_judge.py", HOOK + "return []", "{file} registers nothing"),
-    "nonsense": ("my_judge.py", HOOK + "yield 'a judge'", "{file} is broken: TypeError: registers 'a judge', which is no Component"),
+    "nonsense": ("my_judge.py", HOOK + "yield 'a judge'", "{file} is broken: registers 'a judge', which is no Component ({file}:"),
     "raising": ("my_judge.py", HOOK + "raise OSError('gone')", "{file} is broken: OSError: gone"),
-    "misspelt": ("my_judge.py", HOOK.replace("components", "componets") + "return []", "{file} is broken: PluginValidationError: "),
+    "misspelt": (
+        "my_judge.py",
+        HOOK.replace("components", "componets") + "return []",
+        "{file} is broken: there is no hook gotr1_componets; did you mean 'gotr1_components'? ({file}:",
+    ),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from gotr1_core.components.build import make_component
+from gotr1_core.components.build import component_class, make_component
 from gotr1_core.config.models import ComponentConfig
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.hookspecs import Component, hookimpl
@@ -27,6 +28,9 @@ class Options(BaseModel):
 
 
 class Judge:
+    rewards: Mapping[str, str] = {"yes": "plan"}
+    score = print
+
     def __init__(self, options: Options | None) -> None:
         self.options = options
 
@@ -134,23 +138,76 @@ class Raising(Plugin):
         raise RuntimeError("no\n  more")
 
 
+class Unmarked:
+    def gotr1_run_started(self, run: Path) -> None:
+        """Nobody would call it."""
+
+
+class Wordy:
+    @hookimpl
+    def gotr1_components(self) -> list[Component]:
+        return [Component("judge", "toy", f"{__name__}:Judge", sumary="says yes")]  # type: ignore[call-arg]
+
+
 BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "import": (raising(ImportError("no module named nothing")), "ImportError: no module named nothing"),
     "syntax": (raising(SyntaxError("invalid")), "SyntaxError: invalid"),
     "exit": (raising(SystemExit(3)), "SystemExit: 3"),
     "midway": (lambda: Raising(judge()), "RuntimeError: no more"),  # in one line
-    "nonsense": (lambda: Plugin(judge("half"), "a judge"), "TypeError: registers 'a judge'"),
-    "kind": (lambda: Plugin(judge(kind="referee")), "TypeError: registers Component(kind='referee'"),
-    "name": (lambda: Plugin(judge(name=cast("str", None))), "TypeError: registers Component(kind='judge', name=None"),
-    "target": (lambda: Plugin(Component("judge", "toy", "no_colon")), "TypeError: registers Component("),
-    "none": (lambda: SimpleNamespace(gotr1_components=lambda: 3), "TypeError: "),
-    "misspelt": (lambda: Misspelt(judge()), "PluginValidationError: "),
-    "arguments": (lambda: WrongArguments(judge()), "PluginValidationError: "),
+    "nonsense": (lambda: Plugin(judge("half"), "a judge"), f"registers 'a judge', which is no Component ({__file__}:"),
+    "kind": (lambda: Plugin(judge(kind="juge")), "registers the juge 'toy' with kind='juge'; did you mean 'judge'? kinds: planner, "),
+    "name": (lambda: Plugin(judge(name=cast("str", None))), "registers the judge None with name=None, which is no text"),
+    "empty name": (
+        lambda: Plugin(judge(name=" ")),
+        "registers the judge ' ' with name=' '; a name has letters",
+    ),
+    "a name that no key can have": (
+        lambda: Plugin(judge(name="a.b=c")),
+        "registers the judge 'a.b=c' with name='a.b=c'; a",
+    ),
+    "a name that a terminal obeys": (
+        lambda: Plugin(judge(name="a\x1b[31m")),
+        r"registers the judge 'a\x1b[31m' with name=",
+    ),
+    "target": (
+        lambda: Plugin(Component("judge", "toy", "package.module.Judge")),
+        "registers the judge 'toy' with target='package.module.Judge'; did you mean 'package.module:Judge'? write module:name",
+    ),
+    "bare target": (lambda: Plugin(Component("judge", "toy", "Judge")), "registers the judge 'toy' with target='Judge'; write module:name"),
+    "options": (
+        lambda: Plugin(judge(options="package.module.Options")),
+        "registers the judge 'toy' with options='package.module.Options'; did you mean 'package.module:Options'? write module:name",
+    ),
+    "preset": (
+        lambda: Plugin(Component("preset", "toy", "package/toy.yaml")),
+        "registers the preset 'toy' with target='package/toy.yaml'; did you mean 'package:toy.yaml'? write package:path/to/file.yaml",
+    ),
+    "a preset that is no YAML file": (
+        lambda: Plugin(Component("preset", "toy", "package:Toy")),
+        "registers the preset 'toy' with target='package:Toy', which is no YAML file in the package; write package:path/to/file.yaml",
+    ),
+    "a preset outside its package": (
+        lambda: Plugin(Component("preset", "toy", "package:../toy.yaml")),
+        "registers the preset 'toy' with target='package:../toy.yaml', which is no YAML file in the package; write",
+    ),
+    "keyword": (lambda: Wordy(), "TypeError: Component.__init__() got an unexpected keyword argument 'sumary'"),
+    "twice": (lambda: Plugin(judge(), judge()), "registers the judge 'toy' twice"),
+    "none": (lambda: SimpleNamespace(gotr1_components=lambda: 3), "gotr1_components returned 3; expected Components"),
+    "misspelt": (lambda: Misspelt(judge()), f"there is no hook gotr1_componets; did you mean 'gotr1_components'? ({__file__}:"),
+    "nothing like it": (
+        lambda: SimpleNamespace(gotr1_xyz123=hookimpl(lambda: 3)),
+        "there is no hook gotr1_xyz123; hooks: gotr1_components, gotr1_commands",
+    ),
+    "arguments": (
+        lambda: WrongArguments(judge()),
+        "the hook gotr1_run_finished takes 'rune'; did you mean 'run'? arguments: run, outcome, summary (",
+    ),
+    "no mark": (lambda: Unmarked(), "the hook gotr1_run_started is not marked with @hookimpl ("),
 }
 
 
 @pytest.mark.parametrize(("load", "error"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_plugin_costs_one_line_and_nothing_else(
+def test_a_broken_plugin_gives_one_line_and_stops_no_other(
     load: Callable[[], object], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept: list[object] = []
@@ -221,14 +278,14 @@ def test_the_environment_names_what_is_installed(variable: str, monkeypatch: pyt
     assert caught.value.hint == "installed: none"
 
 
-def test_what_does_not_load_is_not_even_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disabled_plugin_is_not_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GOTR1_DISABLE_PLUGINS", "bad")
     found = registry(Point("bad", raising(ImportError("no"))), *THREE)
     assert (len(found.provided), found.broken) == (3, [])
     assert capsys.readouterr().err == ""
 
 
-def test_strictly_a_broken_plugin_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_strict_plugins_a_broken_plugin_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     bad = Point("bad", raising(ImportError("no\nmore")), "gotr1-bad")
     for value in ("", "0"):
         monkeypatch.setenv("GOTR1_STRICT_PLUGINS", value)
@@ -237,7 +294,7 @@ def test_strictly_a_broken_plugin_is_an_error(monkeypatch: pytest.MonkeyPatch, c
     capsys.readouterr()
     with pytest.raises(Gotr1Error) as caught:
         registry(bad, *THREE)
-    assert caught.value.message == "plugin bad of gotr1-bad does not load: ImportError: no more"
+    assert caught.value.message.startswith(f"plugin bad of gotr1-bad does not load: ImportError: no more ({__file__}:")
     assert caught.value.hint == "mend it, or leave it out: GOTR1_DISABLE_PLUGINS=bad"
     assert caught.value.code == 1
     assert capsys.readouterr().err == ""
@@ -364,3 +421,42 @@ def test_a_preset_is_a_file_of_its_package() -> None:
     assert path.suffix == ".yaml"
     with pytest.raises(UsageError, match="there is no preset 'scene'"):
         Registry().preset("scene")
+
+
+class Plain:
+    """Options that are no pydantic model."""
+
+
+class Crashing(BaseModel):
+    """Options whose own check has a mistake."""
+
+    threshold: float = 0.5
+
+    def model_post_init(self, context: Any) -> None:
+        raise KeyError("q")
+
+
+MADE = Judge(None)
+
+
+def test_options_that_are_no_pydantic_model() -> None:
+    with pytest.raises(Gotr1Error) as caught:
+        options_of(judge(options=f"{__name__}:Plain"), {})
+    assert caught.value.message == f"the judge 'toy' has options='{__name__}:Plain', which is no class of pydantic"
+    assert (caught.value.hint or "").startswith(f"see {__file__}:")
+
+
+def test_options_whose_own_check_crashes() -> None:
+    """The line is that of the plugin, not pydantic's."""
+    with pytest.raises(Gotr1Error) as caught:
+        options_of(judge(options=f"{__name__}:Crashing"), {})
+    package = __name__.partition(".")[0]
+    assert caught.value.message == f"the judge 'toy' of {package} failed in model_validate(): KeyError: 'q'"
+    line = inspect.getsourcelines(Crashing.model_post_init)[1] + 1
+    assert (caught.value.hint or "").startswith(f"see {__file__}:{line};")
+
+
+def test_a_target_that_is_an_object_and_no_class() -> None:
+    found = registry(providing(Component("judge", "toy", f"{__name__}:MADE")))
+    with pytest.raises(Gotr1Error, match=r"has target='.*:MADE', which is no class"):
+        component_class(found.find("judge", "toy"))

@@ -33,6 +33,7 @@ from gotr1_core.errors import UsageError
 from gotr1_core.runs import start
 from gotr1_core.runs.checkpoint import CHECKPOINTS, complete_checkpoints, find_damage
 from gotr1_core.runs.launched import LAUNCHED
+from gotr1_core.runs.outcome import Outcome, read_outcome
 
 HERE = Path(__file__).parent
 
@@ -183,7 +184,7 @@ def test_groups_are_never_split(results: Path) -> None:
             assert [tuple(sample[:3]) for sample in samples] == list(product((first, first + 1), range(4), range(2)))
 
 
-def test_one_sided_cases_are_what_they_say(results: Path) -> None:
+def test_one_process_has_no_difference_no_reward_or_no_picture(results: Path) -> None:
     """The groups of the first of two processes have no difference in rewards, no reward, or no picture."""
     (flat, _), (missing, _), (pruned, _) = (result(results, 2, name).drawn for name in ("constant", "missing", "pruned"))
     assert {sample[5] for step in flat for sample in step} == {"0.5"}
@@ -198,6 +199,15 @@ def test_the_schedule_goes_by_updates(results: Path) -> None:
     rates = [row["learning_rate"] for row in result(results, 2, "full").metrics]
     expected = [0.01 * 2 / 3, *(0.005 * (1 + math.cos(math.pi * (done - 3) / 7)) for done in (3, 5, 7, 9))]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["2 lost gradient", "2 spread lost gradient", "2 ppo, lost gradient", "2 spread ppo, lost gradient"])
+def test_a_gradient_that_one_process_loses_is_lost_for_all(results: Path, name: str) -> None:
+    """The loss of the first process is NaN in the second and fourth step. Nobody applies these updates, and the schedule goes on."""
+    rows = json.loads((results / f"{name}.json").read_text())["metrics"]
+    assert [row.get("skipped_updates", 0.0) for row in rows] == [0.0, 2.0, 0.0, 2.0, 0.0]
+    assert ["gradient_norm" in row for row in rows] == [True, False, True, False, True]
+    assert all(tensor.isfinite().all() for tensor in load_file(results / f"{name}.safetensors").values())
 
 
 def test_copies_have_to_begin_alike(results: Path) -> None:
@@ -359,6 +369,7 @@ def test_a_killed_process_and_ctrl_c_end_a_run_that_goes_on(launched: Any, tmp_p
     assert time.monotonic() - killed < 30
     again = f"gotr1 train --resume {run} -- --num-processes 2 goes on"
     assert said[-2:] == ["error: process 2 of 2 was killed (SIGKILL)", f"hint: often because memory ran out; {again}"]
+    assert read_outcome(run) == Outcome("failed", said[-2].removeprefix("error: "), said[-1].removeprefix("hint: "))
     saved = sound(run)
     assert 6 <= saved <= len(steps(run))
 
@@ -372,9 +383,26 @@ def test_a_killed_process_and_ctrl_c_end_a_run_that_goes_on(launched: Any, tmp_p
     assert said[0] == "checkpoint.every: 3 -> 0"
     assert "SIGINT: finishing this step and saving it; Ctrl-C stops at once" in said
     assert said[-2:] == [f"error: interrupted after step {done} of 5000", f"hint: gotr1 train --resume {run} goes on"]
+    assert read_outcome(run).outcome == "interrupted"
 
     assert call(["train", "--resume", str(run), f"steps={done + 1}", "--cpu"]) == 0
     assert sound(run) == done + 1
+
+
+@pytest.mark.slow
+def test_two_processes_make_lost_evaluations_again(launched: Any, tmp_path: Path) -> None:
+    """The first process compares the records; both draw what is lost, and none waits for the other for ever."""
+    run = tmp_path / "run"
+    launched(*PLUGINS, *SMALL, "steps=2", f"output={tmp_path}", "name=run", *TWO).finish(0)
+    scores = (run / "held-out.json").read_bytes()
+    (run / "held-out.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    said = "".join(launched("--resume", str(run), *TWO).finish(0))
+    assert f"warning: {run}: metrics.jsonl has 0 of the" in said
+    assert f"warning: {run}: held-out.json lacked 'before'" in said
+    assert (run / "held-out.json").read_bytes() == scores
+    again = launched("--resume", str(run), *TWO).finish(2)
+    assert again[-2] == f"error: {run} has done 2 of 2 steps"
 
 
 @pytest.mark.slow
@@ -411,7 +439,7 @@ def test_ctrl_c_twice_leaves_at_once(launched: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_hear_nothing_are_killed_by_a_third_ctrl_c(launched: Any, tmp_path: Path) -> None:
+def test_a_third_ctrl_c_kills_processes_that_do_not_answer(launched: Any, tmp_path: Path) -> None:
     """Processes that wait inside a library for another one do not react to signals. Here they are suspended instead."""
     one = launched(*PLUGINS, *SMALL, "steps=5000", f"output={tmp_path}", "name=run", *TWO)
     one.until('{"step": 1,')

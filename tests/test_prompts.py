@@ -54,7 +54,7 @@ def test_invalid_prompt_files(tmp_path: Path, name: str, content: bytes, message
     assert str(file) in caught.value.message
 
 
-def test_prompts_of_a_file_come_again_and_again(tmp_path: Path) -> None:
+def test_prompts_of_a_file_start_again_after_the_last_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("a\nb\nc\n")
     assert [p.text for p in FilePrompts(read_prompts(file)).prompts("train", 5, seed=0, start=2)] == ["c", "a", "b", "c", "a"]
@@ -79,17 +79,20 @@ def test_repeated_prompts_are_counted_and_kept(tmp_path: Path, capsys: pytest.Ca
     counts = count_repeats(source, measured)
     assert counts == {"training": 5, "training_repeated": 2, "held_out": 4, "held_out_repeated": 1, "held_out_in_training": 1}
     assert [prompt.text for prompt in source.prompts("train", 5, 0)] == ["a", "b", "a", "caf\u00e9", "cafe\u0301"]
-    note_repeats(counts, config)
+    note_repeats(counts)
     assert capsys.readouterr().err == (
         "note: 2 of 5 training prompts repeat an earlier one; 1 of 4 held-out prompts repeat an earlier one; "
         "1 held-out prompts are training prompts too. All are used.\n"
     )
 
 
-def test_what_a_source_repeats_is_its_own_affair(capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeated_prompts_of_a_source_are_said_too(capsys: pytest.CaptureFixture[str]) -> None:
     config = validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x", "prompts": {"source": "scenes"}}).prompts
     counts = count_repeats(*prompts_of(Registry(), config))
     assert (counts["training"], counts["held_out"]) == (0, 300)
     assert counts["held_out_repeated"] > 0
-    note_repeats(counts, config)
+    note_repeats(counts)
+    repeated = counts["held_out_repeated"]
+    assert capsys.readouterr().err == f"note: {repeated} of 300 held-out prompts repeat an earlier one. All are used.\n"
+    note_repeats({**counts, "held_out_repeated": 0})
     assert capsys.readouterr().err == ""

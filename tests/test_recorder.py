@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gotr1_core.border.contract import ContractError
 from gotr1_core.cli.main import call
 from gotr1_core.components.build import build
 from gotr1_core.config.models import RunConfig, dump
@@ -36,13 +39,16 @@ def config(make: Make, tmp_path: Path) -> RunConfig:
 class Heard:
     """A listener that records every hook, and may fail in one of them."""
 
-    def __init__(self, fails: str = "", error: BaseException | None = None) -> None:
+    def __init__(self, fails: str = "", error: BaseException | Callable[[], None] | None = None) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
+        self.evaluating: list[tuple[int, str, int, list[str]]] = []
         self.fails, self.error = fails, error or ValueError("no\nroom")
 
     def _hear(self, hook: str, **given: Any) -> None:
         self.events.append((hook, given))
         if hook == self.fails:
+            if not isinstance(self.error, BaseException):
+                return self.error()
             raise self.error
 
     @property
@@ -56,6 +62,10 @@ class Heard:
     @hookimpl
     def gotr1_step_finished(self, run: Path, step: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
         self._hear("step", run=run, step=step, metrics=metrics, samples=samples)
+
+    @hookimpl
+    def gotr1_evaluating(self, run: Path, step: int, name: str, total: int, samples: Sequence[Sample]) -> None:
+        self.evaluating.append((step, name, total, [sample.prompt.text for sample in samples]))
 
     @hookimpl
     def gotr1_evaluated(self, run: Path, step: int, name: str, samples: Sequence[Sample]) -> None:
@@ -98,12 +108,32 @@ def test_hooks_come_in_their_order_with_what_they_promise(config: RunConfig) -> 
         assert finished["summary"][name] == pytest.approx(row)
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(SystemExit(), "failed"), (KeyboardInterrupt(), "interrupted")])
-def test_the_outcome_of_a_run_that_ends_early(config: RunConfig, error: BaseException, outcome: str) -> None:
+def test_listeners_hear_how_far_an_evaluation_is(make: Make, tmp_path: Path) -> None:
+    """At its start, and after each two prompts, in their order."""
+    heard = Heard()
+    evaluation = {"every": 0, "prompts": 2, "batch": 2}
+    run = start.train(make(**{**SMALL, "evaluation": evaluation}, steps=1, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
+    texts = [text for _, text in run.records.held_out["after"].prompts]
+    expected = [(step, name, 3, texts[:done]) for step, name in ((0, "before"), (1, "after")) for done in (0, 2, 3)]
+    assert heard.evaluating == expected
+
+
+class PowerFailure(GeneratorExit):
+    """Ends a run as a power failure does: nothing handles it. Of a listener's errors, only this kind is told of by nobody."""
+
+
+def press_ctrl_c() -> None:
+    """Twice: the first lets the step finish, the second stops at once."""
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(PowerFailure(), "failed"), (press_ctrl_c, "interrupted")])
+def test_the_outcome_of_a_run_that_ends_early(config: RunConfig, error: BaseException | Callable[[], None], outcome: str) -> None:
     """Hooks get the outcome and the step from which the run can be resumed."""
     heard = Heard("step", error)
     other = Heard()
-    with pytest.raises((SystemExit, Interrupted)):
+    with pytest.raises((PowerFailure, Interrupted)):
         start.train(config, listeners=[other, heard], cpu=True)
     assert heard.events[-1][1]["outcome"] == other.events[-1][1]["outcome"] == outcome
     again = Heard()
@@ -121,7 +151,9 @@ def test_a_listener_that_fails_is_not_called_again(config: RunConfig, registry: 
     assert broken.names == ["started", "evaluated"]
     assert other.names == plugin.names == EVERYTHING
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: Heard")]
-    assert warnings == ["warning: Heard failed in gotr1_evaluated and gets no more events of this run: ValueError: no room"]
+    line = inspect.getsourcelines(Heard._hear)[1] + 5
+    what = "failed in gotr1_evaluated and gets no more events of this run: ValueError: no room"
+    assert warnings == [f"warning: Heard {what} ({__file__}:{line})"]
     plugin.fails = "started"
     start.resume(config.output / "run", ["steps=4"], registry=registry, listeners=[broken], cpu=True)
     assert broken.names == ["started", "evaluated", "started", "step", "evaluated"]
@@ -130,10 +162,38 @@ def test_a_listener_that_fails_is_not_called_again(config: RunConfig, registry: 
     assert "warning: gotr1-heard:gotr1-heard failed in gotr1_run_started" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()])
+def test_a_listener_cannot_end_a_run_without_a_word(config: RunConfig, capsys: pytest.CaptureFixture[str], error: BaseException) -> None:
+    run = start.train(config, listeners=[Heard("step", error)], cpu=True)
+    assert "after" in run.records.held_out
+    assert f"Heard failed in gotr1_step_finished and gets no more events of this run: {type(error).__name__}" in capsys.readouterr().err
+
+
+class Lazy:
+    """A listener whose body never runs: a call only makes a generator."""
+
+    @hookimpl
+    def gotr1_run_started(self, step: int) -> Any:
+        yield step
+
+
+class Misspelt:
+    @hookimpl
+    def gotr1_step_finishd(self, step: int) -> None:
+        """It would never be called."""
+
+
+def test_what_a_listener_returns_is_checked(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    start.train(config, listeners=[Lazy()], cpu=True)
+    assert "gotr1_run_started() returned generator; expected None" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="there is no hook gotr1_step_finishd; did you mean 'gotr1_step_finished'"):
+        start.train(config.model_copy(update={"name": "other"}), listeners=[Misspelt()], cpu=True)
+
+
 def test_strict_plugins_stop_the_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOTR1_STRICT_PLUGINS", "1")
     other = Heard()
-    with pytest.raises(ValueError, match="no\nroom"):
+    with pytest.raises(ContractError, match=r"failed in gotr1_checkpoint_saved\(\): ValueError: no room"):
         start.train(config, listeners=[other, Heard("saved")], cpu=True)
     assert other.events[-1][1]["outcome"] == "failed"
     assert list(complete_checkpoints(config.output / "run")) == [1]
@@ -156,6 +216,9 @@ class Late:
 
     def __init__(self, options: None) -> None:
         self.rewards: Mapping[str, SegmentName] = {"late": PLAN}
+
+    def score(self, samples: Sequence[Sample], names: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        return {"late": [1.0] * len(samples)}
 
 
 class Lost:

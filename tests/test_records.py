@@ -69,6 +69,7 @@ def test_samples_are_pictures_overlays_and_rows(tmp_path: Path) -> None:
         "scores": {"pi": 0.5, "ri": None},
         "reward": 0.5,
         "image": "000.png",
+        "overlay": "000-plan.png",
         "legend": {"1": "rød katt"},  # the overlay's built-in font lacks a letter
     }
     assert "image" not in second  # a pruned sample has none

@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
 def test_everything_is_on_the_page(run: Path) -> None:
     page = Reader(write_report(run).read_text(encoding="utf-8"))
     assert "3 of 3 steps" in page.text
-    assert "change+1.000 ± nan" in page.text.replace("\n", "")  # one pair is known: a mean without an interval
+    assert "change+1.000 [-0.122, +1.000]" in page.text.replace("\n", "")  # of the one pair that is known
     charts = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
     assert charts == ["reward", "plan.entropy", "plan.sampler_gap", "seconds"]
     assert sum(tag == "polyline" for tag, _ in page.tags) == 5  # the gap makes two lines of one
@@ -61,6 +61,12 @@ def test_everything_is_on_the_page(run: Path) -> None:
     assert "1: <b>猫" in page.text
     assert "The doctor finds nothing." in page.text
     assert not any(tag in ("script", "link", "b") for tag, _ in page.tags)
+
+
+def test_what_judges_counted_is_on_the_page(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        print(json.dumps({"step": 4, **STEP, "judge.a.requests": 1234.0, "judge.a.lost": None}), file=file)
+    assert "judge.a.requests1,234" in Reader(write_report(run).read_text(encoding="utf-8")).text.replace("\n", "")
 
 
 def test_findings_come_first(run: Path) -> None:

@@ -20,7 +20,6 @@ from gotr1_core.config.merge import read_yaml
 from gotr1_core.config.models import RunConfig, dump, validate
 from gotr1_core.engine.interrupts import Interrupted
 from gotr1_core.errors import UsageError
-from gotr1_core.evaluation import Estimate
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.loop import Trainer
 from gotr1_core.runs import start
@@ -100,6 +99,10 @@ def test_a_killed_run_resumes_bit_for_bit(make: Make, tmp_path: Path, lora: Any,
     assert (resumed["from"], resumed["changed"]) == (f"step-00000{last}", {})
 
 
+class PowerFailure(GeneratorExit):
+    """Ends a run as a power failure does: nothing handles it. Of a listener's errors, only this kind is told of by nobody."""
+
+
 class Stopping:
     """A listener that asks for a stop, or raises an error, after a step. It also counts evaluations."""
 
@@ -125,8 +128,8 @@ def begun(make: Make, tmp_path: Path) -> Callable[..., Path]:
 
     def begin(at: int, *, saved: bool = True) -> Path:
         config = make(**SHORT, output=str(tmp_path), name="run")
-        with pytest.raises(Interrupted if saved else SystemExit):
-            start.train(config, listeners=[Stopping(at, None if saved else SystemExit())], cpu=True)
+        with pytest.raises(Interrupted if saved else PowerFailure):
+            start.train(config, listeners=[Stopping(at, None if saved else PowerFailure())], cpu=True)
         return tmp_path / "run"
 
     return begin
@@ -308,16 +311,10 @@ def test_a_corrupted_checkpoint_is_an_error(run: Path) -> None:
     assert max(complete_checkpoints(run)) == 3
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "held-out.json", "environment.json", "config.yaml"])
+@pytest.mark.parametrize("name", ["environment.json", "config.yaml"])
 def test_a_damaged_file_is_named(run: Path, name: str) -> None:
     (run / name).write_text('{"step"\n')
     with pytest.raises(UsageError, match=name):
-        start.resume(run, cpu=True)
-
-
-def test_scores_of_the_untrained_model_cannot_be_had_again(run: Path) -> None:
-    (run / "held-out.json").unlink()
-    with pytest.raises(UsageError, match=r"held-out.json lacks the evaluation 'before'"):
         start.resume(run, cpu=True)
 
 
@@ -349,7 +346,7 @@ def test_no_run_is_overwritten(make: Make, stopped: Path) -> None:
 
 def test_pruning_keeps_the_last_and_the_best(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.3, 0.9, 0.9, math.nan])  # after 1, 2, 3 and 4 steps: of equal ones the first is the best, and an unknown one is none
-    monkeypatch.setattr("gotr1_core.loop.summary", lambda samples: {"reward": Estimate(next(scores), 0.0, len(samples))})
+    monkeypatch.setattr("gotr1_core.loop.summary", lambda samples: {"reward": next(scores)})
     config = make(**{**SHORT, "steps": 4, "evaluation": {"every": 1, "prompts": 2}, "checkpoint": {"keep": 1}})
     run = started(config.model_copy(update={"output": tmp_path, "name": "run"}))
     assert list(complete_checkpoints(run)) == [2, 4]

@@ -71,6 +71,8 @@ def test_every_number_by_hand() -> None:
         "nan.sem": pytest.approx(1 / 6),
         "reward.pi": pytest.approx(1.4 / 4),
         "nan.pi": pytest.approx(1 / 5),  # of those that were asked for it
+        "not_finite.plan": 0.0,
+        "not_finite.image": 0.0,
         "duplicates.plan": pytest.approx((1 + 1) / (2 + 2)),  # in each group one of two others repeats
         "duplicates.image": pytest.approx((1 + 0) / (2 + 1)),  # of two pictures in the second group none does
     }

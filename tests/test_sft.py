@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gotr1_core.chain import parse
 from gotr1_core.config.models import SftConfig, validate
 from gotr1_core.data.examples import read_examples
-from gotr1_core.errors import UsageError
+from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.plugins import Registry
-from gotr1_core.runs.checkpoint import EMA_FILE, TRAINABLE
+from gotr1_core.runs.checkpoint import EMA_FILE, OPTIMIZER, TRAINABLE
 from gotr1_core.samples import Example, Prompt
-from gotr1_core.workflows.sft import from_examples, from_source, train_supervised
+from gotr1_core.workflows.sft import _Skipped, from_examples, from_source, train_supervised
 
 
 def config(model: Path, output: Path, **changed: Any) -> SftConfig:
@@ -181,3 +184,76 @@ def test_damaged_examples_name_their_line(tmp_path: Path, line: str) -> None:
         read_examples(tmp_path / "x.jsonl")
     with pytest.raises(UsageError, match="cannot read"):
         read_examples(tmp_path / "y.jsonl")
+
+
+def unlucky(steps: set[int], data: SftConfig, *, gradients: bool = False) -> tuple[Any, list[dict[str, Any]], list[str]]:
+    """Trains while the loss of some steps is NaN, or only the gradient. Returns policy, rows, and fingerprints of the weights."""
+    from gotr1_core.components.build import make_component
+    from gotr1_core.engine.tensors import fingerprint
+
+    policy = make_component(Registry(), "planner", data.policy)
+    source = make_component(Registry(), "source", data.data)  # type: ignore[arg-type]
+    supervised, rows, weights = policy.supervised_loss, list[dict[str, Any]](), list[str]()
+
+    def spoiled(*given: Any, **more: Any) -> Any:
+        loss = supervised(*given, **more)
+        if len(rows) not in steps:
+            return loss
+        for value in loss.sums.values() if gradients else ():
+            value.register_hook(lambda gradient: gradient * math.nan)
+        return loss if gradients else replace(loss, sums={n: v * math.nan for n, v in loss.sums.items()})
+
+    policy.supervised_loss = spoiled
+    for row in train_supervised(data, policy, from_source(source, data.batch, data.seed, data.sort_window)):
+        rows.append(row)
+        weights.append(fingerprint(policy.module))
+    return policy, rows, weights
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing(
+    gradients: bool, tiny_janus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = config(tiny_janus, tmp_path, micro_batch=2, optimizer={"learning_rate": 1e-3, "ema": 0.5})
+    _, rows, weights = unlucky({1, 4}, data, gradients=gradients)
+    assert [row.get("not_finite") for row in rows] == [None, 1, None, None, 2, None]
+    assert [a == b for a, b in pairwise(weights)] == [True, False, False, True, False]
+    assert all(p.isfinite().all() for p in load_file(tmp_path / "model" / TRAINABLE).values())
+    assert all(p.isfinite().all() for p in load_file(tmp_path / "model" / OPTIMIZER).values())
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "the loss or the gradient of 1 of 2 steps is not finite" in warning
+    assert "bfloat16" in warning
+
+
+def test_sft_stops_after_some_in_a_row(tiny_janus: Path, tmp_path: Path) -> None:
+    with pytest.raises(Gotr1Error, match="the loss or the gradient of 2 of 6 steps is not finite"):
+        unlucky({4, 5}, config(tiny_janus, tmp_path, skipped_limit=2), gradients=True)
+
+
+def test_float16_may_look_for_its_loss_scale_in_sft() -> None:
+    """Steps that it loses with a finite loss are no fault of the run, unless there are too many in a row."""
+    steps = _Skipped(limit=5, steps=100)
+    assert [steps.add(True, searching=True) for _ in range(4)] == [True] * 4
+    assert steps.add(False, searching=True) is False
+    assert (steps.lost, steps.in_a_row) == (4, 0)
+    assert [steps.add(True, searching=True) for _ in range(4)] == [True] * 4
+    with pytest.raises(Gotr1Error, match="of 9 of 10 steps"):
+        steps.add(True, searching=True)
+
+
+def test_a_save_that_is_not_finite_is_neither_written_nor_read(tiny_janus: Path, tmp_path: Path) -> None:
+    data = config(tiny_janus, tmp_path, steps=1)
+    unlucky(set(), data)
+    path = tmp_path / "model" / TRAINABLE
+    tensors = load_file(path)
+    first = sorted(tensors)[0]
+    save_file(tensors | {first: tensors[first] * math.inf}, path)
+    with pytest.raises(UsageError, match=f"{path} cannot be used: its {first} has a number that is not finite"):
+        unlucky(set(), data.model_copy(update={"steps": 2}))
+
+
+def test_it_stops_if_most_losses_are_not_finite(tiny_janus: Path, tmp_path: Path) -> None:
+    with pytest.raises(Gotr1Error, match="the loss or the gradient of 3 of 3 steps is not finite") as caught:
+        unlucky(set(range(6)), config(tiny_janus, tmp_path))
+    assert "bfloat16" in str(caught.value.hint)
+    assert not (tmp_path / "model").exists()

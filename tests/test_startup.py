@@ -45,9 +45,8 @@ def test_a_broken_distribution_is_listed_and_the_rest_works(tmp_path: Path) -> N
     done = python(script, "plugins", "--json", path=tmp_path)
     assert done.returncode == 0
     listed = json.loads(done.stdout)
-    assert listed["failed"] == [
-        {"name": "bad", "plugin": "gotr1-bad", "error": "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"}
-    ]
+    error = f"ModuleNotFoundError: No module named 'a_module_that_is_not_there' ({tmp_path / 'gotr1_bad.py'}:1)"
+    assert listed["failed"] == [{"name": "bad", "plugin": "gotr1-bad", "error": error}]
     assert "grpo" in [row["name"] for row in listed["components"]]
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("warning: plugin bad of gotr1-bad does not load: ModuleNotFoundError")

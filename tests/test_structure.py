@@ -32,15 +32,16 @@ from structure import (
     wings,
 )
 
-BASE = {IDEA, "config", "engine", "policies"}
+BASE = {IDEA, "border", "config", "engine", "policies"}
 """The idea and what it is built on. Nothing here may import a feature."""
 
 ALLOWED: dict[str, set[str]] = {
-    # The idea uses the config's types, and its loop and update use the mechanics of training.
-    IDEA: {"config", "engine"},
+    # The idea calls components at the border, uses the config's types, and its loop and update use the mechanics of training.
+    IDEA: {"border", "config", "engine"},
+    "border": {IDEA, "config", "engine"},
     "config": {IDEA},
-    "engine": {IDEA, "config"},
-    "policies": {IDEA, "config", "engine"},
+    "engine": {IDEA, "border", "config"},
+    "policies": {IDEA, "border", "config", "engine"},
     "data": {IDEA, "config", "engine"},
     # Features import the idea, never the other way round. Among themselves they have an order too: a wing imports only those above it.
     "components": {*BASE, "data"},
@@ -57,9 +58,10 @@ TOP_FILES, TOP_LINES = 20, 3_500
 """The top level of the core is what somebody reads in an afternoon."""
 
 MODULE_LINES = 400
-CORE_LINES = 12_000
+CORE_LINES = 17_200
 """The whole core, all wings together. It had 12,776 lines before the conformance suite became a plugin. The rebuild ended below
-10,500. This is the limit for what later features add."""
+10,500, and the readers of data and the fingerprints of runs took it to 12,000. The checks of what plugins return, runs that went wrong
+and hostile input took it to 15,600; faster runs, the cache of keys and values, and judges behind servers to 17,100."""
 
 PARAMETERS = 8
 

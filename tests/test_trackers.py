@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from gotr1_core.components.preflight import check_tracker
 from gotr1_core.config.models import RunConfig, dump
 from gotr1_core.hookspecs import hookimpl
 from gotr1_core.pictures.sample_files import OVERLAY_SIDE
@@ -22,17 +23,21 @@ SMALL |= {"evaluation": {"every": 2, "prompts": 2}, "save_samples": 2}
 SECRETS = {name: f"secret-{name}".ljust(40, "0") for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")}
 
 
+class PowerFailure(GeneratorExit):
+    """Ends a run as a power failure does: nothing handles it. Of a listener's errors, only this kind is told of by nobody."""
+
+
 class Killed:
     """A listener that ends the run, as a power failure does, after a step's metrics were sent and before the step is saved."""
 
     @hookimpl(trylast=True)
     def gotr1_step_finished(self, step: int) -> None:
         if step == 3:
-            raise SystemExit
+            raise PowerFailure
 
 
 def killed_and_resumed(config: RunConfig) -> start.Run:
-    with pytest.raises(SystemExit):
+    with pytest.raises(PowerFailure):
         start.train(config, listeners=[Killed()], cpu=True)
     return start.resume(config.output / str(config.name), cpu=True)
 
@@ -119,7 +124,7 @@ def test_a_tracker_that_fails_is_dropped(config: Any, monkeypatch: pytest.Monkey
     assert breaking.logged == 3  # before, and two steps
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: Tracker" in line]
     expected = "warning: Tracker failed in gotr1_step_finished and gets no more events of this run: ConnectionError: the server is gone"
-    assert warnings == [expected]
+    assert [line.partition(" (")[0] for line in warnings] == [expected]
 
 
 def test_a_tracker_that_is_not_installed_is_refused(config: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +141,21 @@ def test_a_tracker_that_is_not_installed_is_refused(config: Any, refused: Any, t
 def test_secrets_stay_out_of_a_run(config: Any) -> None:
     run = start.train(config(None), cpu=True)
     without_secrets(run.folder)
+
+
+def test_wandb_without_a_key_is_refused_before_loading(config: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run would go on without it. wandb takes its key from the environment, from its settings or from a netrc file."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    keys = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(keys))
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config("wandb")))
+    monkeypatch.delenv("WANDB_API_KEY")  # that of the fixture
+    wandb.teardown()  # it reads the environment again
+    error, hint = refused(["train", str(file), "--dry-run"])
+    assert error == "tracker: wandb has no API key"
+    assert "wandb login" in hint
+    keys.write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
+    keys.chmod(0o600)
+    check_tracker("wandb")

@@ -62,7 +62,7 @@ def test_a_step_takes_it(tiny_janus: Path, tmp_path: Path, monkeypatch: pytest.M
     sys.setprofile(watch)
     try:
         with pytest.raises(Arrived):
-            call(["train", "--preset", "scenes", "--cpu", *words])
+            call(["train", "--preset", "scenes", "--cpu", "--debug", *words])
     finally:
         sys.setprofile(before)
     trip = documented()

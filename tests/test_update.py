@@ -18,6 +18,7 @@ from gotr1_core.engine.metrics import Clock
 from gotr1_core.engine.optim import make_optimizer
 from gotr1_core.judges import Judges
 from gotr1_core.policies.lora import add_lora
+from gotr1_core.protocols import RLAlgorithm
 from gotr1_core.reference import Reference
 from gotr1_core.reward import Expression
 from gotr1_core.rollout import RolloutSettings, roll_out
@@ -59,9 +60,14 @@ class Recorded:
         return Learner(policy, policy.module, optimizer, settings, segments, reference, **more)
 
     def update(
-        self, learner: Learner, settings: RunConfig, advantages: Advantages | None = None, options: GrpoOptions | None = None
+        self,
+        learner: Learner,
+        settings: RunConfig,
+        advantages: Advantages | None = None,
+        options: GrpoOptions | None = None,
+        algorithm: RLAlgorithm | None = None,
     ) -> dict[str, float]:
-        algorithm = Grpo(options or GrpoOptions())
+        algorithm = algorithm or Grpo(options or GrpoOptions())
         accelerator = Accelerator(cpu=True)
         return update(
             accelerator, learner, algorithm, self.batch, advantages or algorithm.advantages(self.batch.rewards), settings, Clock()
@@ -152,7 +158,7 @@ def test_the_update_is_the_gradient_of_the_loss(recorded: Recorded, segments: Ma
     near({n: -g for n, g in expected.items()}, recorded.moved())
 
 
-def test_rows_without_advantage_are_skipped_and_missed_by_nobody(recorded: Recorded) -> None:
+def test_skipping_rows_without_advantage_changes_no_gradient(recorded: Recorded) -> None:
     advantages = Grpo(GrpoOptions()).advantages(recorded.batch.rewards)
     plan, image = advantages.plan.clone(), advantages.image.clone()
     plan[:, 1:], image[:, 1:], image[2, 0] = 0, 0, 0
@@ -213,7 +219,7 @@ def test_with_one_update_the_ratio_is_one(recorded: Recorded, ratio: Any) -> Non
         assert found[f"{name}.sampler_gap"] <= found[f"{name}.worst_sampler_gap"] <= 1e-4
 
 
-def test_with_two_updates_the_ratio_leaves_one(recorded: Recorded) -> None:
+def test_with_two_updates_the_ratio_differs_from_one(recorded: Recorded) -> None:
     small = recorded.update(recorded.learner(rate=0.02), config(updates=2))
     assert small["plan.ratio"] != 1.0
     assert abs(small["plan.ratio"] - 1) < 0.1
@@ -271,7 +277,7 @@ def outputs(recorded: Recorded) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_reference_answers_as_it_began_and_swaps_back(policy: Any, letters_judge: Any, lora: bool) -> None:
+def test_the_reference_uses_starting_weights_and_restores_the_policy(policy: Any, letters_judge: Any, lora: bool) -> None:
     """The adapters do not begin at zero, and heads train beside them. So the model with its adapters off would not be the reference."""
     if lora:
         add_lora(policy, LoraConfig(rank=2))

@@ -59,7 +59,7 @@ def gotr1_step_finished(step: int) -> None:
         die()
 
 
-def half_written(tensors: dict[str, Tensor], path: Path, _write: Any = trainer_state.save_file) -> None:
+def half_written(tensors: dict[str, Tensor], path: Path, _write: Any = trainer_state.save_tensors) -> None:
     """``checkpoint 6``: kills the process when half of a file of that step's checkpoint is on disk."""
     _write(tensors, path)
     if path.name == trainer_state.OPTIMIZER and f"checkpoint {int(path.parent.parent.name[5:11])}" == MOMENT:
@@ -68,4 +68,4 @@ def half_written(tensors: dict[str, Tensor], path: Path, _write: Any = trainer_s
 
 
 if MOMENT:
-    trainer_state.save_file = half_written
+    trainer_state.save_tensors = half_written

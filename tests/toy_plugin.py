@@ -42,11 +42,15 @@ class ToyPolicy:
         images = [Image.new("RGB", (8, 8), colour) for _ in prompts]
         return Rollout("image", sampling, self._tensors(len(prompts)), images=tuple(images))
 
+    def save(self, folder: Path) -> None:
+        (folder / "weight.txt").write_text(str(self.module.weight.item()))
+
     @staticmethod
     def _tensors(rows: int) -> dict[str, Any]:
         import torch
 
-        return {"log_prob": torch.zeros(rows, 1), "mask": torch.ones(rows, 1, dtype=torch.bool)}
+        sampled = torch.ones(rows, 1, dtype=torch.bool)
+        return {"log_prob": torch.zeros(rows, 1), "mask": sampled, "truncated": torch.zeros(rows, dtype=torch.bool)}
 
 
 def red(sample: Sample) -> float:

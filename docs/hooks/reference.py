@@ -1,15 +1,13 @@
-"""Makes three pages of the site from the code: command line, configuration, Python API. So nothing is written twice."""
+"""Makes two pages of the site from the code: command line and configuration. So nothing is written twice. `api.py` makes a third."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -19,34 +17,20 @@ from gotr1_core.plugins import Provided, Registry, load
 
 ROOT = Path(__file__).parents[2]
 ROLE = re.compile(r":(?:class|func|meth|mod):`([^`]+)`")
-# Modules that the API page shows in full. Of all others it shows the public names.
-IN_FULL = (
-    *("chain", "samples", "batch", "protocols", "hookspecs", "reward", "judges", "advantages", "sampling", "rollout"),
-    *("update", "loop", "evaluation", "runs.start", "runs.checkpoint"),
-)
 # Where a component's options are written in a config.
 PLACE: Mapping[Kind, str] = {"planner": "planner.", "renderer": "renderer.", "algorithm": "algorithm.", "source": "prompts.source."}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """MkDocs calls it: adds the pages."""
-    for name, page in (("cli", cli), ("config", settings), ("api", api)):
+    for name, page in (("cli", cli), ("config", settings)):
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
     return files
 
 
 def linked(text: str) -> str:
     """Turns Sphinx's roles into Markdown code, and roles with a full name into links to the API page."""
-    return ROLE.sub(lambda role: f"[`{role[1]}`][]" if role[1].startswith("gotr1_core.") else f"`{role[1]}`", text)
-
-
-class Docstrings(griffe.Extension):
-    """Turns docstrings into Markdown: roles become links, and the ``::`` before a drawing is removed."""
-
-    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Griffe calls it once for every object."""
-        if obj.docstring:
-            obj.docstring.value = linked(obj.docstring.value).replace("\n::\n", "\n")
+    return ROLE.sub(lambda role: f"[`{role[1]}`](api.md#{role[1]})" if role[1].startswith("gotr1_core.") else f"`{role[1]}`", text)
 
 
 # -- command line -----------------------------------------------------------------------------------------------------------
@@ -83,7 +67,8 @@ def settings() -> str:
     parts = [
         "# Configuration",
         "A config is YAML, `KEY=VALUE` words, or both. The order is: a preset, a file, options such as `--judge`, words. Later ones win. "
-        "An unknown key is an error that names the nearest one. `${HERE}` in a file is the file's own folder. "
+        "An unknown key is an error that names the nearest one. `${HERE}` in a file is the file's own folder, and "
+        "`${PACKAGE:NAME}` the folder of an installed Python package. "
         "`gotr1 config show` prints the complete config, with every default.",
         "A component is written as its name (`renderer: janus`), or with options beside the name (`planner: {name: janus, model: PATH}`, "
         "or the word `planner.model=PATH`).",
@@ -159,26 +144,3 @@ def first_party(registry: Registry) -> list[Provided]:
 def ours() -> set[str]:
     """The distributions of this repository. Other plugins that are installed where the site is built are left out."""
     return {"gotr1", *(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))}
-
-
-# -- Python API -------------------------------------------------------------------------------------------------------------
-
-
-def api() -> str:
-    """The public names and their modules. mkdocstrings fills in the rest."""
-    import gotr1_core
-
-    public = defaultdict(list)
-    for name, module in sorted(gotr1_core._MODULE.items()):
-        public[module].append(name)
-    rows = [f"| [`{name}`][gotr1_core.{module}.{name}] | `gotr1_core.{module}` |" for name, module in sorted(gotr1_core._MODULE.items())]
-    parts = [
-        "# Python API",
-        "Python can call everything that the command line does. `import gotr1_core` costs nothing: each name is imported at its first use.",
-        "\n".join(["| name of `gotr1_core` | from |", "|---|---|", *rows]),
-        "Below are these names. Modules that writers of plugins and readers of the code meet are shown in full.",
-    ]
-    for module in sorted({*public, *IN_FULL}):
-        chosen = "" if module in IN_FULL else f"\n    options:\n      members: {json.dumps(public[module])}"
-        parts.append(f"::: gotr1_core.{module}{chosen}")
-    return "\n\n".join(parts) + "\n"
