@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import re
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +28,6 @@ from gotr1_core.engine.out_of_memory import (
     out_of_memory_error,
 )
 from gotr1_core.errors import Gotr1Error
-from gotr1_core.hookspecs import hookimpl
 from gotr1_core.runs import start
 from gotr1_core.runs.checkpoint import complete_checkpoints
 
@@ -128,33 +131,19 @@ def test_usage_is_of_what_is_limited() -> None:
     assert limited.total - limited.used == pytest.approx(1 << 30, rel=0.1)
 
 
-class Cramped:
-    """A listener that leaves 32 MB of memory after the evaluations of the untrained model."""
-
-    def __init__(self) -> None:
-        self.outcome = ""
-        self.room = room(32 << 20)
-
-    @hookimpl
-    def gotr1_evaluated(self, step: int) -> None:
-        if step == 0:
-            self.room.__enter__()
-
-    @hookimpl
-    def gotr1_run_finished(self, outcome: str) -> None:
-        self.outcome = outcome
-        self.room.__exit__(None, None, None)
-
-
 def test_a_run_that_does_not_fit(make: Make, tmp_path: Path) -> None:
     """A rollout of 2,048 samples, with 32 MB of memory left."""
     settings: dict[str, Any] = {"groups": 128, "plans": 16, "rollout_groups": 128, "evaluation": {"every": 0}, "save_samples": 0}
-    heard = Cramped()
-    with pytest.raises(Gotr1Error, match="out of memory in phase 'rollout': 128 groups of 16 plans x 1 images") as caught:
-        start.train(make(**settings, output=str(tmp_path), name="run"), listeners=[heard], cpu=True)
-    assert heard.outcome == "failed"
-    assert re.search(r"[\d.]+ of [\d.]+ GB in use, 0\.\d+ GB more were requested", caught.value.message)
-    found = re.match(r"rollout_groups=(\d+) would fit by estimate or ", str(caught.value.hint))
+    config = make(**settings, output=str(tmp_path), name="run")
+    # A fixed threshold gives freed blocks back to the system at once, so that none of them serves the rollout.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    driver = [sys.executable, str(Path(__file__).with_name("memory_driver.py")), config.model_dump_json()]
+    ended = subprocess.run(driver, env=environment, capture_output=True, text=True, check=True)
+    heard = json.loads(ended.stdout.splitlines()[-1])
+    assert heard["outcome"] == "failed"
+    assert "out of memory in phase 'rollout': 128 groups of 16 plans x 1 images" in heard["message"]
+    assert re.search(r"[\d.]+ of [\d.]+ GB in use, 0\.\d+ GB more were requested", heard["message"])
+    found = re.match(r"rollout_groups=(\d+) would fit by estimate or ", heard["hint"])
     assert found is not None
     assert 1 <= int(found[1]) < 128
     assert complete_checkpoints(tmp_path / "run") == {}
