@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gotr1_core.errors import UsageError
+from gotr1_core.policies.cache import KeyValueCache
 from gotr1_core.policies.chat_template import fill_template
 from gotr1_core.policies.padding import left_pad, mask_and_positions
 from gotr1_judges.asking import Question
@@ -153,7 +154,8 @@ class VisionModel:
         answers: list[str | None] = [None] * len(questions)
         for rows in self._batches(questions, self.answer_tokens):
             inputs = self._inputs(rows)
-            generated = self.model.generate(**inputs, generation_config=self.model.generation_config)
+            cache = KeyValueCache(inputs["attention_mask"].shape[1] + self.answer_tokens)  # written in place, not joined at every token
+            generated = self.model.generate(**inputs, past_key_values=cache, generation_config=self.model.generation_config)
             self._reset_positions()
             prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
             for row, ids in zip(rows, generated[:, prompt_length:].tolist(), strict=True):
