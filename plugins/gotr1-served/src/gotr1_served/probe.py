@@ -16,7 +16,7 @@ from gotr1_judges.rubrics import WORDS
 from gotr1_served.answerer import CHAT, DECISION, Source, Style
 from gotr1_served.client import Client, Request, usage
 from gotr1_served.failures import Failure, Kind, Reply, ServerError, one_text
-from gotr1_served.replies import first_tokens, read_answer, read_decision
+from gotr1_served.replies import first_tokens, read_answer, read_decision, written_text
 
 TOKENS = 8
 GREETING = "Say hello in one word."
@@ -131,9 +131,9 @@ def _sees(plain: Reply, picture: Reply | Failure) -> tuple[bool, str]:
 
 
 def _follows_schema(reply: Reply | Failure) -> bool:
-    text = read_answer(reply.data) if isinstance(reply, Reply) else ""
+    text = written_text(reply.data) if isinstance(reply, Reply) else ""  # spaces after the JSON may be cut
     try:
-        return json.loads(text) == {"reason": "asked", "score": 7} if isinstance(text, str) else False
+        return bool(json.loads(text) == {"reason": "asked", "score": 7})
     except ValueError:
         return False
 
