@@ -14,9 +14,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from operator import attrgetter
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -25,13 +25,12 @@ from typing import Any
 import pluggy
 
 from gotr1_core import hookspecs
-from gotr1_core.border.discovery import RAISED, WITHOUT, allowed_points, distribution_of, load_plugin_file, plugin_error
+from gotr1_core.border.discovery import RAISED, WITHOUT, HookCall, allowed_points, distribution_of, load_plugin_file, plugin_error
 from gotr1_core.border.registration import component_problem, hook_problem
 from gotr1_core.engine.console import print
 from gotr1_core.errors import Gotr1Error, UsageError, nearest, one_line, place_of
 from gotr1_core.hookspecs import Component, Kind
 
-GROUP = "gotr1"
 STRICT = "GOTR1_STRICT_PLUGINS"
 
 
@@ -90,7 +89,7 @@ class Registry:
         self.files: list[Path] = []
         self.commands: dict[str, str] = {}  # by command of the command line, the id of its plugin
         self.strict = _switch(STRICT)
-        for point in allowed_points(entry_points(group=GROUP) if points is None else points):
+        for point in allowed_points(points):
             distribution, version = distribution_of(point)
             try:
                 self.add(point.load(), distribution, version, name=point.name)
@@ -172,17 +171,13 @@ class Registry:
             raise UsageError(f"the plugin {path} registers nothing", hint=_HOOKS)
         self.files.append(path)
 
-    def implementations(self, hook: str) -> Iterator[tuple[Plugin, Callable[..., Any]]]:
+    def implementations(self, hook: str) -> Iterator[tuple[Plugin, HookCall]]:
         """The implementations of a hook in the order of the plugins, to be called by keyword, each in its own ``try``."""
         plugins = {plugin.id: plugin for plugin in self.loaded}
         order = list(plugins)
         implementations = [i for i in getattr(self.manager.hook, hook).get_hookimpls() if i.plugin_name in plugins]
         for implementation in sorted(implementations, key=lambda i: order.index(i.plugin_name)):
-
-            def call(_implementation: pluggy.HookImpl = implementation, **arguments: Any) -> Any:
-                return _implementation.function(*[arguments[name] for name in _implementation.argnames])
-
-            yield plugins[implementation.plugin_name], call
+            yield plugins[implementation.plugin_name], HookCall(implementation.function, tuple(implementation.argnames))
 
     def of_kind(self, kind: Kind) -> list[Provided]:
         """The components of a kind, sorted by name."""

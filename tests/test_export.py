@@ -55,7 +55,7 @@ def letters() -> Iterator[None]:
     )
     real = list(entry_points(group="gotr1"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gotr1_core.plugins.entry_points", lambda group: [*real, point])
+        patch.setattr("gotr1_core.border.discovery.installed_points", lambda: [*real, point])
         yield
 
 

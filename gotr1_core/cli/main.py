@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.border.discovery import RAISED
+from gotr1_core.border.discovery import RAISED, HookCall
 from gotr1_core.cli import (
     common,
     compare,
@@ -178,10 +178,8 @@ def commands() -> TyperGroup:
     registry = common.registry()
     registry.commands = dict.fromkeys(group.commands, "gotr1")
     for plugin, add in registry.implementations("gotr1_commands"):
-        plugin_app = typer.Typer(context_settings=SETTINGS)
         try:
-            add(app=plugin_app)
-            added = get_group(plugin_app).commands
+            added = _copy(_plugin_commands(add)).commands
         except RAISED as error:
             registry.fail(plugin.name, plugin.distribution, "adds no commands", error)
             continue
@@ -197,7 +195,7 @@ def commands() -> TyperGroup:
                 print(f"warning: {plugin.distribution} adds a command {name!r}, but {owner} has one; gotr1 keeps that", file=sys.stderr)
                 continue
             registry.commands[name] = plugin.id
-            command.rich_help_panel = f"Commands of {plugin.distribution}"  # type: ignore[attr-defined]
+            command.rich_help_panel = f"Commands of {plugin.distribution}"
             group.add_command(command, name)
     options = _options_anywhere()
     for command in _all_commands(group):
@@ -212,6 +210,14 @@ def _own_commands(rich: bool) -> TyperGroup:
     group = get_command(app)
     assert isinstance(group, TyperGroup)  # the app has a callback, so it is a group
     return group
+
+
+@cache
+def _plugin_commands(add: HookCall) -> TyperGroup:
+    """Returns the commands that a plugin adds. Only :func:`_copy` of them may be changed."""
+    plugin_app = typer.Typer(context_settings=SETTINGS)
+    add(app=plugin_app)
+    return get_group(plugin_app)
 
 
 def _copy(command: Any) -> Any:
