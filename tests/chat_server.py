@@ -251,6 +251,18 @@ def faulty(upstream: str) -> Iterator[tuple[str, FaultProxy]]:
         yield url, proxy
 
 
+def answers(port: int, path: str) -> bool:
+    """True if a server on this machine answers a request for ``path`` with 200."""
+    with suppress(OSError):
+        connection = HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
+    return False
+
+
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:

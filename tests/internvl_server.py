@@ -14,12 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chat_server import completion, free_port, listening, question_of, send
+from chat_server import answers, completion, free_port, listening, question_of, send
 
 NAME = "small-internvl"
 
@@ -72,19 +71,9 @@ class ServerProcess:
 
     def start(self, *, wait: bool = True) -> None:
         self.process = subprocess.Popen([sys.executable, __file__, str(self.port)])
-        while wait and not self._answers():
+        while wait and not answers(self.port, "/v1/models"):
             assert self.process.poll() is None, "the server has ended"
             time.sleep(0.1)
-
-    def _answers(self) -> bool:
-        with suppress(OSError):
-            connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
-            try:
-                connection.request("GET", "/v1/models")
-                return connection.getresponse().status == 200
-            finally:
-                connection.close()
-        return False
 
     def kill(self) -> None:
         if self.process is not None:

@@ -11,13 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from chat_server import free_port
+from chat_server import answers, free_port
 from torch import Tensor
 
 WIDTH, HEADS, LAYERS, INNER, CONTEXT = 64, 4, 2, 96, 4096
@@ -145,24 +144,13 @@ def llama_server(folder: Path) -> Iterator[str]:
     command: Sequence[str] = [sys.executable, __file__, str(folder), str(port)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        while not _is_ready(port):
+        while not answers(port, "/health"):
             assert process.poll() is None, "llama.cpp's server has ended"
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.kill()
         process.wait()
-
-
-def _is_ready(port: int) -> bool:
-    with suppress(OSError):
-        connection = HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        finally:
-            connection.close()
-    return False
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from pathlib import Path
 
-from chat_server import free_port
+from chat_server import answers, free_port
 
 TURN = (
     "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
@@ -63,7 +62,7 @@ def transformers_serve(model: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--device", "cpu", "--port", str(port)]
     process = subprocess.Popen([*command, "--host", "127.0.0.1", "--log-level", "error"])
     try:
-        while not _healthy(port):
+        while not answers(port, "/health"):
             assert process.poll() is None, "transformers serve has ended"
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"
@@ -74,14 +73,3 @@ def transformers_serve(model: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _healthy(port: int) -> bool:
-    with suppress(OSError):
-        connection = HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        finally:
-            connection.close()
-    return False
