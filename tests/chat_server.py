@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,11 +45,18 @@ def likely(probabilities: Mapping[str, float]) -> dict[str, Any]:
     return {"content": [{**rows[0], "top_logprobs": rows}]}
 
 
+def tokens_of(text: str) -> list[int]:
+    """The tokens of a text: one for a letter, a digit, or a word in small letters, with or without a space before it."""
+    word = text.removeprefix(" ")
+    return [zlib.crc32(text.encode())] if len(word) == 1 or word.islower() else [zlib.crc32(letter.encode()) for letter in text]
+
+
 @dataclass
 class ChatServer:
     """Answers questions with ``answer(question, body)``: a text, or a whole completion.
 
-    ``abilities`` are what it does: pictures, schema, logprobs. A schema is obeyed with the first value that it allows.
+    ``abilities`` are what it does: pictures, schema, logprobs, token_ids. A schema is obeyed with the first value that it allows.
+    With ``token_ids`` it speaks vLLM's dialect: ``/tokenize``, and ``logprob_token_ids`` for exactly the tokens that are asked for.
     """
 
     answer: Callable[[str, Body], str | dict[str, Any]] = lambda question, body: VERDICT
@@ -63,6 +71,8 @@ class ChatServer:
     def reply(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if path.endswith("/models"):
             return 200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+        if path.endswith("/tokenize") and "token_ids" in self.abilities:
+            return 200, {"tokens": tokens_of(body["prompt"]), "count": len(tokens_of(body["prompt"])), "max_model_len": 4096}
         if not path.endswith("/chat/completions"):
             return 404, {"error": {"message": f"no {path} here"}}
         if body["model"] not in self.models:
@@ -79,6 +89,10 @@ class ChatServer:
         made = completion(reply) if isinstance(reply, str) else dict(reply)
         if body.get("logprobs") and "logprobs" in self.abilities:
             made["choices"][0]["logprobs"] = likely(self.probabilities(question, body))
+        if body.get("logprobs") and "logprob_token_ids" in body and "token_ids" in self.abilities:
+            likely_here = self.probabilities(question, body)
+            asked = {token: likely_here[token] for token in likely_here if tokens_of(token)[0] in body["logprob_token_ids"]}
+            made["choices"][0]["logprobs"] = likely(asked)
         read = self.tokens_read + (85 if seen else 0)
         made.setdefault("usage", {"prompt_tokens": read, "completion_tokens": 10, "total_tokens": read + 10})
         return 200, made

@@ -170,6 +170,14 @@ PLAIN = {key: value for key, value in PRESET.items() if key != "variants"}
             [{"judge": [{"name": "three", "v": 6}]}, {"judge": {"three": {"u": 7}}}],
             {**PLAIN, "judge": [{"name": "three", "u": 7, "v": 6}, {"name": "one"}], "reward": "three.r"},
         ),
+        *(
+            (
+                [{"judge": name}, {"judge": {**words, "one": {"w": 8}}}],
+                {**PLAIN, "judge": [{"name": "three", "u": 7}, {"name": "one", "w": 8}], "reward": "three.r"},
+            )
+            for name in ("three", ["three"])
+            for words in ({"u": 7}, {"three": {"u": 7}})  # --judge three judge.u=7, and judge.three.u=7
+        ),
         ([{"judge": ["three", "four"]}], {**PLAIN, "judge": ["three", "four"]}),
         # What counts is who is asked for in the end.
         ([{"planner": "two"}, {"planner": "one"}], {"planner": {"name": "one"}, "renderer": "one", "steps": 5}),

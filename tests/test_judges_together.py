@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from gotr1_core.chain import parse
+from gotr1_core.engine.interrupts import Paused
+from gotr1_core.engine.score_tally import ScoreTally
 from gotr1_core.errors import UsageError
 from gotr1_core.judges import Judges, averaged, judge_reward, offers
 from gotr1_core.pictures.sample_files import Picture
@@ -131,3 +134,18 @@ def test_rewards_need_every_name_of_the_expression(pair: tuple[Table, Table]) ->
     judges = Judges({"qwen-vl": pair[0], "internvl": pair[1]}, Expression.parse("pi"))
     rewards = judges.total_rewards(judges.score(samples("cd"), IMAGE))
     assert torch.equal(rewards, torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("need", ["optional", "required", ""])
+def test_an_optional_judge_drops_out_for_whole_groups(pair: tuple[Table, Table], need: str) -> None:
+    """Alone its scores would be used where it has some. Groups that it could score keep them, and what dropped out is counted."""
+    judges = Judges({"internvl": pair[1]}, Expression.parse("sem"), tally=ScoreTally({"internvl": need}))
+    found = [row["sem"] for row in judges.score(samples("ab", "cd", "bb"), PLAN)]
+    is_out = need == "optional"
+    assert close(found, [nan if is_out else 0.1, nan, 0.1, 0.1, nan, nan])
+    assert judges.counts() == ({"judge.internvl.dropped_groups": 2.0} if is_out else {})
+    accelerator = Accelerator(cpu=True)
+    if need == "required":
+        with pytest.raises(Paused, match=r"3 of 6 scores internvl.sem could not be had \(nan_limit 0.4\)"):
+            judges.tally.require(accelerator, 0.4)
+    judges.tally.require(accelerator, 0.4)  # each step is counted on its own

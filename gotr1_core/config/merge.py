@@ -86,7 +86,7 @@ def merge_layers(preset: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[
         if variant is not None:
             base = merge(merge(base, {kind: component["name"]}), variant)
             if isinstance(base[kind], list):
-                changes = [_options_under_name(layer, kind) for layer in changes]
+                changes = [_options_under_name(reduce(merge, changes, {}), kind, base[kind])]
     return reduce(merge, changes, base)
 
 
@@ -96,13 +96,19 @@ def _single_component(value: Any) -> Mapping[str, Any]:
     return component if isinstance(component, Mapping) else {}
 
 
-def _options_under_name(layer: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Moves the options of a layer's only component under its name, so that they do not replace the whole list of a variant."""
+def _options_under_name(layer: Mapping[str, Any], kind: str, components: Sequence[Any]) -> dict[str, Any]:
+    """Moves the options of a layer's only component under its name, so that they do not replace the whole list of a variant.
+
+    Options that are under the name of one of the list's ``components`` already stay there.
+    """
     component = _single_component(layer.get(kind))
     if "name" not in component:
         return dict(layer)
-    options = {key: value for key, value in component.items() if key != "name"}
-    return {key: value for key, value in layer.items() if key != kind} | ({kind: {component["name"]: options}} if options else {})
+    labels = {label_of(item) for item in map(as_component, components) if isinstance(item, Mapping)}
+    named = {key: value for key, value in component.items() if key in labels and isinstance(value, Mapping)}
+    own = {key: value for key, value in component.items() if key != "name" and key not in named}
+    options = merge({component["name"]: own} if own else {}, named)
+    return {key: value for key, value in layer.items() if key != kind} | ({kind: options} if options else {})
 
 
 _Variants = TypeAdapter(dict[Literal["planner", "renderer", "judge", "algorithm"], dict[str, dict[str, Any]]])

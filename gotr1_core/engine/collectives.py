@@ -6,6 +6,7 @@ with every parameter. A process whose samples are all pruned, constant or withou
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -80,9 +81,13 @@ def wait_for_all(accelerator: Accelerator) -> None:
 class Meeting:
     """Lets processes wait for each other for as long as it takes, such as after a rollout in which one judge was slow.
 
-    The backend ends a run whose processes wait longer than its limit (10 minutes with NCCL). Here there is no limit; a process that has
-    ended is noticed. Every process must make a meeting, and ``hold`` it, equally often. Without ``needed`` it does nothing.
+    The backend ends a run whose processes wait longer than its limit (10 minutes with NCCL). Here nobody waits inside a collective: a
+    process says that it is here, and looks from time to time if the others are. So Ctrl-C works, and a process that has ended is noticed.
+    Every process must make a meeting, and ``hold`` it, equally often. Without ``needed`` it does nothing.
     """
+
+    pause = 0.02
+    """Seconds between two looks."""
 
     def __init__(self, accelerator: Accelerator, *, needed: bool, reminder: float) -> None:
         self.reminder, self.group = reminder, None
@@ -93,8 +98,11 @@ class Meeting:
     def hold(self) -> None:
         """Waits until every process is here. Says so on stderr while it takes long."""
         if self.group is not None:
+            here = torch.distributed.barrier(group=self.group, async_op=True)
             with remind(lambda: "waiting for the other processes", every=self.reminder):
-                torch.distributed.barrier(group=self.group)
+                while not here.is_completed():
+                    time.sleep(self.pause)
+            here.wait()  # raises if another process has ended
 
 
 def pause_together(accelerator: Accelerator, meeting: Meeting, work: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_server import ChatServer, has_picture, serving
+from chat_server import ChatServer, has_picture, serving, tokens_of
 from PIL import Image
 
 import gotr1_core as gotr1
@@ -32,6 +32,27 @@ def test_a_server_that_ignores_logprobs_is_noticed(capsys: pytest.CaptureFixture
         assert made.settings["scoring"] == "text"
         assert made.score(make_samples(2), ["pi"])["pi"] == [0.6, 0.6]
     assert capsys.readouterr().err.count("the whole run scores written verdicts") == 1
+
+
+def test_exactly_the_tokens_that_count_are_asked_for_where_a_server_can() -> None:
+    """As vLLM does with ``logprob_token_ids``, here where it gives no ``top_logprobs``. Other tokens do not take part."""
+    likely = {"8": 0.3, " 8": 0.1, "2": 0.2, "!": 0.2, "yes": 0.1, "no": 0.1}
+    server = ChatServer(abilities=frozenset({"pictures", "token_ids"}), probabilities=lambda question, body: likely)
+    with serving(server) as url:
+        made = make_judge(url, scoring="expected")
+        assert made.settings == {"scoring": "expected", "source": "token_ids", "model": "tiny"}
+        assert made.score(make_samples(2), ["pi"])["pi"] == pytest.approx([(0.4 * 8 / 9 + 0.2 * 2 / 9) / 0.6] * 2)
+    body = server.bodies[-1]
+    digits = {tokens_of(space + digit)[0] for digit in "0123456789" for space in ("", " ")}
+    assert set(body["logprob_token_ids"]) == digits
+    assert body["logprobs"] is True
+    assert "top_logprobs" not in body
+
+
+def test_top_logprobs_come_before_token_ids() -> None:
+    server = ChatServer(abilities=frozenset({"pictures", "logprobs", "token_ids"}))
+    with serving(server) as url:
+        assert make_judge(url, scoring="expected").settings["source"] == "top_logprobs"
 
 
 def test_a_server_that_drops_pictures_is_refused() -> None:

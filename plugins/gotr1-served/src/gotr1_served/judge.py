@@ -13,7 +13,7 @@ from gotr1_judges.rubric import RubricJudge
 from gotr1_judges.rubrics import WORDS, Rubric, read_rubrics
 from gotr1_served.answerer import ServedAnswerer, Style
 from gotr1_served.client import Client
-from gotr1_served.connect import make_client
+from gotr1_served.connect import close_checked, count_checks, make_client
 from gotr1_served.options import OpenAIJudgeOptions, ServerOptions, is_openai
 from gotr1_served.pictures import FAMILIES, PictureFormat, family_of
 from gotr1_served.probe import Abilities, find_model, probe
@@ -32,7 +32,8 @@ class OpenAIJudge(RubricJudge):
 
     def __init__(self, options: OpenAIJudgeOptions, *, processes: tuple[int, int] = (0, 1)) -> None:
         self.options, self.processes = options, processes
-        client, style, rubrics, scoring = connect_judge(options, "judge")
+        client, style, rubrics, scoring = connect_judge(options, "judge", processes)
+        count_checks(client, style.model, processes[0])
         self.client = client
         self.settings = {"scoring": scoring, "source": style.source, "model": style.model}
         answerer = ServedAnswerer(client, style)
@@ -46,8 +47,8 @@ class OpenAIJudge(RubricJudge):
             UsageError: as the class; or a rubric or the font is wrong.
         """
         check_font(options.font, options.canvas, f"{key}.font")
-        client, *_ = connect_judge(options, key)
-        client.close()
+        client, style, *_ = connect_judge(options, key)
+        close_checked(client, style.model)
         return {}
 
     def counts(self) -> Mapping[str, float]:
@@ -73,13 +74,15 @@ class Gpt4oJudge(OpenAIJudge):
     """The judge ``gpt-4o``."""
 
 
-def connect_judge(options: OpenAIJudgeOptions, key: str) -> tuple[Client, Style, dict[str, Rubric], str]:
+def connect_judge(
+    options: OpenAIJudgeOptions, key: str, processes: tuple[int, int] = (0, 1)
+) -> tuple[Client, Style, dict[str, Rubric], str]:
     """Connects to a judge's server. Returns client, what to send, the rubrics and the scoring that fit what the server does.
 
     Raises:
         UsageError: see :class:`OpenAIJudge`.
     """
-    client = make_client(options, key)
+    client = make_client(options, key, processes)
     model = find_model(client, options.model, key)
     family = FAMILIES[options.family or family_of(model)]
     rubrics = _rubrics(options, family.rubrics, options.scoring, key)

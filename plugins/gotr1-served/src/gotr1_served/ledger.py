@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Ledger:
     facts: dict[str, Any] = field(default_factory=dict)
     _largest: dict[str, float] = field(default_factory=lambda: dict.fromkeys(UNITS, 0.0))
     _under_way: int = 0
+    _before: dict[str, float] = field(default_factory=lambda: dict.fromkeys(UNITS, 0.0))  # what is in files of processes that are no more
     _file: Path | None = None
 
     def join(self, folder: Path, name: str, process: int = 0, processes: int = 1) -> None:
@@ -49,22 +50,22 @@ class Ledger:
             process, processes: number of this process, and how many there are. Each may spend an equal part of what is left.
         """
         now, self._file = dict(self.spent), folder / f"spent-{name}-{process}.json"
-        before = {path: read_json(path) for path in sorted(folder.glob(f"spent-{name}-*.json"))}
-        totals = {unit: sum(float(row.get(unit, 0)) for row in before.values()) for unit in UNITS}
-        own = [row for path, row in before.items() if int(path.stem.rpartition("-")[2]) % processes == process]
-        spent_here = {unit: sum(float(row.get(unit, 0)) for row in own) for unit in UNITS}
-        self.budget = {unit: spent_here[unit] + max(0.0, most - totals[unit]) / processes for unit, most in self.budget.items()}
-        for path in before:
-            if path != self._file and int(path.stem.rpartition("-")[2]) % processes == process:
-                path.unlink()  # of a process that there is no more: this one goes on with its account
-        self.facts = {**next((row.get("facts", {}) for row in before.values()), {})}
+        rows = {path: read_json(path) for path in sorted(folder.glob(f"spent-{name}-*.json"))}
+        own = {path: row for path, row in rows.items() if int(path.stem.rpartition("-")[2]) % processes == process}
+        spent_here = _total(own.values())
+        # Another process may have written its file already. Then this one's part is smaller, and the parts never exceed the budget.
+        left = {unit: max(0.0, most - _total(rows.values())[unit]) for unit, most in self.budget.items()}
+        self.budget = {unit: spent_here[unit] + amount / processes for unit, amount in left.items()}
+        self._before = _total(row for path, row in own.items() if path != self._file)
+        self.facts = {**next((row.get("facts", {}) for row in rows.values()), {})}
         self.spent = {unit: spent_here[unit] + now[unit] for unit in UNITS}
         self.save()
 
     def save(self) -> None:
         """Writes the account, if it is a run's."""
         if self._file is not None:
-            write_atomically(self._file, json.dumps({**self.spent, "facts": self.facts}))
+            spent = {unit: self.spent[unit] - self._before[unit] for unit in UNITS}
+            write_atomically(self._file, json.dumps({**spent, "facts": self.facts}))
 
     def exhausted(self) -> str | None:
         """Returns which unit has no room for another request, or None. A request may cost as much as the dearest one so far."""
@@ -91,3 +92,9 @@ class Ledger:
         """Returns what was spent, as a text for people."""
         dollars = f", {self.spent['dollars']:.2f} dollars" if self.spent["dollars"] else ""
         return f"{self.spent['requests']:.0f} requests, {self.spent['tokens']:.0f} tokens{dollars}"
+
+
+def _total(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What accounts have spent together, by unit."""
+    kept = list(rows)
+    return {unit: sum(float(row.get(unit, 0)) for row in kept) for unit in UNITS}

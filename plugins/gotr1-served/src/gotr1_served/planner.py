@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ from gotr1_core.samples import PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_judges.asking import NoAnswer
 from gotr1_served.answerer import CHAT, Style, harmless
 from gotr1_served.client import Request
-from gotr1_served.connect import make_client
+from gotr1_served.connect import close_checked, count_checks, make_client, process_of_run
 from gotr1_served.failures import Failure, Reply
 from gotr1_served.judge import make_style, spent_counts
 from gotr1_served.options import OpenAIPlannerOptions
@@ -46,8 +45,10 @@ class OpenAIPlanner:
 
     def __init__(self, options: OpenAIPlannerOptions, *, device: torch.device | str = "cpu") -> None:
         self.instruction, self.device = read_served_instruction(options.instruction, "planner.instruction"), device
-        self.client = make_client(options, "planner")
+        self.processes = process_of_run()
+        self.client = make_client(options, "planner", self.processes)
         model = find_model(self.client, options.model, "planner")
+        count_checks(self.client, model, self.processes[0])
         self.style = make_style(options, model, PictureFormat(28, FAMILIES["other"]))
         self.module = nn.Module()
 
@@ -68,7 +69,7 @@ class OpenAIPlanner:
         if isinstance(reply, Failure):
             hint = "look at the server's own messages; some models want temperature=null or another limit_key"
             raise UsageError(f"{key}: {options.base_url} does not answer a question: {reply.text}", hint=hint)
-        client.close()
+        close_checked(client, style.model)
         return {}
 
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
@@ -102,7 +103,7 @@ class OpenAIPlanner:
 
     def join_run(self, folder: Path, *, name: str) -> None:
         """Keeps the account in a run's folder."""
-        self.client.ledger.join(folder, name, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        self.client.ledger.join(folder, name, *self.processes)
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:
         """Raises `UsageError`: there is nothing to train."""
