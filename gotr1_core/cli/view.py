@@ -118,7 +118,7 @@ class View:
         for name in sorted(n for n in self.history if n.startswith(COUNTED)):
             asked = self.history.get(f"{name.removesuffix('hits')}asked", [0.0])[-1] if name.endswith(".cache_hits") else 0.0
             share = f"{self.history[name][-1] / asked:.0%} of the scores" if asked else ""
-            table.add_row(name, f"{self.history[name][-1]:,g}", share)
+            table.add_row(name, f"{round(self.history[name][-1], 4):,.12g}", share)
         if "seconds" in self.history:
             phases = ", ".join(f"{p} {self.history[f'seconds.{p}'][-1]:.2f} s" for p in PHASES if f"seconds.{p}" in self.history)
             table.add_row("step", f"{self.history['seconds'][-1]:.2f} s", phases)
