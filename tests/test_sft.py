@@ -14,12 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from gotr1_core.border.calls import call_supervised_loss
 from gotr1_core.chain import parse
+from gotr1_core.cli.main import call
 from gotr1_core.config.models import SftConfig, validate
 from gotr1_core.data.examples import read_examples
 from gotr1_core.errors import Gotr1Error, UsageError
 from gotr1_core.plugins import Registry
 from gotr1_core.runs.checkpoint import EMA_FILE, OPTIMIZER, TRAINABLE
+from gotr1_core.runs.records import lock_folder
 from gotr1_core.samples import Example, Prompt
 from gotr1_core.workflows.sft import _Skipped, from_examples, from_source, train_supervised
 
@@ -257,3 +260,93 @@ def test_it_stops_if_most_losses_are_not_finite(tiny_janus: Path, tmp_path: Path
         unlucky(set(range(6)), config(tiny_janus, tmp_path))
     assert "bfloat16" in str(caught.value.hint)
     assert not (tmp_path / "model").exists()
+
+
+# -- what its folder says about it ------------------------------------------------------------------------------------------
+
+
+def sft(tiny_janus: Path, output: Path, *words: str) -> list[str]:
+    policy = f"policy={{name: janus, model: '{tiny_janus}', instruction: '{{prompt}}', attention: eager}}"
+    return ["sft", policy, "data=scenes", "batch=2", "micro_batch=2", "save_every=2", f"output={output}", *words]
+
+
+def listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert call(["runs", str(folder), "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    return dict(found)
+
+
+def examined(folder: Path, capsys: pytest.CaptureFixture[str], status: int) -> str:
+    capsys.readouterr()
+    assert call(["doctor", str(folder)]) == status
+    return capsys.readouterr().out
+
+
+def test_a_finished_one_is_listed_and_goes_on_by_its_own_config(
+    tiny_janus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(sft(tiny_janus, Path("runs/sft"), "steps=2")) == 0
+    rows = [json.loads(row) for row in Path("runs/sft/log.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["plan"] + rows[0]["image"])  # both weights are 1
+    found = listed(Path("runs"), capsys)
+    assert [found[key] for key in ("run", "outcome", "done", "steps", "metric")] == ["runs/sft", "finished", 2, 2, "loss"]
+    assert (found["before"], found["score"]) == (rows[0]["loss"], rows[1]["loss"])
+    assert found["size"] > 1000
+    assert examined(Path("runs/sft"), capsys, 0).startswith("stage one, finished after 2 of 2 steps\nloss ")
+    monkeypatch.chdir(tmp_path / "runs")
+    assert call(["sft", "sft/sft.yaml", "steps=3"]) == 0
+    assert listed(Path("sft"), capsys)["done"] == 3
+
+
+def test_one_that_crashed_says_so(
+    tiny_janus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [0]
+
+    def raising(*given: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise RuntimeError("the roof fell in")
+        return call_supervised_loss(*given, **more)
+
+    monkeypatch.setattr("gotr1_core.workflows.sft.call_supervised_loss", raising)
+    assert call(sft(tiny_janus, tmp_path / "sft", "steps=9")) == 1
+    found = listed(tmp_path, capsys)
+    assert [found[key] for key in ("outcome", "done", "steps")] == ["failed", 3, 9]  # also the step that no 20th row has
+    assert found["error"].startswith("RuntimeError: the roof fell in (test_sft.py, line ")
+    said = examined(tmp_path / "sft", capsys, 1)
+    assert said.startswith("stage one, failed after 3 of 9 steps: RuntimeError: the roof fell in")
+    assert f"what to do: gotr1 sft {tmp_path}/sft/sft.yaml --debug shows more if it fails again" in said
+    calls[0] = 9
+    assert call(["sft", str(tmp_path / "sft" / "sft.yaml"), "steps=4"]) == 0
+    assert listed(tmp_path, capsys)["outcome"] == "finished"
+
+
+def test_one_that_was_stopped_killed_or_still_trains(
+    tiny_janus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("gotr1_core.workflows.sft.call_supervised_loss", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call(sft(tiny_janus, tmp_path / "sft", "steps=2")) == 130
+    assert f"hint: gotr1 sft {tmp_path}/sft/sft.yaml goes on" in capsys.readouterr().err
+    assert listed(tmp_path, capsys)["outcome"] == "interrupted"
+    (tmp_path / "sft" / "outcome.json").unlink()
+    assert listed(tmp_path, capsys)["outcome"] == "killed"
+    with lock_folder(tmp_path / "sft"):
+        assert listed(tmp_path, capsys)["outcome"] == "running"
+        assert call(sft(tiny_janus, tmp_path / "sft", "steps=2")) == 2
+        assert "is being trained by another process" in capsys.readouterr().err
+
+
+def test_a_damaged_log_and_lost_steps(tiny_janus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(sft(tiny_janus, tmp_path / "sft", "steps=1")) == 0
+    log = tmp_path / "sft" / "log.jsonl"
+    row = json.loads(log.read_text())
+    log.write_text(json.dumps({**row, "loss": None, "not_finite": 1}))
+    assert "loss nan to nan\nthe loss or the gradient of 1 steps is not finite" in examined(tmp_path / "sft", capsys, 1)
+    for damaged in ("[]", "{", '{"step": 0}', '{"step": "a", "loss": 1}', "[" * 9000):
+        log.write_text(damaged)
+        found = listed(tmp_path, capsys)
+        assert (found["outcome"], "log.jsonl is damaged" in found["error"]) == ("damaged", True)

@@ -47,7 +47,10 @@ def _examine_run(folder: Path, *, as_json: bool) -> bool:
     from gotr1_core.runs.outcome import FINISHED, read_outcome
     from gotr1_core.runs.records import run_config
     from gotr1_core.runs.saved_samples import saved_words
+    from gotr1_core.runs.stage_one import is_stage_one
 
+    if is_stage_one(folder):
+        return _examine_stage_one(folder, as_json=as_json)
     config, ended = run_config(folder), read_outcome(folder)
     rows = _read_metrics(folder)
     steps = sum("evaluation" not in row for row in rows)
@@ -70,6 +73,25 @@ def _examine_run(folder: Path, *, as_json: bool) -> bool:
         if not findings:
             print(f"{steps} steps, nothing found")
     return bool(findings) or ended.is_bad
+
+
+def _examine_stage_one(folder: Path, *, as_json: bool) -> bool:
+    """Prints how a supervised training ended and what became of its loss. True if it failed or was killed, or lost steps."""
+    from gotr1_core.errors import NOT_FINITE_HINT
+    from gotr1_core.pictures.sample_files import null_for_nan
+    from gotr1_core.runs.stage_one import read_stage_one
+
+    stage = read_stage_one(folder)
+    if as_json:
+        losses = [null_for_nan(loss) for loss in stage.losses]
+        print(json.dumps({**asdict(stage.ended), "steps": stage.done, "loss": losses, "not_finite": stage.lost}, ensure_ascii=False))
+    else:
+        error = f": {stage.ended.error}\n  what to do: {stage.ended.hint}" if stage.ended.error else ""
+        print(f"stage one, {stage.ended.outcome} after {stage.done} of {stage.config.steps} steps{error}")
+        print("loss {} to {}".format(*("-" if loss is None else f"{loss:.4g}" for loss in stage.losses)))
+        if stage.lost:
+            print(f"the loss or the gradient of {stage.lost} steps is not finite\n  what to do: {NOT_FINITE_HINT}")
+    return bool(stage.lost) or stage.ended.is_bad
 
 
 def _read_metrics(folder: Path) -> Sequence[Mapping[str, Any]]:

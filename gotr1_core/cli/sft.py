@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +15,6 @@ from gotr1_core.errors import UsageError
 if TYPE_CHECKING:
     from gotr1_core.config.models import SftConfig
     from gotr1_core.workflows.sft import Batches
-
-LOGGED = 20  # steps between rows of the log
 
 
 def command(
@@ -35,9 +31,8 @@ def command(
     from gotr1_core.components.inputs import absolute_sft_inputs, check_unchanged
     from gotr1_core.config.merge import merge, parse_overrides, read_yaml
     from gotr1_core.config.models import SftConfig, validate
-    from gotr1_core.engine.files import check_writable, read_lines, write_atomically
-    from gotr1_core.pictures.sample_files import null_for_nan
-    from gotr1_core.runs.checkpoint import explain_full_disk
+    from gotr1_core.engine.files import check_writable
+    from gotr1_core.runs.stage_one import recorded
     from gotr1_core.workflows.sft import record_sft_inputs, sft_inputs, train_supervised
 
     path, words = config_or_words(config, override or [])
@@ -54,22 +49,12 @@ def command(
     policy_inputs = component_inputs(registry(), settings.kind, settings.policy, "policy")  # again: a model may have been downloaded
     check_unchanged({key: inputs[key] for key in policy_inputs if key in inputs}, policy_inputs)
     record["inputs"] |= policy_inputs
-    log = _log_file(settings.output)
-    rows = [row for _, row in read_lines(log, hint="restore the file, or remove it")] if log.is_file() else []
-    with (
-        progress("training", settings.steps) as report,
-        explain_full_disk(settings.output, again="run it again: it continues from its last save"),
-    ):
-        row: dict[str, Any] | None = None
+    row: dict[str, Any] | None = None
+    with progress("training", settings.steps) as report, recorded(settings) as log:
         for row in train_supervised(settings, policy, batches, record):
             report(row["step"] + 1)
-            if row["step"] % LOGGED == 0 or row["step"] + 1 == settings.steps:
-                # Drops what a stopped run logged after its last save.
-                rows = [earlier for earlier in rows if json.loads(earlier)["step"] < row["step"]]
-                rows.append(json.dumps({name: null_for_nan(value) for name, value in row.items()}))
-                write_atomically(log, "\n".join(rows) + "\n")
-                if not sys.stderr.isatty():
-                    print(rows[-1], file=sys.stderr, flush=True)
+            if (line := log.add(row)) and not sys.stderr.isatty():
+                print(line, file=sys.stderr, flush=True)
     if row is None:
         print(f"{settings.output} has done its {settings.steps} steps; a larger steps=N goes on", file=sys.stderr)
     print(settings.output / "model" / "weights")
@@ -89,11 +74,3 @@ def _batches(settings: SftConfig) -> Batches:
     if isinstance(settings.data, ComponentConfig):
         return from_source(make_component(registry(), "source", settings.data), settings.batch, settings.seed, settings.sort_window)
     return from_examples(read_examples(settings.data, settings.pictures), settings.batch, settings.seed, settings.sort_window)
-
-
-def _log_file(output: Path) -> Path:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {output}: {error.strerror}", hint="choose another folder with output=DIR") from None
-    return output / "log.jsonl"

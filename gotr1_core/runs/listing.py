@@ -15,6 +15,7 @@ from gotr1_core.errors import UsageError
 from gotr1_core.evaluation import AFTER, HeldOut, paired
 from gotr1_core.runs.outcome import read_outcome
 from gotr1_core.runs.records import CONFIG, Records, read_held_out, run_config
+from gotr1_core.runs.stage_one import is_stage_one, read_stage_one
 
 ALL = "all"  # the name of all categories together
 
@@ -27,8 +28,8 @@ class RunSummary:
         run: its folder.
         outcome: as :func:`read_outcome` says, or ``damaged``; ``error`` says why.
         done, steps: how many steps it has done, and of how many.
-        metric: the score that chooses its best checkpoint.
-        before, score: means of that score before training and in the last evaluation; None if it is not known.
+        metric: the score that chooses its best checkpoint; ``loss`` of a supervised training.
+        before, score: means of that score before training and in the last evaluation, or first and last loss; None if it is not known.
         size: bytes of all its files.
     """
 
@@ -46,6 +47,10 @@ class RunSummary:
 def summarize_run(folder: Path) -> RunSummary:
     """Summarizes a run from its files. A file that is damaged makes the outcome ``damaged``."""
     try:
+        if is_stage_one(folder):
+            stage = read_stage_one(folder)
+            ended, (first, last) = stage.ended, stage.losses
+            return RunSummary(str(folder), ended.outcome, ended.error, stage.done, stage.config.steps, "loss", first, last, _size(folder))
         config, ended, rows = run_config(folder), read_outcome(folder), Records(folder, main=False).rows
         metric = config.evaluation.metric
         scores = [row.get(metric) for row in rows if row.get("evaluation") in ("before", "held-out", AFTER)] or [None]
@@ -63,12 +68,16 @@ def find_runs(folder: Path) -> list[Path]:
         UsageError: there is no such folder, or it cannot be read.
     """
     try:
-        if (folder / CONFIG).is_file():
+        if _is_run(folder):
             return [folder]
-        return sorted(path for path in folder.iterdir() if (path / CONFIG).is_file() and not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if _is_run(path) and not path.name.startswith("."))
     except (OSError, ValueError) as error:  # also a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read {folder}: {reason}", hint="give the folder that holds runs, such as runs") from None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or is_stage_one(folder)
 
 
 def _size(folder: Path) -> int:

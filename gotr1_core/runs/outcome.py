@@ -40,14 +40,17 @@ class Outcome:
         return self.outcome in (FAILED, KILLED)
 
 
-def outcome_of(error: BaseException, folder: Path) -> Outcome:
-    """Returns the outcome of the run in ``folder`` that ended by an error, without secrets that the error may name."""
+def outcome_of(error: BaseException, folder: Path, *, again: str = "") -> Outcome:
+    """Returns the outcome of the run in ``folder`` that ended by an error, without secrets that the error may name.
+
+    ``again`` is the command that goes on with it; ``gotr1 train --resume`` if not given.
+    """
     name = INTERRUPTED if isinstance(error, Interrupted | Paused) else FAILED
     if isinstance(error, Gotr1Error):
         return Outcome(name, without_secrets(error.message), without_secrets(error.hint or ""))
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return Outcome(name, without_secrets(one_line(error)) + where, f"gotr1 train --resume {folder} --debug shows more if it fails again")
+    return Outcome(name, without_secrets(one_line(error)) + where, f"{again or _resume(folder)} --debug shows more if it fails again")
 
 
 def without_secrets(text: str) -> str:
@@ -71,8 +74,8 @@ def clear_outcome(folder: Path) -> None:
     (folder / OUTCOME).unlink(missing_ok=True)
 
 
-def read_outcome(folder: Path) -> Outcome:
-    """Returns how the run in ``folder`` ended, or whether it still trains.
+def read_outcome(folder: Path, *, again: str = "") -> Outcome:
+    """Returns how the run in ``folder`` ended, or whether it still trains; ``again`` as for :func:`outcome_of`.
 
     Raises:
         UsageError: the record is damaged.
@@ -85,4 +88,8 @@ def read_outcome(folder: Path) -> Outcome:
     if is_locked(folder):
         return Outcome(RUNNING)
     error = "no process trains it, and it recorded no end: it was killed, or there was no room for the record"
-    return Outcome(KILLED, error, f"gotr1 train --resume {folder} goes on from its last checkpoint")
+    return Outcome(KILLED, error, f"{again or _resume(folder)} goes on from its last checkpoint")
+
+
+def _resume(folder: Path) -> str:
+    return f"gotr1 train --resume {folder}"

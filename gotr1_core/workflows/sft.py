@@ -181,6 +181,7 @@ def train_supervised(
                     accelerator.backward(weighted_loss(loss, config.weights) * fraction)
             for name, value in loss.sums.items():
                 row[name] = row.get(name, 0.0) + (value / loss.counts[name].clamp_min(1)).item() * len(micro_batch) / len(examples)
+        row["loss"] = sum(config.weights.get(name, 1.0) * row[name] for name in loss.sums)
         lost, scaled = any_process(accelerator, not all(math.isfinite(row[name]) for name in row)), False
         if not lost:
             accelerator.unscale_gradients(optimizer)  # in fp16 gradients are scaled; clipping needs their true norm
