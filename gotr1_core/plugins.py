@@ -25,7 +25,7 @@ from typing import Any
 import pluggy
 
 from gotr1_core import hookspecs
-from gotr1_core.border.discovery import RAISED, WITHOUT, HookCall, allowed_points, distribution_of, load_plugin_file, plugin_error
+from gotr1_core.border.discovery import WITHOUT, HookCall, allowed_points, distribution_of, load_plugin_file, plugin_error, raised_by_plugin
 from gotr1_core.border.registration import component_problem, hook_problem
 from gotr1_core.engine.console import print
 from gotr1_core.errors import Gotr1Error, UsageError, nearest, one_line, place_of
@@ -93,7 +93,7 @@ class Registry:
             distribution, version = distribution_of(point)
             try:
                 self.add(point.load(), distribution, version, name=point.name)
-            except RAISED as error:
+            except raised_by_plugin() as error:
                 self.fail(point.name, distribution, "does not load", error)
 
     @property
@@ -138,7 +138,7 @@ class Registry:
             repeated = [f"{kind} {name!r}" for kind, name in names if names.count((kind, name)) > 1]
             if repeated:
                 raise Gotr1Error(f"registers the {repeated[0]} twice{_at(implementation)}")
-        except RAISED:
+        except raised_by_plugin():
             if self.manager.is_registered(plugin):  # pluggy keeps what it had accepted before it found a wrong hook
                 self.manager.unregister(plugin)
             raise
@@ -163,7 +163,7 @@ class Registry:
         module, version = load_plugin_file(path)
         try:
             plugin = self.add(module, path.name, version, name=path.stem)
-        except RAISED as error:
+        except raised_by_plugin() as error:
             raise UsageError(f"the plugin {path} is broken: {plugin_error(error)}", hint=_HOOKS) from error
         if not plugin.components and set(plugin.hooks) <= {"gotr1_components"}:
             self.manager.unregister(module)
@@ -255,7 +255,7 @@ _REINSTALL = "install the plugin that provides it again, with what it depends on
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except RAISED as error:
+    except raised_by_plugin() as error:
         raise Gotr1Error(f"{name} cannot be imported: {one_line(error)}", hint=_REINSTALL) from error
 
 

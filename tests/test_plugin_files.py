@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from gotr1_core.cli.main import call
 from gotr1_core.components.build import make_component
 from gotr1_core.config.merge import parse_overrides, read_yaml
 from gotr1_core.config.models import ComponentConfig, RunConfig, SftConfig, dump, validate
@@ -183,12 +185,6 @@ def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
         Registry([]).add_file(tmp_path / "my_judge.py")
 
 
-def test_an_interrupt_is_none_of_its_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        Registry([]).add_file(written(tmp_path, "raise KeyboardInterrupt"))
-    assert "my_judge" not in sys.modules
-
-
 def test_a_file_beside_the_caller_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If Python searches the working folder, an import of the plugin's name finds the file itself. That is no conflict."""
     monkeypatch.syspath_prepend(tmp_path)
@@ -213,3 +209,43 @@ def test_a_config_names_files_absolutely(model: type, rest: dict[str, str], tmp_
         assert validate(model, read_yaml(tmp_path / "config.yaml")) == config
     with pytest.raises(UsageError, match=r"plugins\.0: Input is not a valid path, not 3"):
         validate(model, {**rest, "plugins": [3]})
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class Own(BaseException): pass\nraise Own('no')", "Own: no"),
+    ],
+)
+def test_whatever_a_file_raises_names_it(tmp_path: Path, code: str, said: str, refused: Callable[..., tuple[str, str]]) -> None:
+    file = written(tmp_path, code)
+    error, hint = refused(["list", "--plugin", str(file)])
+    assert error.startswith(f"the plugin {file} does not load: {said} ({file}:")
+    assert "--debug" in hint
+
+
+def test_whatever_a_hook_of_a_file_raises_names_it(tmp_path: Path, refused: Callable[..., tuple[str, str]]) -> None:
+    code = "from gotr1_core.hookspecs import hookimpl\n@hookimpl\ndef gotr1_components():\n    raise KeyboardInterrupt\n"
+    file = written(tmp_path, code)
+    error, _ = refused(["list", "--plugin", str(file)])
+    assert error.startswith(f"the plugin {file} is broken: KeyboardInterrupt ({file}:4)")
+
+
+def test_ctrl_c_while_a_file_is_loaded_passes(tmp_path: Path) -> None:
+    """Python raises it between two instructions."""
+    file = written(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nfor _ in range(10**6): pass\n")
+    assert call(["list", "--plugin", str(file)]) == 130
+    assert "my_judge" not in sys.modules
+
+
+def test_a_traceback_shows_control_characters_escaped(tmp_path: Path) -> None:
+    file = written(tmp_path, r"raise ValueError('red \x1b[31m bell \x07')")
+    done = subprocess.run(
+        [sys.executable, "-m", "gotr1_core.cli.main", "list", "--plugin", str(file), "--debug"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert r"ValueError: red \u001b[31m bell \u0007" in done.stderr
+    assert "Traceback (most recent call last):\n" in done.stderr
+    assert not {"\x1b", "\x07"} & {*done.stderr}

@@ -5,11 +5,9 @@ The checks read types, shapes and dtypes, and the numbers of lists. They wait fo
 
 from __future__ import annotations
 
-import dis
 import json
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from gotr1_core.border.discovery import raised_by_component
 from gotr1_core.chain import Chain
 from gotr1_core.engine.out_of_memory import is_out_of_memory
 from gotr1_core.errors import Gotr1Error, nearest, one_line, place_of
@@ -54,21 +53,6 @@ class ContractError(Gotr1Error):
 def introduce(make: object, kind: str, name: str, distribution: str) -> None:
     """Remembers the registered name and the distribution of a component's class, for errors about the component."""
     _names[make, kind] = f"{kind} {name!r} of {distribution}"
-
-
-def raised_by_component(error: BaseException) -> bool:
-    """False for Ctrl-C: Python raises it between two instructions, or a signal handler of the core or the standard library does.
-
-    True for every other error, a KeyboardInterrupt of a component's own ``raise`` included, and those of libraries in Rust (panics).
-    """
-    trace = error.__traceback__
-    if not isinstance(error, KeyboardInterrupt) or trace is None:
-        return not isinstance(error, KeyboardInterrupt | GeneratorExit)
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    module = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-    raises = trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return raises and module not in {"gotr1_core", *sys.stdlib_module_names}
 
 
 @dataclass(frozen=True)

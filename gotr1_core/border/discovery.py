@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import importlib.util
 import os
@@ -24,7 +25,27 @@ from gotr1_core.errors import Gotr1Error, UsageError, nearest, one_line
 
 GROUP = "gotr1"  # of entry points
 ONLY, WITHOUT = "GOTR1_PLUGINS", "GOTR1_DISABLE_PLUGINS"
-RAISED = (Exception, SystemExit)  # what third-party code may raise; it must not end the command line
+
+
+def raised_by_component(error: BaseException) -> bool:
+    """False for Ctrl-C: Python raises it between two instructions, or a signal handler of the core or the standard library does.
+
+    True for every other error, a KeyboardInterrupt of a component's own ``raise`` included, and those of libraries in Rust (panics).
+    """
+    trace = error.__traceback__
+    if not isinstance(error, KeyboardInterrupt) or trace is None:
+        return not isinstance(error, KeyboardInterrupt | GeneratorExit)
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    raises = trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raises and module not in {"gotr1_core", *sys.stdlib_module_names}
+
+
+def raised_by_plugin() -> tuple[type[BaseException], ...]:
+    """For an ``except`` clause around a plugin's code: takes every error, which must not end the command line, and lets Ctrl-C pass."""
+    error = sys.exception()
+    return (BaseException,) if error is not None and raised_by_component(error) else ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +163,7 @@ def load_plugin_file(path: Path) -> tuple[ModuleType, str]:
         sys.modules.pop(name)
         if before is not None:
             sys.modules[name] = before
-        if not isinstance(error, RAISED):
+        if not raised_by_component(error):
             raise
         raise UsageError(f"the plugin {path} does not load: {plugin_error(error)}", hint="mend it; --debug shows where") from error
     _file_modules[name] = (path, version)

@@ -10,13 +10,14 @@ from contextlib import nullcontext, redirect_stderr
 from copy import copy
 from functools import cache
 from pathlib import Path
+from traceback import format_exception
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
-from gotr1_core.border.discovery import RAISED, HookCall
+from gotr1_core.border.discovery import HookCall, raised_by_plugin
 from gotr1_core.cli import (
     common,
     compare,
@@ -104,6 +105,7 @@ def run(arguments: list[str] | None = None) -> None:
     Characters that the terminal's encoding lacks are escaped (``\\u732b``), so that no result is lost when it is printed.
     """
     choose_spin()  # before torch is imported
+    sys.excepthook = lambda *raised: print("".join(format_exception(*raised)), end="", file=sys.stderr)  # of --debug, escaped
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -180,7 +182,7 @@ def commands() -> TyperGroup:
     for plugin, add in registry.implementations("gotr1_commands"):
         try:
             added = _copy(_plugin_commands(add)).commands
-        except RAISED as error:
+        except raised_by_plugin() as error:
             registry.fail(plugin.name, plugin.distribution, "adds no commands", error)
             continue
         for name, command in added.items():

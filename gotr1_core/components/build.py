@@ -12,7 +12,7 @@ import torch
 
 from gotr1_core.border.calls import call_preflight, check_component
 from gotr1_core.border.contract import Call, introduce
-from gotr1_core.border.discovery import RAISED, plugin_error
+from gotr1_core.border.discovery import plugin_error, raised_by_plugin
 from gotr1_core.components.fingerprints import judge_facts
 from gotr1_core.config.models import ComponentConfig, JudgeConfig, RunConfig
 from gotr1_core.engine.out_of_memory import is_out_of_memory
@@ -213,7 +213,7 @@ def _wrapped(registry: Registry, judge: RewardJudge, cache: str | None, facts: C
             wrapped: RewardJudge | None = wrap(judge=judge, cache=cache, facts=facts)
         except Gotr1Error:
             raise
-        except RAISED as error:
+        except raised_by_plugin() as error:
             message = f"the plugin {plugin.name} failed in gotr1_wrap_judge: {plugin_error(error)}"
             raise Gotr1Error(message, hint="--debug shows the traceback; cache=off asks no plugin") from error
         if wrapped is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from gotr1_core.border.discovery import RAISED
+from gotr1_core.border.discovery import raised_by_plugin
 from gotr1_core.errors import one_line
 from gotr1_core.hookspecs import Diagnosis
 from gotr1_core.plugins import Registry
@@ -135,5 +135,5 @@ def _plugin_checks(distribution: str, checks: Callable[[], Iterable[Diagnosis]])
             if not isinstance(result, Diagnosis) or not all(isinstance(text, str) for text in (result.name, result.found, result.hint)):
                 raise TypeError(f"{result!r} is not a Diagnosis of texts")
             yield result
-    except RAISED as error:
+    except raised_by_plugin() as error:
         yield Diagnosis(f"checks of {distribution}", False, one_line(error), f"the checks fail: tell the authors of {distribution}")
