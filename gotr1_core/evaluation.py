@@ -151,31 +151,32 @@ def draw_batch(
     return make_samples(prompts, plans.chains, plans, images, [(i, 0, 0) for i in numbers])
 
 
-def judge_scores(judges: Mapping[str, RewardJudge], samples: Sequence[Sample]) -> dict[str, list[float]]:
+def judge_scores(judges: Mapping[str, RewardJudge], samples: Sequence[Sample], reminder: float = JUDGE_REMINDER) -> dict[str, list[float]]:
     """Everything that judges can score of samples with plans, by name one number per sample; NaN where it could not be had."""
-    everyone = Judges(judges, Expression.parse("0"))
+    everyone = Judges(judges, Expression.parse("0"), reminder=reminder)
     everyone = replace(everyone, also=frozenset(everyone.offered()))
-    stages = [everyone.score(samples, stage) for stage in (PLAN, IMAGE)]
-    rows = [plan_scores | image_scores for plan_scores, image_scores in zip(*stages, strict=True)]
+    rows = [plan | image for plan, image in zip(*(everyone.score(samples, stage) for stage in (PLAN, IMAGE)), strict=True)]
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-def measure(benchmark: Benchmark, samples: Sequence[Sample]) -> dict[str, list[float]]:
+def measure(benchmark: Benchmark, samples: Sequence[Sample], reminder: float = JUDGE_REMINDER) -> dict[str, list[float]]:
     """What a benchmark measures, by name one number per sample: NaN for those whose plan or picture is not finite."""
     finite = [sample for sample in samples if sample.not_finite is None]
-    with remind(lambda: f"waiting for the benchmark {type(benchmark).__name__}", every=JUDGE_REMINDER):
+    with remind(lambda: f"waiting for the benchmark {type(benchmark).__name__}", every=reminder):
         columns = {name: iter(values) for name, values in call_measure(benchmark, finite).items()} if finite else {}
     return {name: [math.nan if s.not_finite else next(values) for s in samples] for name, values in columns.items()}
 
 
-def measured(benchmark: Benchmark, judges: Mapping[str, RewardJudge], samples: Sequence[Sample]) -> list[Sample]:
+def measured(
+    suite: Benchmark, judges: Mapping[str, RewardJudge], samples: Sequence[Sample], reminder: float = JUDGE_REMINDER
+) -> list[Sample]:
     """The samples, whose scores are now what the benchmark and the judges measure; none if no sample is finite.
 
-    A judge's score that has the name of the benchmark's, or of that of a judge before, is called ``JUDGE.NAME``.
+    A judge's score of a name that is taken is called ``JUDGE.NAME``. ``reminder`` is that of :class:`Judges`.
     """
-    table = measure(benchmark, samples)
+    table = measure(suite, samples, reminder)
     for label, judge in judges.items() if table else ():
-        for name, values in judge_scores({label: judge}, samples).items():
+        for name, values in judge_scores({label: judge}, samples, reminder).items():
             table[judge_reward(label, name) if name in table else name] = values
     rows = zip(*table.values(), strict=True) if table else ((),) * len(samples)
     return [replace(sample, scores=dict(zip(table, row, strict=True))) for sample, row in zip(samples, rows, strict=True)]
@@ -183,8 +184,7 @@ def measured(benchmark: Benchmark, judges: Mapping[str, RewardJudge], samples: S
 
 def columns(samples: Sequence[Sample]) -> HeldOut:
     """The reward and every score, each as a list over samples, with the samples' prompts."""
-    names = list(samples[0].scores)
-    scores = {REWARD: [s.reward for s in samples]} | {n: [s.scores[n] for s in samples] for n in names}
+    scores = {REWARD: [s.reward for s in samples]} | {n: [s.scores[n] for s in samples] for n in samples[0].scores}
     categories = [s.prompt.category for s in samples]
     return HeldOut([(s.prompt.id, s.prompt.text) for s in samples], scores, categories if any(categories) else ())
 

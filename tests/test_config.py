@@ -372,6 +372,10 @@ def test_an_unknown_key_like_no_other_has_a_hint_too(name: str) -> None:
         ("sampling=3", "sampling: "),
         ("sampling.temperature=-1", "sampling.temperature: "),
         ("sampling.temperature=nan", "sampling.temperature: "),
+        ("sampling.temperature=1e-300", "sampling.temperature: 1e-300 is too close to 0"),  # logits / 1e-300 is infinite
+        ("sampling.image_temperature=0.001", "sampling.image_temperature: 0.001 is too close to 0"),
+        ("sampling.temperature=1e300", "sampling.temperature: "),
+        ("sampling.guidance_scale=1e300", "sampling.guidance_scale: "),
         ("optimizer.betas=[0.9]", "optimizer.betas.1: "),
         ("optimizer.betas=[1, 1]", "optimizer.betas.0: "),
         ("planner=3", "planner: "),

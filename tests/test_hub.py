@@ -165,6 +165,7 @@ def lengthen(folder: Path) -> None:
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json that cannot be read"),
         (lambda f: (f / "config.json").write_text("[1]"), "not a JSON object"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json that cannot be read"),
+        (lambda f: (f / "config.json").write_text('{"model_type": ["janus"]}'), "config.json whose model_type is no text"),
         (lambda f: [p.unlink() for p in f.glob("*.safetensors*")], r"has no \*.safetensors"),
         (lambda f: (f / SECOND).unlink(), f"lacks {SECOND}"),
         (cut, f"{SECOND} that is cut off"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from gotr1_core.cli.main import call
 from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.lora import add_lora, lora_layers, merged_state
@@ -110,3 +113,29 @@ def test_adapters_of_a_half_precision_model_are_float32(policy: Any) -> None:
         optimizer.zero_grad()
     assert all((p != old).float().mean() > 0.9 for p, old in zip(trained, before, strict=True))
     assert {t.dtype for name, t in merged_state(policy.module).items() if "language_model" in name} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("train", ["planner", "renderer", "both"])
+def test_a_dry_run_finds_targets_that_match_nothing(train: str, refused: Callable[..., tuple[str, str]]) -> None:
+    words = ["train", "--preset", "scenes", "--dry-run", f"train={train}"]
+    error, hint = refused([*words, "lora.targets=[q_proj, nope]"])
+    assert error == "lora.targets: no layer is called 'nope'"
+    assert hint.startswith("known: ")
+    assert "q_proj" in hint
+    assert call([*words, "lora.targets=[q_proj]"]) == 0
+
+
+@pytest.mark.parametrize("words", [["--planner", "qwen", "train=planner"], ["--renderer", "sdxl", "train=renderer"]])
+def test_a_dry_run_finds_them_in_other_policies(words: list[str], refused: Callable[..., tuple[str, str]]) -> None:
+    words = ["train", "--preset", "scenes", "--dry-run", *words]
+    assert refused([*words, "lora.targets=[nope]"])[0] == "lora.targets: no layer is called 'nope'"
+    assert call([*words, f"lora.targets=[{'q_proj' if 'qwen' in words else 'to_q'}]"]) == 0
+
+
+def test_what_training_itself_says_of_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A name that only a layer outside the prefix has is found when the layers are known: also as wrong usage."""
+    words = ["train", "--preset", "scenes", "steps=1", "prompts.held_out=2", "evaluation.prompts=2", f"output={tmp_path}"]
+    assert call([*words, "--dry-run", "lora.targets=[lm_head]"]) == 0
+    assert call([*words, "lora.targets=[lm_head]"]) == 2
+    assert "\nerror: lora.targets: no layer is called 'lm_head'\nhint: known: down_proj, " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,10 @@ import pytest
 from structure import ROOT, assert_none
 
 from gotr1_core.cli.main import call
+from gotr1_core.components.build import make_component
+from gotr1_core.config.models import ComponentConfig
 from gotr1_core.errors import UsageError
+from gotr1_core.plugins import Registry
 from gotr1_core.policies.hub import find_weights
 from gotr1_core.policies.pretrained import load_pretrained
 
@@ -130,3 +133,28 @@ def test_yes_on_standard_input_answers_no_question(intruder: Plant, tmp_path: Pa
     error, hint = done.stderr.splitlines()
     assert error.startswith(f"error: the tokenizer of {model} cannot be read: ")
     assert hint == "hint: copy it from the original checkpoint again"
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("text_config", "num_attention_heads"), -1),  # torch: a tensor of a negative size
+        (("text_config", "rope_parameters", "rope_type"), [1]),  # transformers: looked up in a dict
+        (("text_config", "rope_parameters", "rope_theta"), "abc"),
+        (("text_config", "hidden_size"), "abc"),
+        (("text_config", "max_position_embeddings"), -1),
+        (("vision_config", "mlp_ratio"), -1),
+    ],
+)
+def test_a_config_with_odd_values_is_wrong_usage(keys: tuple[str, ...], value: object, tiny_janus: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_janus, model)
+    config = json.loads((model / "config.json").read_text())
+    part = config
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError) as raised:
+        make_component(Registry(), "planner", ComponentConfig(name="janus", model=str(model), instruction="{prompt}", attention="eager"))
+    assert str(model) in raised.value.message or "max_position_embeddings" in str(raised.value.hint)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gotr1_core.chain import parse
 from gotr1_core.cli.main import call
@@ -56,7 +57,7 @@ def test_a_busy_judge_is_named_too_and_its_error_passes(capsys: pytest.CaptureFi
     assert "computing, 0 s so far" in capsys.readouterr().err
 
 
-def test_a_benchmark_that_is_waited_for_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_that_is_waited_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     class Suite:
         def prompts(self, count: int | None = None) -> Sequence[Prompt]:
             return [SAMPLE.prompt]
@@ -64,8 +65,7 @@ def test_a_benchmark_that_is_waited_for_is_named(capsys: pytest.CaptureFixture[s
         def measure(self, samples: Sequence[Sample]) -> Mapping[str, Sequence[float]]:
             return SleepyJudge(0.5).score(samples, ["sleep"])
 
-    monkeypatch.setattr("gotr1_core.evaluation.JUDGE_REMINDER", 0.1)
-    assert measure(Suite(), [SAMPLE]) == {"sleep": [1.0]}
+    assert measure(Suite(), [SAMPLE], reminder=0.1) == {"sleep": [1.0]}
     assert "waiting for the benchmark Suite, 0 s so far" in capsys.readouterr().err
 
 
@@ -88,3 +88,39 @@ def test_a_run_says_which_judge_it_waits_for(toy: Path, capsys: pytest.CaptureFi
     for seconds in ("0", "-1", "inf", "1e10"):
         assert call(["train", "--preset", "toy", f"judge_reminder={seconds}"]) == 2
         assert "judge_reminder" in capsys.readouterr().err
+
+
+SLEEPY = """
+import time
+from gotr1_core.hookspecs import Component, hookimpl
+
+
+class Judge:
+    rewards = {"sleep": "image"}
+
+    def __init__(self, options, *, device):
+        pass
+
+    def score(self, samples, names):
+        time.sleep(0.7)
+        return {name: [1.0] * len(samples) for name in names}
+
+
+@hookimpl
+def gotr1_components():
+    yield Component("judge", "sleepy", f"{__name__}:Judge", None, "sleeps")
+"""
+
+
+@pytest.mark.parametrize("words", [["score", "picture.png", "--prompt", "a cat"], ["evaluate", "--benchmark=toy", "--preset=toy"]])
+def test_score_and_evaluate_name_a_judge_too(
+    words: list[str], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del toy  # registers the preset
+    monkeypatch.chdir(tmp_path)
+    Path("sleepy_judge.py").write_text(SLEEPY)
+    Image.new("RGB", (8, 8)).save("picture.png")
+    assert call([*words, "--judge", "sleepy", "--plugin", "sleepy_judge.py", "judge_reminder=0.2"]) == 0
+    assert "waiting for the judge 'sleepy', 0 s so far" in capsys.readouterr().err
+    assert call([*words, "--judge", "sleepy", "--plugin", "sleepy_judge.py", "judge_reminder=0"]) == 2
+    assert "judge_reminder" in capsys.readouterr().err

@@ -178,25 +178,25 @@ def policies_to_draw(
     return *make_policies(registry, config, device=device()), sampling
 
 
-def judges_from_words(names: Sequence[str] | None, words: Sequence[str]) -> tuple[list[JudgeConfig], list[str]]:
-    """The judges that --judge names with their options among the words, which are judge.KEY=VALUE, and the other words.
+def judges_from_words(names: Sequence[str] | None, words: Sequence[str]) -> tuple[Sequence[JudgeConfig], float, list[str]]:
+    """The judges that --judge names with their options among the words, which are judge.KEY=VALUE; judge_reminder; and the other words.
 
     Without a name there is no judge, and every word is returned.
     """
     from gotr1_core.components.preflight import check_labels
     from gotr1_core.config.merge import merge, parse_overrides
-    from gotr1_core.config.models import validate
+    from gotr1_core.config.models import JUDGE_REMINDER, validate
     from gotr1_core.plugins import options_of
     from gotr1_core.workflows.judging import ScoreConfig
 
     if not names:
-        return [], list(words)
-    own = [word for word in words if word.partition("=")[0].split(".")[0] == "judge"]
-    judges = validate(ScoreConfig, merge({"judge": list(names)}, parse_overrides(own))).judge
-    check_labels(judges)
-    for judge in judges:  # before anything is loaded
+        return [], JUDGE_REMINDER, list(words)
+    own = [word for word in words if word.partition("=")[0].split(".")[0] in ("judge", "judge_reminder")]
+    config = validate(ScoreConfig, merge({"judge": list(names)}, parse_overrides(own)))
+    check_labels(config.judge)
+    for judge in config.judge:  # before anything is loaded
         options_of(registry().find("judge", judge.name).component, judge.options)
-    return list(judges), [word for word in words if word not in own]
+    return config.judge, config.judge_reminder, [word for word in words if word not in own]
 
 
 def check_finite(samples: Sequence[Sample]) -> None:

@@ -52,7 +52,8 @@ def command(
 ) -> None:
     """Draws the prompts of a benchmark and measures the samples. Means come with their 95 % intervals.
 
-    A judge adds its scores to those of the benchmark; judge.KEY=VALUE sets its options.
+    A judge adds its scores to those of the benchmark; judge.KEY=VALUE sets its options, and judge_reminder=SECONDS when the
+    judge is named if it does not return.
     """
     from gotr1_core.border.calls import call_benchmark
     from gotr1_core.cli.progress import progress
@@ -61,7 +62,7 @@ def command(
     from gotr1_core.engine.files import check_writable
     from gotr1_core.evaluation import draw_batch, measured
 
-    configs, words = judges_from_words(judge, override or [])
+    configs, reminder, words = judges_from_words(judge, override or [])
     suite = make_component(registry(), "benchmark", ComponentConfig(name=benchmark))
     prompts = call_benchmark(suite, count)  # before weights are loaded, which takes longer
     if out is not None:
@@ -76,7 +77,8 @@ def command(
         with progress("drawing", len(prompts)) as report:
             for start in range(0, len(prompts), batch):
                 chosen = prompts[start : start + batch]
-                yield from measured(suite, judges, draw_batch(policy, drawer, chosen, sampling=sampling, seed=seed, first=start))
+                samples = draw_batch(policy, drawer, chosen, sampling=sampling, seed=seed, first=start)
+                yield from measured(suite, judges, samples, reminder)
                 report(start + len(chosen))
 
     # Without their pictures: thousands would take all memory.

@@ -125,7 +125,12 @@ def preflight(registry: Registry, config: RunConfig, *, unified: bool) -> dict[s
     sizes: dict[str, int] = {}
     for kind, key, settings in components:
         provided = registry.find(kind, settings.name)
-        reported = call_preflight(kind, component_class(provided), options_of(provided.component, settings.options), key)
+        make, options = component_class(provided), options_of(provided.component, settings.options)
+        reported = call_preflight(kind, make, options, key)
+        trains = kind != "judge" and (unified or config.train in (kind, "both"))
+        if config.lora is not None and trains and hasattr(make, "preflight_lora"):
+            with Call(kind, make, "preflight_lora").told():
+                make.preflight_lora(options, config.lora)
         for name, size in reported.items():
             sizes[name] = size + sizes.get(name, 0) if name == "parameters" else size
     return sizes

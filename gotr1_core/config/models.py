@@ -106,12 +106,27 @@ CACHE: Any = Field(
 )
 
 
+def _not_tiny(temperature: float) -> float:
+    if 0 < temperature < 0.01:
+        raise ValueError(f"{temperature:g} is too close to 0: logits divided by it overflow; 0 is greedy, 0.01 almost so")
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0, le=1000), AfterValidator(_not_tiny)]
+
+
+JudgeReminder = Annotated[float, Field(gt=0, le=1e9)]
+REMINDER: Any = Field(JUDGE_REMINDER, description="Seconds between messages that a judge is waited for. No judge is stopped.")
+
+
 class SamplingConfig(Strict):
     """How to sample. :class:`gotr1_core.samples.Sampling` says more about each key."""
 
-    temperature: float = Field(1.0, ge=0, description="Temperature of the plan's tokens; 0 decodes greedily.")
-    image_temperature: float = Field(1.0, ge=0, description="The same of the picture's tokens. For denoising steps it scales the noise.")
-    guidance_scale: float = Field(5.0, ge=0, description="Scale w of classifier-free guidance, u + w (c - u); 1 means no guidance.")
+    temperature: Temperature = Field(1.0, description="Temperature of the plan's tokens; 0 decodes greedily.")
+    image_temperature: Temperature = Field(1.0, description="The same of the picture's tokens. For denoising steps it scales the noise.")
+    guidance_scale: float = Field(
+        5.0, ge=0, le=1000, description="Scale w of classifier-free guidance, u + w (c - u); 1 means no guidance."
+    )
     max_chain_tokens: int = Field(600, gt=0, description="Maximum length of a chain in tokens; a longer one is cut.")
     log_prob: Literal["guided", "conditional"] = Field("guided", description="Distribution of guided images' log-probabilities.")
     denoising_steps: int = Field(20, gt=0, description="Denoising steps of a picture that a diffusion model draws.")
@@ -221,9 +236,7 @@ class RunConfig(Strict):
     prune: bool = Field(True, description="Do not draw images that cannot change their reward.")
     mask_truncated: bool = Field(False, description="Chains that were cut get no gradient.")
     nan_limit: float = Field(0.5, gt=0, le=1, description="Stop the run if a larger fraction of samples has no reward.")
-    judge_reminder: float = Field(
-        JUDGE_REMINDER, gt=0, le=1e9, description="Seconds between messages that a judge is waited for. No judge is stopped."
-    )
+    judge_reminder: JudgeReminder = REMINDER
     cache: CacheFolder = CACHE
     sampler_gap_limit: float | None = Field(
         None,

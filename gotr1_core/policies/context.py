@@ -22,6 +22,12 @@ class ContextWindow:
     reserved: int = 0
     reserved_for: str = ""
 
+    def __post_init__(self) -> None:
+        if self.context <= 0:
+            raise UsageError(
+                f"the model's config gives it a context of {self.context} tokens", hint="correct max_position_embeddings in it"
+            )
+
     @property
     def room(self) -> int:
         """Tokens that prompt and chain can have together."""

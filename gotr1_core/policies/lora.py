@@ -6,12 +6,14 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gotr1_core.border.calls import lora_prefix
 from gotr1_core.config.models import LoraConfig
 from gotr1_core.errors import UsageError
+from gotr1_core.policies.hub import local_folder
 from gotr1_core.protocols import Policy
 
 
@@ -89,10 +91,28 @@ def lora_layers(module: nn.Module, prefix: str, config: LoraConfig) -> list[str]
         raise UsageError("lora: this policy has no linear layer for adapters", hint="set lora=null to train its weights directly")
     if config.targets == "all-linear":
         return linear
-    chosen = [n for n in linear if n.rsplit(".", 1)[-1] in config.targets]
-    missing = set(config.targets) - {n.rsplit(".", 1)[-1] for n in linear}
-    if missing or not chosen:
-        known = sorted({n.rsplit(".", 1)[-1] for n in linear})
-        what = f"no layer is called {sorted(missing)[0]!r}" if missing else "there is no layer in it"
-        raise UsageError(f"lora.targets: {what}", hint=f"known: {', '.join(known)}")
-    return chosen
+    _check_targets(config, {n.rsplit(".", 1)[-1] for n in linear})
+    return [n for n in linear if n.rsplit(".", 1)[-1] in config.targets]
+
+
+def check_lora_targets(model: str, config: LoraConfig, part: str = "") -> None:
+    """Checks before a checkpoint is loaded that it has a matrix for every name in ``lora.targets``. Reads the headers of its files.
+
+    ``part`` is the folder of the trained part in a pipeline. A model that is not on disk is not checked.
+
+    Raises:
+        UsageError: a name has none.
+    """
+    folder, names = local_folder(model, key="model"), set()
+    for file in (folder / part).glob("*.safetensors") if folder and config.targets != "all-linear" else ():
+        with safe_open(file, framework="np") as tensors:
+            names |= {n.split(".")[-2] for n in tensors.keys() if n.endswith(".weight") and len(tensors.get_slice(n).get_shape()) == 2}  # noqa: SIM118
+    if names:
+        _check_targets(config, names)
+
+
+def _check_targets(config: LoraConfig, names: set[str]) -> None:
+    missing = sorted(set(config.targets) - names)
+    if missing or not config.targets:
+        what = f"no layer is called {missing[0]!r}" if missing else "there is no layer in it"
+        raise UsageError(f"lora.targets: {what}", hint=f"known: {', '.join(sorted(names))}")

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gotr1_core.errors import UsageError
+from gotr1_core.engine.out_of_memory import is_out_of_memory
+from gotr1_core.errors import UsageError, first_line
 
 
 def load_pretrained(kind: Any, source: Path | str, **settings: Any) -> Any:
@@ -30,6 +31,22 @@ def load_pretrained(kind: Any, source: Path | str, **settings: Any) -> Any:
     settings = {"local_files_only": isinstance(source, Path), **settings, "trust_remote_code": False}
     with _no_questions():
         return kind.from_pretrained(source, **settings)
+
+
+def load_checkpoint(kind: Any, source: Path | str, **settings: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Returns a model with random values for weights that are missing, and ``missing_keys`` and more; of safetensors alone.
+
+    Raises:
+        UsageError: its config and its files do not fit together.
+    """
+    try:
+        model, info = load_pretrained(kind, source, use_safetensors=True, output_loading_info=True, **settings)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        hint = "look at its config.json, download it again, or give another checkpoint"
+        raise UsageError(f"{source} cannot be loaded: {type(error).__name__}: {first_line(error)}", hint=hint) from error
+    return model, info
 
 
 def build_from_config(kind: Any, config: Mapping[str, Any], **changes: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from gotr1_core.chain import parse
-from gotr1_core.config.models import CACHE, CacheFolder, Files, JudgeList, Strict
+from gotr1_core.config.models import CACHE, JUDGE_REMINDER, REMINDER, CacheFolder, Files, JudgeList, JudgeReminder, Strict
 from gotr1_core.data.pictures import read_picture
 from gotr1_core.judges import Judges
 from gotr1_core.pictures.sample_files import Picture
@@ -26,20 +26,25 @@ class ScoreConfig(Strict):
     judge: JudgeList
     reward: str | None = None
     cache: CacheFolder = CACHE
+    judge_reminder: JudgeReminder = REMINDER
 
 
 def score_pictures(
-    judges: Mapping[str, RewardJudge], pictures: Sequence[Picture], reward: Expression | None, batch: int = 64
+    judges: Mapping[str, RewardJudge],
+    pictures: Sequence[Picture],
+    reward: Expression | None,
+    batch: int = 64,
+    reminder: float = JUDGE_REMINDER,
 ) -> Iterator[Sample]:
     """Yields every picture as a sample with its scores, without its image: of the image if there is one, of the plan if one is known.
 
     Without a chain, a score that compares picture and plan is NaN.
 
     The reward is NaN if a score that it needs is missing, if no expression is given, or for a sample that was not finite.
-    Files are read ``batch`` at a time, and no more images than these are in memory.
+    Files are read ``batch`` at a time, and no more images than these are in memory. ``reminder`` is that of :class:`Judges`.
     """
     offered = Judges(judges, reward or Expression.parse("0")).offered()
-    all_judges = Judges(judges, reward or Expression.parse("0"), also=frozenset(offered))
+    all_judges = Judges(judges, reward or Expression.parse("0"), also=frozenset(offered), reminder=reminder)
     groups = {text: number for number, text in enumerate(dict.fromkeys(picture.prompt.text for picture in pictures))}
     for start in range(0, len(pictures), batch):
         yield from _score_batch(all_judges, pictures[start : start + batch], groups, rewarded=reward is not None)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gotr1_core.chain import Chain
+from gotr1_core.config.models import LoraConfig
+from gotr1_core.policies.lora import check_lora_targets
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_diffusers import checkpoint
 from gotr1_diffusers.module import Condition, DiffusionModule
@@ -111,6 +113,11 @@ class FlowPolicy(DiffusionPolicy[FlowOptions]):
     def preflight(options: FlowOptions, *, key: str = "renderer") -> dict[str, int]:
         """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
         return checkpoint.preflight(options, key, FlowPolicy.pipeline_class)
+
+    @staticmethod
+    def preflight_lora(options: FlowOptions, config: LoraConfig) -> None:
+        """Raises `UsageError` if a checkpoint on disk has no layer that `lora.targets` names."""
+        check_lora_targets(options.model, config, "transformer")
 
     @staticmethod
     def preflight_prompts(options: FlowOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gotr1_core.chain import SCALE, Chain
+from gotr1_core.config.models import LoraConfig
+from gotr1_core.policies.lora import check_lora_targets
 from gotr1_core.samples import Prompt, Sampling
 from gotr1_diffusers import checkpoint
 from gotr1_diffusers.module import Condition, DiffusionModule
@@ -135,6 +137,11 @@ class SdxlPolicy(DiffusionPolicy[SdxlOptions]):
     def preflight(options: SdxlOptions, *, key: str = "renderer") -> dict[str, int]:
         """Checks the pipeline and returns its sizes; see :func:`gotr1_diffusers.checkpoint.preflight`."""
         return checkpoint.preflight(options, key, SdxlPolicy.pipeline_class)
+
+    @staticmethod
+    def preflight_lora(options: SdxlOptions, config: LoraConfig) -> None:
+        """Raises `UsageError` if a checkpoint on disk has no layer that `lora.targets` names."""
+        check_lora_targets(options.model, config, "unet")
 
     @staticmethod
     def preflight_prompts(options: SdxlOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
+from gotr1_core.config.models import LoraConfig
 from gotr1_core.data.prompts import prompt_texts
 from gotr1_core.errors import UsageError
 from gotr1_core.policies.continuation import Memory
 from gotr1_core.policies.decoder import checkpoint_activations, generate_plans, plans_from_chains
-from gotr1_core.policies.lora import merged_state, save_adapter
-from gotr1_core.policies.pretrained import load_pretrained
+from gotr1_core.policies.lora import check_lora_targets, merged_state, save_adapter
+from gotr1_core.policies.pretrained import load_checkpoint
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import IMAGE, PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import Tokens, seed_for, uniforms
@@ -51,13 +52,7 @@ class JanusPolicy:
 
         tokenizer = checkpoint.load_tokenizer(source)
         JanusText(tokenizer, options.instruction)  # checks the template before the weights are read
-        model, info = load_pretrained(
-            JanusForConditionalGeneration,
-            source,
-            dtype=getattr(torch, options.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, info = load_checkpoint(JanusForConditionalGeneration, source, dtype=getattr(torch, options.dtype))
         if info["missing_keys"]:  # transformers would use random weights in their place
             missing = sorted(info["missing_keys"])
             raise UsageError(
@@ -95,6 +90,11 @@ class JanusPolicy:
     def preflight(options: JanusOptions, *, key: str = "planner") -> dict[str, int]:
         """Checks the checkpoint and returns its sizes; see :func:`gotr1_janus.checkpoint.preflight`."""
         return checkpoint.preflight(options, key)
+
+    @staticmethod
+    def preflight_lora(options: JanusOptions, config: LoraConfig) -> None:
+        """Raises `UsageError` if a checkpoint on disk has no layer that `lora.targets` names."""
+        check_lora_targets(options.model, config)
 
     @staticmethod
     def preflight_prompts(options: JanusOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gotr1_core.errors import UsageError, first_line
 from gotr1_core.pictures.draw_chain import check_font
 from gotr1_core.policies.hub import Check, Weights, find_weights
-from gotr1_core.policies.pretrained import check_attention, load_pretrained
+from gotr1_core.policies.pretrained import check_attention, load_checkpoint, load_pretrained
 from gotr1_judges.families import Family, load_processor
 from gotr1_judges.rubrics import WORDS, Rubric, read_rubrics
 
@@ -110,13 +110,7 @@ def load_model(source: Path | str, name: str, options: ModelOptions, device: tor
     if not sys.stderr.isatty():  # in a log a progress bar is noise
         logging.disable_progress_bar()
     target = torch.device(options.device or device)
-    model, loading = load_pretrained(
-        getattr(transformers, name),
-        source,
-        dtype=dtype_of(options.dtype, target),
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    model, loading = load_checkpoint(getattr(transformers, name), source, dtype=dtype_of(options.dtype, target))
     if loading["missing_keys"]:  # transformers would use random weights instead
         missing = sorted(loading["missing_keys"])
         raise UsageError(

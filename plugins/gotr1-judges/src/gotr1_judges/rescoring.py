@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gotr1_core.components.fingerprints import file_digest
-from gotr1_core.config.models import JudgeConfig
+from gotr1_core.config.models import JUDGE_REMINDER, JudgeConfig
 from gotr1_core.engine.console import print
 from gotr1_core.engine.files import split_lines, write_atomically
 from gotr1_core.errors import UsageError
@@ -58,12 +58,19 @@ def saved_samples(run: Path) -> list[SavedSample]:
 
 
 def rescore(
-    run: Path, config: JudgeConfig, make: Callable[[], RewardJudge], *, batch: int = 64, report: Callable[[int], None] = lambda _: None
+    run: Path,
+    config: JudgeConfig,
+    make: Callable[[], RewardJudge],
+    *,
+    batch: int = 64,
+    reminder: float = JUDGE_REMINDER,
+    report: Callable[[int], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
     """Scores the saved samples of a run with a judge. Returns a row for each by its name: ``scores``, and ``words`` if there are any.
 
     Every score is written to ``rescored/LABEL.jsonl`` in the run's folder at once. What is there already, and was made with the same
-    options of the same samples, is not asked again, unless a score is missing. ``report`` is called with the number of samples so far.
+    options of the same samples, is not asked again, unless a score is missing. ``report`` is called with the number of samples so far, and
+    ``reminder`` is that of :class:`gotr1_core.judges.Judges`.
 
     Raises:
         UsageError: the folder is no run, has no samples, or the file has scores of this judge with other options.
@@ -75,7 +82,7 @@ def rescore(
     left = [sample for sample in samples if sample.name not in done]
     report(len(done))
     if left:
-        scored = score_pictures({config.label: make()}, [sample.picture for sample in left], None, batch)
+        scored = score_pictures({config.label: make()}, [sample.picture for sample in left], None, batch, reminder)
         with file.open("a", encoding="utf-8") as rows:
             for saved, sample in zip(left, scored, strict=True):
                 scores = {name: null_for_nan(value) for name, value in sample.scores.items()}

@@ -71,7 +71,7 @@ def score_command(
     judges = {each.label: make_judge(registry(), each, device=device(), cache=config.cache) for each in config.judge}
     samples = []
     with progress("scoring", len(pictures)) as report:
-        for sample in score_pictures(judges, pictures, expression, batch):
+        for sample in score_pictures(judges, pictures, expression, batch, config.judge_reminder):
             samples.append(sample)
             report(len(samples))
     _check_any_score(samples, config)
@@ -99,7 +99,7 @@ def _score_run(run: Path, config: ScoreConfig, batch: int, *, as_json: bool) -> 
     for judge in config.judge:
         make = partial(make_judge, registry(), judge, device=device(), cache=config.cache)
         with progress(f"scoring with {judge.label}", len(samples)) as report:
-            rows = rescore(run, judge, make, batch=batch, report=report)
+            rows = rescore(run, judge, make, batch=batch, reminder=config.judge_reminder, report=report)
         for name, agreed in compare_scores(samples, rows).items():
             missing = sum(row["scores"].get(name, 0.0) is None for row in rows.values())
             found.append((judge.label, name, missing, agreed))
@@ -130,15 +130,15 @@ def _config(judge: Sequence[str] | None, given: Mapping[str, str | None], preset
     from gotr1_core.workflows.judging import ScoreConfig
 
     changed = parse_overrides(words)
-    unknown = sorted(changed.keys() - {"judge", "reward", "plugins", "cache"})
+    unknown = sorted(changed.keys() - {"judge", "reward", "plugins", "cache", "judge_reminder"})
     if unknown:
-        raise UsageError(f"{unknown[0]} cannot be set here", hint="only judge.…, reward and cache can be set")
+        raise UsageError(f"{unknown[0]} cannot be set here", hint="only judge.…, reward, cache and judge_reminder can be set")
     options = {key: value for key, value in {"judge": list(judge or ()), **given}.items() if value}
     if preset is None:
         data = load_plugin_files(registry(), merge(options, changed))
     else:  # its judges and its reward; pictures need nothing else of it
         whole = resolve_config(registry(), None, preset, options, words)
-        data = {key: whole[key] for key in ("judge", "reward", "plugins", "cache") if key in whole}
+        data = {key: whole[key] for key in ("judge", "reward", "plugins", "cache", "judge_reminder") if key in whole}
     if not data.get("judge"):
         raise UsageError("there is no judge", hint="give --judge NAME, or a --preset; `gotr1 list judge` names judges")
     return validate(ScoreConfig, data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gotr1_core.errors import UsageError, first_line
 from gotr1_core.policies.context import ContextWindow
 from gotr1_core.policies.hub import find_weights
-from gotr1_core.policies.pretrained import check_attention, load_pretrained
+from gotr1_core.policies.pretrained import check_attention, load_checkpoint, load_pretrained
 from gotr1_qwen.instruction import read_instruction
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def load_model(source: Path | str, kind: str, dtype: torch.dtype) -> Any:
     """
     import transformers
 
-    model, info = load_pretrained(getattr(transformers, CLASSES[kind]), source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    model, info = load_checkpoint(getattr(transformers, CLASSES[kind]), source, dtype=dtype)
     if info["missing_keys"]:  # transformers would use random weights in their place
         missing = sorted(info["missing_keys"])
         raise UsageError(

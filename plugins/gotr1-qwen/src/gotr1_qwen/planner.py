@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from gotr1_core.chain import Chain
+from gotr1_core.config.models import LoraConfig
 from gotr1_core.data.prompts import prompt_texts
 from gotr1_core.policies.context import ContextWindow
 from gotr1_core.policies.continuation import Continuation
 from gotr1_core.policies.decoder import checkpoint_activations, generate_plans, plans_from_chains
 from gotr1_core.policies.hub import local_folder
-from gotr1_core.policies.lora import merged_state, save_adapter
+from gotr1_core.policies.lora import check_lora_targets, merged_state, save_adapter
 from gotr1_core.protocols import Loss
 from gotr1_core.samples import PLAN, Example, Prompt, Rollout, Sampling
 from gotr1_core.sampling import Tokens
@@ -71,6 +72,11 @@ class QwenPlanner:
     def preflight(options: QwenOptions, *, key: str = "planner") -> dict[str, int]:
         """Checks the checkpoint and returns its sizes; see :func:`gotr1_qwen.checkpoint.preflight`."""
         return checkpoint.preflight(options, key)
+
+    @staticmethod
+    def preflight_lora(options: QwenOptions, config: LoraConfig) -> None:
+        """Raises `UsageError` if a checkpoint on disk has no layer that `lora.targets` names."""
+        check_lora_targets(options.model, config)
 
     @staticmethod
     def preflight_prompts(options: QwenOptions, prompts: Sequence[Prompt], sampling: Sampling) -> None:
