@@ -98,7 +98,7 @@ def run(tmp_path: Path) -> Path:
     config = validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x"})
     for name, texts in (("step-000001", ["a", "a", "b", "b"]), ("held-out-after", ["c", "unscored"])):
         samples = [
-            Sample(Prompt(text, str(i)), parse("x"), picture(20 * i), (i // 2, i % 2, 0), {"pi": i / 10, "other": 0.5}, 0.5)
+            Sample(Prompt(text, str(i)), parse("x"), picture(20 * i), (i // 2, i % 2, 0), {"pi": i / 10, "mine.pi": -i / 10, "other": 0.5}, 0.5)
             for i, text in enumerate(texts)
         ]
         samples.append(Sample(Prompt("undrawn"), parse("x"), None, (9, 0, 0), {}, 0.0))
@@ -122,8 +122,10 @@ def score(run: Path, capsys: Captured, *words: str) -> Any:
 
 
 def test_samples_are_scored_again_and_compared(run: Path, capsys: Captured) -> None:
-    (found,) = score(run, capsys)
+    found, backwards = score(run, capsys)
     assert (found["judge"], found["score"], found["missing"]) == ("redness", "pi", 1)
+    assert (backwards["score"], backwards["missing"], backwards["tau"]["mean"]) == ("mine.pi", 1, pytest.approx(-1.0))  # one judge's own
+    assert backwards["order"]["mean"] == 0.0
     assert found["tau"]["mean"] == pytest.approx(1.0)
     assert found["tau"]["count"] == 5  # without the one that could not be scored
     assert (found["order"]["mean"], found["order"]["count"]) == (1.0, 2)
@@ -131,7 +133,8 @@ def test_samples_are_scored_again_and_compared(run: Path, capsys: Captured) -> N
     assert call(["score", "--run", str(run), "--judge", "redness", "--plugin", str(run.parent / "redness.py")]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split("  ")[0].strip() == "judge"
-    assert "+1.000" in table[-1]
+    assert "+1.000" in table[-2]
+    assert "-1.000" in table[-1]
 
 
 def test_it_goes_on_where_it_stopped(run: Path, capsys: Captured) -> None:

@@ -106,6 +106,22 @@ def test_an_optional_judge_drops_out_of_a_run_for_whole_groups(need: str, tmp_pa
     assert fault.metrics.get("judge.openai.dropped_groups") == (1.0 if need == "optional" else None)
 
 
+def test_plans_of_a_server_train_a_renderer_alone(tmp_path: Path) -> None:
+    def plan(question: str, body: object) -> str:
+        corner = 100 + sum(json.dumps(body).encode()) % 300  # the body has the seed
+        return f"<|obj_start|>a red circle<|obj_end|><|box_start|>({corner},{corner}),({corner + 400},{corner + 400})<|box_end|>"
+
+    server = ChatServer(answer=plan)
+    with serving(server) as url:
+        sizes = ["train=renderer", "steps=1", "groups=2", "plans=2", "images=2", "prompts.held_out=1", "evaluation.every=0"]
+        words = ["planner=openai", f"planner.base_url={url}", *sizes, f"output={tmp_path}", "name=run"]
+        folder = gotr1_core.train(gotr1_core.load_config(preset="scenes", words=words), cpu=True).folder
+    row = next(row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "seconds" in row)
+    assert 4 < row["planning.requests"] <= spent(folder)["spent-planner-0.json"] == len(server.headers)
+    seeds = [body["seed"] for body in server.bodies if "seed" in body]
+    assert len(seeds) == len(set(seeds)) + 1  # the held-out prompt has one plan, before and after training
+
+
 def test_a_judge_behind_our_helper_from_the_command_line(tmp_path: Path) -> None:
     """As docs/served.md says it for a user's server: train, score the run's samples again, look at the cache, and read the report."""
     cache = tmp_path / "cache"

@@ -111,13 +111,22 @@ def _read(file: Path, options: Mapping[str, Any], fingerprints: Mapping[str, str
 
 
 def compare_scores(samples: Sequence[SavedSample], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Agreement]:
-    """By the name of each score that both have: how far a judge's ``rows`` agree with the scores that the run gave its samples."""
+    """How far a judge's ``rows`` agree with the scores that the run gave its samples, by the run's name of each score that both have.
+
+    The run's ``sem``, and its ``JUDGE.sem`` of each judge, are compared with the ``sem`` of the rows.
+    """
     both = [(sample, rows[sample.name]["scores"]) for sample in samples if sample.name in rows]
-    names = dict.fromkeys(name for sample, scores in both for name in scores if name in sample.scores)
+    names = dict.fromkeys(name for sample, scores in both for name in sample.scores if reward_of(name) in scores)
     prompts = [sample.picture.prompt.key for sample, _ in both]
     groups = [(sample.name.partition("/")[0], sample.picture.prompt.key) for sample, _ in both]
 
     def column(scores: Sequence[Mapping[str, Any]], name: str) -> list[float]:
         return [float(nan_for_null(row.get(name))) for row in scores]
 
-    return {n: agreement(column([s.scores for s, _ in both], n), column([row for _, row in both], n), prompts, groups) for n in names}
+    own, others = [sample.scores for sample, _ in both], [scores for _, scores in both]
+    return {name: agreement(column(own, name), column(others, reward_of(name)), prompts, groups) for name in names}
+
+
+def reward_of(score: str) -> str:
+    """Returns the reward of a run's score: ``sem`` of ``sem`` and of ``JUDGE.sem``."""
+    return score.rpartition(".")[2]

@@ -93,7 +93,7 @@ def _score_run(run: Path, config: ScoreConfig, batch: int, *, as_json: bool) -> 
     from gotr1_core.cli.progress import progress
     from gotr1_core.cli.tables import format_table
     from gotr1_core.components.build import make_judge
-    from gotr1_judges.rescoring import compare_scores, rescore, saved_samples
+    from gotr1_judges.rescoring import compare_scores, rescore, reward_of, saved_samples
 
     samples, found = saved_samples(run), []
     for judge in config.judge:
@@ -101,7 +101,7 @@ def _score_run(run: Path, config: ScoreConfig, batch: int, *, as_json: bool) -> 
         with progress(f"scoring with {judge.label}", len(samples)) as report:
             rows = rescore(run, judge, make, batch=batch, reminder=config.judge_reminder, report=report)
         for name, agreed in compare_scores(samples, rows).items():
-            missing = sum(row["scores"].get(name, 0.0) is None for row in rows.values())
+            missing = sum(row["scores"].get(reward_of(name), 0.0) is None for row in rows.values())
             found.append((judge.label, name, missing, agreed))
     if as_json:
         facts = [{"judge": judge, "score": name, "missing": missing} | _null_for_nan(asdict(a)) for judge, name, missing, a in found]
