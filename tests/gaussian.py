@@ -124,7 +124,7 @@ class GaussianRenderer:
         tensors["step"] = steps.expand(len(seeds), STEPS)
         tensors |= {"latents": torch.stack(latents, 1), "log_prob": torch.stack(log_probs, 1)}
         tensors["mask"] = (steps >= first) & (steps < first + WINDOW)
-        pixels = (latents[-1].view(-1, 2, 2).clamp(-2, 2) * 60 + 128).byte().numpy()
+        pixels = (latents[-1][:, :4].view(-1, 2, 2).clamp(-2, 2) * 60 + 128).byte().numpy()
         return Rollout(IMAGE, sampling, tensors, images=tuple(Image.fromarray(p) for p in pixels))
 
     def supervised_loss(self, module: nn.Module, examples: Sequence[Example], *, seed: int) -> Loss:

@@ -152,6 +152,14 @@ def test_a_mistake_is_caught_by_its_check(name: str) -> None:
     assert caught.passed is False, caught
 
 
+def test_a_mistake_in_large_actions_is_caught_with_few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of actions with 64 numbers each, 45 samples suffice in place of 1,000."""
+    monkeypatch.setattr("gaussian.DIMENSIONS", 64)
+    name = "another noise than is scored"
+    test_a_mistake_is_caught_by_its_check(name)
+    assert "135 actions" in found(MISTAKES[name], MISTAKES[name].honest).note
+
+
 @pytest.mark.parametrize("module", [broken.ConditionalScoring, broken.DividedGuidance, broken.MispairedRows])
 def test_the_sampler_gap_shows_the_mistake_and_the_ratio_does_not(module: type[broken.TinyModule]) -> None:
     """With one update the ratio is 1 whatever the scorer computes; the sampler gap shows the mistake."""
