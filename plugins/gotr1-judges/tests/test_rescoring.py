@@ -98,7 +98,9 @@ def run(tmp_path: Path) -> Path:
     config = validate(RunConfig, {"planner": "x", "renderer": "x", "judge": "x"})
     for name, texts in (("step-000001", ["a", "a", "b", "b"]), ("held-out-after", ["c", "unscored"])):
         samples = [
-            Sample(Prompt(text, str(i)), parse("x"), picture(20 * i), (i // 2, i % 2, 0), {"pi": i / 10, "mine.pi": -i / 10, "other": 0.5}, 0.5)
+            Sample(
+                Prompt(text, str(i)), parse("x"), picture(20 * i), (i // 2, i % 2, 0), {"pi": i / 10, "mine.pi": -i / 10, "other": 0.5}, 0.5
+            )
             for i, text in enumerate(texts)
         ]
         samples.append(Sample(Prompt("undrawn"), parse("x"), None, (9, 0, 0), {}, 0.0))
