@@ -32,6 +32,9 @@ CHECKS: dict[Kind, Sequence[Check[Any]]] = {
     "preset": PRESET,
 }
 
+SMALL_COMPONENT = 1_000_000
+"""Parameters: 4 MB in float32."""
+
 
 def checks_of(kind: Kind, only: Sequence[str] = ()) -> list[Check[Any]]:
     """The checks of a kind, or only those with the given names.
@@ -86,11 +89,15 @@ def run_checks(
         compared: the samples on which both are compared.
         load: makes a planner or renderer from a folder that its ``save`` wrote.
     """
-    subject = None
+    subject, large = None, False
     for check in checks_of(kind, only):
         if subject is None:
-            gc.collect()  # frees the component before it, which may be large
-            subject = subject_of(kind, make(), case or Case(), reference=reference, compared=compared, load=load)
+            if large:
+                gc.collect()  # frees the component before it
+            component = make()
+            large = _is_large(kind, component)
+            subject = subject_of(kind, component, case or Case(), reference=reference, compared=compared, load=load)
+            del component
         try:
             yield check.run(subject)
         except Exception as error:
@@ -100,3 +107,11 @@ def run_checks(
             subject = None
         if check.changes or kind == "algorithm":  # cheap to make, and one with state would carry it from check to check
             subject = None
+
+
+def _is_large(kind: Kind, component: Any) -> bool:
+    """True if a component may hold much memory. To look for garbage takes a third of a second, more than a check of a small one."""
+    if kind in ("judge", "preset"):
+        return True
+    module = getattr(component, "module", None)
+    return module is not None and sum(p.numel() for p in module.parameters()) > SMALL_COMPONENT
