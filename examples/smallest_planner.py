@@ -3,11 +3,16 @@
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gotr1_core import PLAN, ActionStats, Component, Prompt, Region, Rollout, Sampling, UsageError, hookimpl, parse
+from gotr1_core.config.paths import InputPath
+from gotr1_core.policies.lora import merged_state
 from gotr1_core.policies.padding import right_pad
 from gotr1_core.sampling import decode, token_stats, uniforms
 
@@ -46,13 +51,21 @@ class Module(nn.Module):
         return {PLAN: ActionStats(log_prob.view_as(tokens), entropy.view_as(tokens))}
 
 
+class SmallestOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: InputPath | None = Field(None, description="A folder that `gotr1 export --merge` wrote. Without it, weights are random.")
+
+
 class SmallestPlanner:
     lora_prefix = "head"
 
-    def __init__(self, options: None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, options: SmallestOptions, device: torch.device | str = "cpu") -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.module = Module().to(device)
+        if options.model is not None:
+            self.module.load_state_dict(load_file(Path(options.model) / "model.safetensors"))
 
     @torch.no_grad()
     def plan(self, prompts: Sequence[Prompt], *, seeds: Sequence[int], sampling: Sampling) -> Rollout:
@@ -69,12 +82,15 @@ class SmallestPlanner:
         tensors = {"words": words, "length": length, "tokens": drawn.tokens, "truncated": ~drawn.finished}
         return Rollout(PLAN, sampling, {**tensors, "log_prob": drawn.log_prob, "mask": drawn.mask}, chains=chains)
 
+    def save(self, folder: Path) -> None:
+        save_file(merged_state(self.module), folder / "model.safetensors")
+
     def not_there(self, *args: object, **more: object) -> None:
         raise UsageError("the smallest planner has nothing but reinforcement learning", hint="add the method to its file")
 
-    supervised_loss = enable_gradient_checkpointing = save = save_adapter = not_there
+    supervised_loss = enable_gradient_checkpointing = save_adapter = not_there
 
 
 @hookimpl
 def gotr1_components() -> Iterator[Component]:
-    yield Component("planner", "smallest", f"{__name__}:SmallestPlanner", summary="a bag of words and a GRU, trained from scratch")
+    yield Component("planner", "smallest", f"{__name__}:SmallestPlanner", f"{__name__}:SmallestOptions", "a bag of words and a GRU")

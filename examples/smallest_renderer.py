@@ -1,13 +1,18 @@
 """The smallest trainable renderer: it reads which colour the plan names for each cell of a grid, and samples one colour per cell."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageColor
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gotr1_core import IMAGE, ActionStats, Chain, Component, Prompt, Rollout, Sampling, UsageError, hookimpl
 from gotr1_core.chain import SCALE
+from gotr1_core.config.paths import InputPath
+from gotr1_core.policies.lora import merged_state
 from gotr1_core.sampling import sample_token, token_stats, uniforms
 
 COLORS = ("white", "red", "green", "blue", "yellow", "purple", "cyan")
@@ -36,13 +41,21 @@ class Module(nn.Module):
         return {IMAGE: ActionStats(log_prob.view_as(t["tokens"]), entropy.view_as(t["tokens"]))}
 
 
+class SmallestOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: InputPath | None = Field(None, description="A folder that `gotr1 export --merge` wrote. Without it, weights are random.")
+
+
 class SmallestRenderer:
     lora_prefix = "net"
 
-    def __init__(self, options: None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, options: SmallestOptions, device: torch.device | str = "cpu") -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.module = Module().to(device)
+        if options.model is not None:
+            self.module.load_state_dict(load_file(Path(options.model) / "model.safetensors"))
 
     @torch.no_grad()
     def render(
@@ -63,12 +76,15 @@ class SmallestRenderer:
         tensors = {"planned": planned, "tokens": tokens.view_as(planned), "log_prob": log_prob.view_as(planned)}
         return Rollout(IMAGE, sampling, {**tensors, "mask": torch.ones_like(planned, dtype=torch.bool)}, images=images)
 
+    def save(self, folder: Path) -> None:
+        save_file(merged_state(self.module), folder / "model.safetensors")
+
     def not_there(self, *args: object, **more: object) -> None:
         raise UsageError("the smallest renderer has nothing but reinforcement learning", hint="add the method to its file")
 
-    supervised_loss = enable_gradient_checkpointing = save = save_adapter = not_there
+    supervised_loss = enable_gradient_checkpointing = save_adapter = not_there
 
 
 @hookimpl
 def gotr1_components() -> Iterator[Component]:
-    yield Component("renderer", "smallest", f"{__name__}:SmallestRenderer", summary="one colour for each cell, trained from scratch")
+    yield Component("renderer", "smallest", f"{__name__}:SmallestRenderer", f"{__name__}:SmallestOptions", "a colour for each cell")

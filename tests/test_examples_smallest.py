@@ -16,7 +16,7 @@ from gotr1_core.cli.main import call
 
 pytestmark = pytest.mark.unmeasured
 ROOT = Path(__file__).parent.parent
-LINES = {"planner": 80, "renderer": 80, "algorithm": 40}
+LINES = {"planner": 100, "renderer": 100, "algorithm": 40}
 FILES = {kind: ROOT / "examples" / f"smallest_{kind}.py" for kind in LINES}
 NAMED = [word for kind, file in FILES.items() for word in ("--plugin", str(file), f"--{kind}", "smallest")]
 QUICK = ["groups=4", "plans=4", "prompts.held_out=4", "evaluation.every=0", "evaluation.greedy=false", "evaluation.best_of=0"]
@@ -41,7 +41,7 @@ def test_it_passes_its_checks(kind: str, capsys: pytest.CaptureFixture[str]) -> 
     assert call(["check", kind, "smallest", "--plugin", str(FILES[kind]), "--json"]) == 0
     verdicts = {check["check"]: check["verdict"] for check in json.loads(capsys.readouterr().out)}
     of_both_roles = {"log-probs-match-for-given-chains", "same-log-probs-in-one-pass", "learns-at-natural-length"}
-    of_both_roles |= {"reference-is-the-start-heads", "export-loads"}
+    of_both_roles |= {"reference-is-the-start-heads"}
     assert {name for name, verdict in verdicts.items() if verdict == "not run"} <= of_both_roles
     assert list(verdicts.values()).count("ok") >= 12
 
@@ -86,3 +86,17 @@ def test_the_docs_explain_the_whole_file(kind: str) -> None:
         return [line for line in text.splitlines() if line]  # between pieces the blank lines differ
 
     assert code("".join(pieces)) == code(FILES[kind].read_text(encoding="utf-8"))
+
+
+def test_they_are_exported_and_loaded_again(tmp_path: Path) -> None:
+    """Trained with adapters, which ``save`` merges. Both draw from the export what they draw from the run."""
+    train(tmp_path, "reward=(sem + pi) / 2", "steps=1", "lora.rank=2", "optimizer.learning_rate=0.1")
+    assert call(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--merge"]) == 0
+    policies = [*NAMED[:-4], "--preset", "scenes"]  # without the algorithm
+    loaded = [f"{kind}.model={tmp_path / 'out' / kind}" for kind in ("planner", "renderer")]
+    checkpoint = ["--checkpoint", str(tmp_path / "run" / "checkpoints" / "step-000001")]
+    drawn = {}
+    for name, words in {"trained": checkpoint, "loaded": [*policies, *loaded], "untrained": policies}.items():
+        assert call(["generate", "a red circle", "-n", "4", *words, "--out", str(tmp_path / name)]) == 0
+        drawn[name] = [(tmp_path / name / f"{number:03d}.png").read_bytes() for number in range(4)]
+    assert drawn["loaded"] == drawn["trained"] != drawn["untrained"]

@@ -79,6 +79,17 @@ def test_it_trains_a_step_with_the_command_it_names(kind: str, installed: Path) 
 
 @pytest.mark.unmeasured
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("kind", ["planner", "renderer"])
+def test_a_policy_is_exported_whole_and_trained_on(kind: str) -> None:
+    command = ["train", "--preset", "scenes", f"--{kind}", f"my-{kind}", f"train={kind}", "steps=1", *SMALL]
+    assert call([*command, "name=run"]) == 0
+    assert call(["export", "runs/run", "out", "--merge"]) == 0
+    assert f"{kind}.model=" in Path("out", "README.md").read_text(encoding="utf-8")
+    assert call([*command, f"{kind}.model=out", "name=again"]) == 0
+
+
+@pytest.mark.unmeasured
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kind", ["judge", "algorithm", "source", "benchmark"])
 def test_it_passes_its_checks(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["check", kind, f"my-{kind}", "--json"]) == 0
