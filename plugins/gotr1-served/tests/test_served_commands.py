@@ -54,7 +54,7 @@ def test_two_processes_share_one_limit_and_one_budget(tmp_path: Path) -> None:
         said = gotr1("train", "--preset", "scenes", "--judge", "openai", *judge, *sizes, *place, "--cpu", *TWO, status=1)
         run = tmp_path / "run"
         assert f"the budget of {address} is spent" in said
-        assert f"gotr1 train --resume {run}" in said
+        assert f"hint: raise judge.openai.requests, and resume; gotr1 train --resume {run}" in said
         assert json.loads((run / "outcome.json").read_text())["outcome"] == "interrupted"
         assert BUDGET / 2 < len(upstream.headers) <= BUDGET  # the check before the run included
         assert spent(run).keys() == {"spent-openai-0.json", "spent-openai-1.json"}

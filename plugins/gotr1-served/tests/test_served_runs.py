@@ -143,7 +143,7 @@ def test_a_server_that_stays_away_pauses_the_run_and_a_resume_ends_as_if_nothing
 def test_a_budget_ends_a_run_that_can_be_resumed_with_a_larger_one(server: ServerProcess, undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(Paused, match=r"the budget of .* is spent: 80 requests") as error:
         gotr1.train(config(server, tmp_path, "poor", "judge.requests=80"), cpu=True)
-    assert "raise requests" in str(error.value.hint)
+    assert "raise judge.openai.requests" in str(error.value.hint)
     folder = tmp_path / "poor"
     assert sum(json.loads(path.read_text())["requests"] for path in folder.glob("spent-*.json")) == 80
     with pytest.raises(Paused, match="the budget"):

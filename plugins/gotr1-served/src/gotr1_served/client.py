@@ -79,10 +79,11 @@ class Client:
     Args:
         connection: how it is asked.
         ledger: counts what is spent, and has the budget.
+        key: the component's place in the config, for hints.
     """
 
-    def __init__(self, connection: Connection, ledger: Ledger | None = None) -> None:
-        self.connection, self.ledger = connection, ledger or Ledger()
+    def __init__(self, connection: Connection, ledger: Ledger | None = None, key: str = "judge") -> None:
+        self.connection, self.ledger, self.key = connection, ledger or Ledger(), key
         self.failures: Counter[str] = Counter()
         """Requests without a reply, by :class:`Kind`."""
         self._said: set[str] = set()
@@ -111,7 +112,9 @@ class Client:
         if any(isinstance(result, Failure) and result.kind is Kind.STOPPED for result in results):
             unit = self.ledger.exhausted()
             if unit is not None:
-                raise Paused(f"the budget of {self.connection.base_url} is spent: {self.ledger.shown()}", hint=f"raise {unit}, and resume")
+                raise Paused(
+                    f"the budget of {self.connection.base_url} is spent: {self.ledger.shown()}", hint=f"raise {self.key}.{unit}, and resume"
+                )
         failures = [result for result in results if isinstance(result, Failure)]
         self.failures.update(failure.kind.value for failure in failures)
         for kind, text in {failure.kind: failure.text for failure in failures}.items():

@@ -44,7 +44,7 @@ def make_client(options: ServerOptions, key: str, processes: tuple[int, int] = (
         tries=options.tries,
     )
     budget = {unit: float(most) for unit in UNITS if (most := getattr(options, unit)) is not None}
-    return Client(connection, Ledger(budget, Prices(options.price_read or 0.0, options.price_written or 0.0)))
+    return Client(connection, Ledger(budget, Prices(options.price_read or 0.0, options.price_written or 0.0)), key)
 
 
 def close_checked(client: Client, model: str) -> None:

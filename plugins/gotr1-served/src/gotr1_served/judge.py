@@ -61,7 +61,7 @@ class OpenAIJudge(RubricJudge):
         Raises:
             UsageError: the server gives scores in another way than when the run began.
         """
-        ledger = self.client.ledger
+        self.client.key, ledger = f"judge.{name}", self.client.ledger
         ledger.join(folder, name, *self.processes)
         for setting, value in self.settings.items():
             if (before := ledger.facts.setdefault(setting, value)) != value:
