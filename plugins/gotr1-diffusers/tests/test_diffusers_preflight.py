@@ -181,6 +181,7 @@ FEW = Sampling(denoising_steps=4)
     [
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler, has no noise schedule that DDIM knows"),
         ({"beta_schedule": "unknown"}, "its scheduler, EulerDiscreteScheduler, cannot be made"),
+        ({"timestep_spacing": [1, "x"]}, "DDIM cannot be made of its EulerDiscreteScheduler"),
         ({"prediction_type": "flow"}, "predicts 'flow', which DDIM does not know"),
         ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "cannot start at zero signal"),
         ({"num_train_timesteps": 3}, "denoising_steps=4 is more than the 3 timesteps"),

@@ -56,6 +56,7 @@ def ddim_scheduler(scheduler: Any, options: SdxlOptions) -> Any:
     spacing = {} if options.spacing is None else {"timestep_spacing": options.spacing}
     try:
         ours = build_from_config(DDIMScheduler, scheduler.config, **spacing)
+        ours.set_timesteps(1)  # reads what the constructor only keeps, such as timestep_spacing
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UsageError(f"{options.model}: DDIM cannot be made of its {name}: {first_line(error)}", hint=_OTHER) from error
     if ours.config.prediction_type not in PREDICTIONS:
