@@ -59,6 +59,15 @@ each_plugin = pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plug
 each_distribution = pytest.mark.parametrize("distribution", [CORE, *PLUGINS], ids=lambda distribution: distribution.name)
 
 
+@each_distribution
+def test_hatchling_alone_builds_it(distribution: Distribution) -> None:
+    """.ci/run installs hatchling, with what it needs for editable packages, and builds all packages with that."""
+    build = tomllib.loads((distribution.directory / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    assert build["build-backend"] == "hatchling.build"
+    assert [Requirement(requirement).name for requirement in build["requires"]] == ["hatchling"]
+    assert "hatchling editables" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
 @cache
 def imports(package: Path) -> dict[str, list[str]]:
     """Every absolute module name imported in a package, lazily or not, with the places of the imports."""
