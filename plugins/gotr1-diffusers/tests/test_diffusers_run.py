@@ -7,7 +7,9 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,19 @@ def base(request: pytest.FixtureRequest) -> tuple[str, Path]:
     return request.param, request.getfixturevalue(f"tiny_{request.param}")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], tuple[Path, list[dict[str, float]]]]:
+    """Gives a renderer's run without changes. It is made once for the tests here, which only read it."""
+    return cache(lambda name, base: ran(name, base, tmp_path_factory.mktemp("plain")))
+
+
 def restored(folder: Path) -> Any:
     return restore(Registry(), folder)[1].renderer
 
 
-def test_a_renderer_learns_alone(base: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_renderer_learns_alone(base: tuple[str, Path], plain: Callable[..., Any]) -> None:
     name, model = base
-    folder, steps = ran(name, model, tmp_path)
+    folder, steps = plain(name, model)
     assert len(steps) == 2
     assert 0 < steps[0]["pruned"] < 1
     for row in steps:
@@ -107,9 +115,11 @@ def restored_base(name: str, model: Path) -> Any:
 
 
 @pytest.mark.parametrize("changed", [{"rollout_groups": 1}, {"micro_batch": 12}, {"gradient_checkpointing": True}])
-def test_chunks_and_micro_batches_do_not_change_what_is_learnt(tiny_sdxl: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_chunks_and_micro_batches_do_not_change_what_is_learnt(
+    tiny_sdxl: Path, tmp_path: Path, plain: Callable[..., Any], changed: dict[str, Any]
+) -> None:
     """Chunks, micro-batches and gradient checkpointing change nothing, up to the rounding of two steps."""
-    before, after = (ran("sdxl", tiny_sdxl, tmp_path / str(k), **more)[1] for k, more in enumerate(({}, changed)))
+    (_, before), (_, after) = plain("sdxl", tiny_sdxl), ran("sdxl", tiny_sdxl, tmp_path, **changed)
     for one, other in zip(before, after, strict=True):
         names = {n for n in one.keys() & other.keys() if n.startswith("image.step_")} | {"gradient_norm", "image.kl"}
         assert len(names) > 5
