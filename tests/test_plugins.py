@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -229,9 +230,23 @@ def test_a_broken_plugin_gives_one_line_and_stops_no_other(
     assert not [step for plugin in kept for step in getattr(plugin, "steps", [])]
 
 
-def test_an_interrupt_is_no_broken_plugin() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        registry(Point("slow", raising(KeyboardInterrupt())))
+def interrupted() -> Never:
+    signal.raise_signal(signal.SIGINT)
+    raise AssertionError("the signal did not arrive")
+
+
+def test_ctrl_c_is_no_broken_plugin() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            registry(Point("slow", interrupted))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_plugin_that_raises_as_ctrl_c_does_is_broken() -> None:
+    (broken,) = registry(Point("odd", raising(KeyboardInterrupt()))).broken
+    assert "KeyboardInterrupt" in broken.error
 
 
 # -- what the environment lets load -----------------------------------------------------------------------------------------
