@@ -167,7 +167,7 @@ def test_the_exact_judge_scores_a_picture_of_its_world(tmp_path: Path, capsys: C
         (["gone.jsonl", "--judge", "toy"], "cannot read gone.png: No such file", "PNG, JPEG or WebP"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pj"], "unknown score 'pj'", "offered: pi"),
         (["some", "--judge", "toy", "--prompt", "x", "--reward", "pi +"], "malformed reward", "pi +"),
-        (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps cannot be set here", "judge.…, reward and cache"),
+        (["some", "--judge", "toy", "--prompt", "x", "steps=3"], "steps cannot be set here", "judge.…, reward, cache and judge_reminder"),
         (["some", "--judge", "toy", "--prompt", "x", "judge.x=3"], "judge 'toy' has no options", "gotr1 show judge toy"),
         (["some", "--judge", "toy", "--prompt", "x", "--batch", "0"], "--batch", "gotr1 score --help"),
         (["some", "--prompt", "x", "judge=[3]"], "judge.0: Input should be a name, or a mapping", "gotr1 config schema"),

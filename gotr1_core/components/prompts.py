@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gotr1_core.border.calls import call_prompts
 from gotr1_core.components.build import make_component
 from gotr1_core.config.models import PromptsConfig
@@ -80,14 +82,15 @@ def count_repeats(source: PromptSource, held_out: Sequence[Prompt]) -> dict[str,
     Training prompts are counted if they are from your own file. ``Prompt.key`` says when two prompts are equal.
     """
     training = own_prompts(source)
-    # Of a key its 64-bit hash is kept, a third of the memory. Among a million keys two have one hash with a probability of 3e-8.
-    trained, measured = ({hash(prompt_key(text)) for text in prompt_texts(prompts)} for prompts in (training, held_out))
+    # Of a key its 64-bit hash is kept, a tenth of the memory. Among a million keys two have one hash with a probability of 3e-8.
+    hashes = ((hash(prompt_key(text)) for text in prompt_texts(prompts)) for prompts in (training, held_out))
+    trained, measured = (np.unique(np.fromiter(values, np.int64)) for values in hashes)
     return {
         "training": len(training),
         "training_repeated": len(training) - len(trained),
         "held_out": len(held_out),
         "held_out_repeated": len(held_out) - len(measured),
-        "held_out_in_training": len(trained & measured),
+        "held_out_in_training": int(np.isin(measured, trained).sum()),
     }
 
 

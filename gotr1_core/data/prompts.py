@@ -6,9 +6,13 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from copy import copy
 from operator import eq
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from threading import Lock
 from typing import overload
+from weakref import finalize
 
 from gotr1_core.data.rows import DataRow, iterate_rows
 from gotr1_core.errors import UsageError
@@ -16,22 +20,31 @@ from gotr1_core.samples import Prompt
 
 HINT = 'give a text file with one prompt a line, or JSONL, a JSON array or CSV, each row with a "prompt"'
 
+IN_MEMORY = 1 << 24
+"""Bytes of prompts that need no temporary file."""
+
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class PromptFile(Sequence[Prompt]):
-    """Prompts in their order, kept as text and JSON and made when they are asked for: a million take little more room than their file.
+    """Prompts in their order, made when they are asked for. Many are in a temporary file, so a million take 32 MB of memory.
 
-    It is equal to every sequence of equal prompts. A part of it shares its memory.
+    They do not change when the file that they come from does. It is equal to every sequence of equal prompts. A part of it shares its file.
+
+    Raises:
+        OSError: there is no room for the temporary file.
     """
 
     def __init__(self, prompts: Iterable[Prompt]) -> None:
-        self._data, self._ends = bytearray(), array("Q", [0])
+        self._ends, self._reading = array("Q", [0]), Lock()
+        self._file = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - closed with the last part that shares its ends:
+        finalize(self._ends, self._file.close)
+        end = 0
         for prompt in prompts:
             rest = [prompt.id, prompt.category, prompt.metadata] if prompt.category or prompt.metadata else prompt.id
             for part in (prompt.text, _encode(rest)):
-                self._data += part.encode()
-                self._ends.append(len(self._data))
+                end += self._file.write(part.encode())
+                self._ends.append(end)
         self._numbers = range(len(self._ends) // 2)
 
     def __len__(self) -> int:
@@ -43,8 +56,8 @@ class PromptFile(Sequence[Prompt]):
     def __getitem__(self, index: slice) -> PromptFile: ...
     def __getitem__(self, index: int | slice) -> Prompt | PromptFile:
         if isinstance(index, slice):
-            part = PromptFile(())
-            part._data, part._ends, part._numbers = self._data, self._ends, self._numbers[index]
+            part = copy(self)
+            part._numbers = self._numbers[index]
             return part
         number = self._numbers[index]
         values = json.loads(self._part(2 * number + 1))
@@ -56,7 +69,10 @@ class PromptFile(Sequence[Prompt]):
         return (self._part(2 * number) for number in self._numbers)
 
     def _part(self, number: int) -> str:
-        return self._data[self._ends[number] : self._ends[number + 1]].decode()
+        start, end = self._ends[number : number + 2]
+        with self._reading:
+            self._file.seek(start)
+            return self._file.read(end - start).decode()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))

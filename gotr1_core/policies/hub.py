@@ -169,7 +169,7 @@ def _read_checkpoint(folder: Path, check: Check | None, variant: str | None) -> 
         raise _Incomplete("has no config.json (and no model_index.json)")
     config = _read_json_object(folder, name)
     _refuse_kernels(config)
-    if not isinstance(config.get("model_type", ""), str):
+    if not isinstance(config.get("model_type"), str | None):
         raise _Incomplete(f"has a {name} whose model_type is no text: {str(config['model_type'])[:80]}")
     if check is not None:
         check(config)
