@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gotr1_core.border.calls import call_prompts
 from gotr1_core.components.build import make_component
@@ -82,9 +83,7 @@ def count_repeats(source: PromptSource, held_out: Sequence[Prompt]) -> dict[str,
     Training prompts are counted if they are from your own file. ``Prompt.key`` says when two prompts are equal.
     """
     training = own_prompts(source)
-    # Of a key its 64-bit hash is kept, a tenth of the memory. Among a million keys two have one hash with a probability of 3e-8.
-    hashes = ((hash(prompt_key(text)) for text in prompt_texts(prompts)) for prompts in (training, held_out))
-    trained, measured = (np.unique(np.fromiter(values, np.int64)) for values in hashes)
+    trained, measured = _key_hashes(training), _key_hashes(held_out)
     return {
         "training": len(training),
         "training_repeated": len(training) - len(trained),
@@ -92,6 +91,18 @@ def count_repeats(source: PromptSource, held_out: Sequence[Prompt]) -> dict[str,
         "held_out_repeated": len(held_out) - len(measured),
         "held_out_in_training": int(np.isin(measured, trained).sum()),
     }
+
+
+def _key_hashes(prompts: Sequence[Prompt]) -> NDArray[np.int64]:
+    """The distinct 64-bit hashes of prompts' keys, rising: a tenth of the keys' memory.
+
+    Among a million keys two have one hash with a probability of 3e-8.
+    """
+    hashes = np.fromiter((hash(prompt_key(text)) for text in prompt_texts(prompts)), np.int64, count=len(prompts))
+    hashes.sort()  # in place; numpy.unique would hold two more copies
+    first = np.ones(len(hashes), bool)
+    first[1:] = hashes[1:] != hashes[:-1]
+    return hashes[first]
 
 
 def note_repeats(counts: Mapping[str, int]) -> None:
